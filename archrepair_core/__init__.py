@@ -1,0 +1,1 @@
+"""ArchRepair's engine: localize the vulnerable block of a trained network, repair it, prove it. Start at `repair.py`."""

@@ -1,0 +1,124 @@
+"""Gates: expressions over the metrics of a repair, and the verdict they give. Torch-free.
+
+A gate is `METRIC OP LIMIT`, e.g. `test.accuracy >= before + 0.005` or `test.broken_rate <= 0.02`. It is three-valued:
+when the metric's confidence interval straddles the limit, the data cannot tell and the gate is *inconclusive*.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+METRICS = {
+    "accuracy": "share of right answers",
+    "repair_rate": "failing inputs that are right now",
+    "broken_rate": "inputs that were right and are wrong now, as a share of all inputs",
+    "mcnemar_p": "exact two-sided McNemar p-value of fixed against broken",
+    "worst_class_p": "smallest Holm-adjusted p-value of a class having got worse",
+    "latency_ratio": "seconds per batch after, divided by before",
+    "params_ratio": "parameters after, divided by before",
+}
+GATED_SPLITS = ("test", "regression", "cost")
+_GATE = re.compile(
+    r"^\s*(?P<split>\w+)\.(?P<metric>\w+)\s*(?P<op>>=|<=|>|<)\s*"
+    r"(?:(?P<before>before)\s*(?:(?P<sign>[+-])\s*(?P<delta>\d*\.?\d+(?:[eE][+-]?\d+)?))?"
+    r"|(?P<limit>[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?))\s*$"
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One parsed gate. With `relative` the limit is added to the original model's value of the same metric."""
+
+    expression: str
+    metric: str
+    op: str
+    limit: float
+    relative: bool
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured value; `interval` is its 95 % confidence interval, `change_interval` that of after − before."""
+
+    value: float
+    before: float | None = None
+    interval: tuple[float, float] | None = None
+    change_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What a gate said: `state` is pass, fail, inconclusive or not_evaluated, and `reason` says why in words."""
+
+    expression: str
+    state: str
+    reason: str
+    observed: float | None = None
+    limit: float | None = None
+    interval: tuple[float, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON data."""
+        return asdict(self)
+
+
+def parse_gate(expression: str) -> Gate:
+    """Parse `METRIC OP LIMIT`. Raises ValueError naming the part that is wrong and what is allowed there."""
+    match = _GATE.match(expression)
+    if match is None:
+        raise ValueError(f"gate {expression!r} is not METRIC OP LIMIT, e.g. 'test.accuracy >= before + 0.005'")
+    split, metric = match["split"], match["metric"]
+    if split not in GATED_SPLITS:
+        raise ValueError(f"gate {expression!r}: {split!r} is not one of {', '.join(GATED_SPLITS)}")
+    if metric not in METRICS:
+        raise ValueError(f"gate {expression!r}: {metric!r} is not one of {', '.join(METRICS)}")
+    relative = match["before"] is not None
+    delta = float(match["delta"] or 0) * (-1 if match["sign"] == "-" else 1)
+    return Gate(expression, f"{split}.{metric}", match["op"], delta if relative else float(match["limit"]), relative)
+
+
+def evaluate_gate(gate: Gate, metrics: Mapping[str, Metric]) -> GateResult:
+    """Decide one gate. A relative gate is decided on the interval of the *paired* change, which is the narrower one."""
+    metric = metrics.get(gate.metric)
+    if metric is None or math.isnan(metric.value):
+        return GateResult(gate.expression, "not_evaluated", f"{gate.metric} was not measured: its data was not given")
+    if gate.relative and metric.before is None:
+        return GateResult(gate.expression, "not_evaluated", f"{gate.metric} has no value before the repair")
+    observed = metric.value - metric.before if gate.relative and metric.before is not None else metric.value
+    interval = metric.change_interval if gate.relative else metric.interval
+    state = _decide(OPERATORS[gate.op], observed, interval, gate.limit)
+    shown = f"{gate.metric} changed by {observed:+.4f}" if gate.relative else f"{gate.metric} is {observed:.4g}"
+    within = f", 95 % interval [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+    return GateResult(gate.expression, state, f"{shown}{within}; limit {gate.op} {gate.limit:g}", observed, gate.limit,
+                      interval)  # fmt: skip
+
+
+def _decide(
+    holds: Callable[[float, float], bool], observed: float, interval: tuple[float, float] | None, limit: float
+) -> str:
+    if interval is None:
+        return "pass" if holds(observed, limit) else "fail"
+    ends = [holds(end, limit) for end in interval]
+    if all(ends):
+        return "pass"
+    return "inconclusive" if any(ends) else "fail"
+
+
+def verdict_of(results: Iterable[GateResult]) -> str:
+    """pass when every measured gate passed, fail when one failed, inconclusive in between, not_evaluated for none."""
+    states = {result.state for result in results} - {"not_evaluated"}
+    if not states:
+        return "not_evaluated"
+    for verdict in ("fail", "inconclusive"):
+        if verdict in states:
+            return verdict
+    return "pass"

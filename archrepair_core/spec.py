@@ -1,0 +1,104 @@
+"""What a repair *is*: the spec a customer sends. Torch-free pydantic, one definition for engine, gateway and client.
+
+Every knob accepts `"auto"`; the engine reports what it became as `resolved_spec`. Unknown fields are errors.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from archrepair_core.gates import parse_gate
+
+PHASES = ("ingesting", "baseline", "localizing", "repairing", "verifying", "packaging")
+SPLITS = ("repair", "validation", "test", "replay", "regression")
+
+Auto = Literal["auto"]
+DatasetReference = Annotated[str, Field(min_length=1, max_length=2048)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetReferences(Strict):
+    """Where each split is. `upload:NAME` is the part NAME of the same request; `builtin:digits` needs no file."""
+
+    repair: DatasetReference = Field(description="Inputs of the fault, labelled; failing and passing ones.")
+    validation: DatasetReference | None = Field(None, description="Choices are made on it; cut from `repair` if absent.")
+    test: DatasetReference | None = Field(None, description="Only the verdict; a hold-out cut from `repair` if absent.")
+    replay: DatasetReference | None = Field(None, description="Training data given back, mixed into the repair.")
+    regression: DatasetReference | None = Field(None, description="What works today and must keep working.")
+    allow_leak: bool = Field(False, description="Accept samples that stand in both repair and test.")
+
+
+class Preprocessing(Strict):
+    """How an image becomes the model's input. `mean` and `std` apply after scaling, one number per channel."""
+
+    mean: list[float] | None = Field(None, max_length=64)
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(None, max_length=64)
+    resize: Annotated[list[Annotated[int, Field(gt=0, le=4096)]], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="[height, width] in pixels."
+    )
+    color: Literal["auto", "rgb", "grey"] = "auto"
+    scale: Literal["auto", "0-1", "0-255"] = Field(
+        "auto", description="Range of the pixels before mean and std; auto is 0-1 for bytes, unchanged for floats."
+    )
+
+    @model_validator(mode="after")
+    def _mean_and_std_belong_together(self) -> "Preprocessing":
+        if (self.mean is None) != (self.std is None) or (self.mean and self.std and len(self.mean) != len(self.std)):
+            raise ValueError("mean and std must be given together, one number per channel each")
+        return self
+
+
+class Localization(Strict):
+    """Which block to blame. `auto` lets scores order the blocks and measured probe repairs decide."""
+
+    method: Literal["auto", "spectrum", "gradient", "spectrum+gradient", "random"] = "auto"
+    formula: Literal["tarantula", "ochiai", "dstar2", "dstar3", "barinel", "op2"] = "ochiai"
+    top_k: int = Field(3, ge=1, le=64, description="How many of the ranked blocks are tried.")
+    include: list[str] = Field([], max_length=64, description="Glob patterns of block names; empty means all.")
+    exclude: list[str] = Field([], max_length=64)
+
+
+class Repair(Strict):
+    """How to repair: `auto` climbs the ladder batch-norm → block search → level above, and never returns worse."""
+
+    method: Literal["auto", "bn", "weights", "block_search"] = "auto"
+    level: Literal["auto", "block", "network"] = "auto"
+    augment: Literal["auto", "none", "flip", "shift", "flip_shift"] = Field(
+        "auto", description="auto keeps only the transformations under which the original model does not get worse."
+    )
+    budget_seconds: Auto | Annotated[float, Field(gt=0, le=7 * 24 * 3600)] = "auto"
+    epochs: Auto | Annotated[int, Field(ge=1, le=1000)] = "auto"
+    max_latency_ratio: float = Field(1.10, ge=1, le=10)
+    max_params_ratio: float = Field(1.25, ge=1, le=10)
+
+
+DEFAULT_GATES = (
+    "test.accuracy > before",
+    "test.mcnemar_p < 0.05",
+    "test.broken_rate <= 0.02",
+    "test.worst_class_p >= 0.05",
+    "regression.accuracy >= before - 0.005",
+)
+
+
+class RepairSpec(Strict):
+    """One repair, as asked. The same seed, model, data and spec give the same result on the same machine."""
+
+    kind: Literal["repair", "localize"] = "repair"
+    datasets: DatasetReferences
+    preprocessing: Preprocessing = Preprocessing()
+    localization: Localization = Localization()
+    repair: Repair = Repair()
+    gates: Auto | Annotated[list[str], Field(max_length=64)] = "auto"
+    outputs: Annotated[list[Literal["torchscript"]], Field(min_length=1)] = ["torchscript"]
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @field_validator("gates")
+    @classmethod
+    def _gates_parse(cls, gates: Auto | list[str]) -> Auto | list[str]:
+        for gate in [] if gates == "auto" else gates:
+            parse_gate(gate)
+        return gates
