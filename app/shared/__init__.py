@@ -1,0 +1,1 @@
+"""What gateway and worker share: rows, the job state machine, and how to reach database, store and broker."""

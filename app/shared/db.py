@@ -1,0 +1,84 @@
+"""The database: engines for both dialects, the database's clock, and the schema's migrations."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Double, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+SQLITE_BUSY_SECONDS = 20
+
+
+class db_now(FunctionElement[float]):
+    """SQL expression: epoch seconds by the *database's* clock, so that leases never depend on a worker's clock."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(_element: db_now, _compiler: SQLCompiler, **_options: Any) -> str:
+    # Not unixepoch('subsec'): it is NULL on the SQLite 3.40 of Debian 12, and leases would never expire.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(_element: db_now, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for SQLite or Postgres (psycopg 3). On SQLite every transaction starts as a writer, see `read_only`."""
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def read_only(engine: Engine) -> Engine:
+    """The same pool for transactions that only read: on SQLite they do not wait for the one writer."""
+    return engine.execution_options(archrepair_read_only=True)
+
+
+def make_sessions(engine: Engine) -> sessionmaker[Session]:
+    """A factory of sessions; `with sessions.begin() as session:` is one transaction."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
+    dbapi_connection.isolation_level = None  # the driver's own BEGIN would be a deferred one
+    cursor = dbapi_connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that writes later fails at once with SQLITE_BUSY when another writer came between.
+    reads = connection.get_execution_options().get("archrepair_read_only", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def migration_config(url: str) -> Config:
+    """Alembic's configuration for the packaged migrations, from any working directory."""
+    spec = find_spec("migrations")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the package `migrations` is not installed next to `app`: reinstall archrepair")
+    config = Config()
+    config.set_main_option("script_location", str(Path(spec.origin).parent).replace("%", "%%"))
+    config.attributes["url"] = url
+    return config
+
+
+def upgrade_schema(url: str) -> None:
+    """Bring the database to the newest schema; safe when several processes do it at once."""
+    command.upgrade(migration_config(url), "head")

@@ -1,0 +1,49 @@
+"""Settings from the environment (`ARCHREPAIR_*`). No URL set: embedded. All three set: those servers."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SERVER_URLS = ("database_url", "broker_url", "store_url")
+EMBEDDED_LEASE_SECONDS = 10.0
+PRODUCTION_LEASE_SECONDS = 60.0
+GIB = 1024**3
+
+
+class Settings(BaseSettings):
+    """One process's settings. `broker_url` is None only when embedded without `archrepair up` around it."""
+
+    model_config = SettingsConfigDict(env_prefix="ARCHREPAIR_", frozen=True, extra="ignore")
+
+    state_dir: Path = Field(default_factory=lambda: Path.home() / ".archrepair")
+    database_url: str
+    store_url: str
+    broker_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    lease_seconds: float = Field(gt=0, description="A silent worker loses its job after this; renewed every third.")
+    max_attempts: int = Field(3, ge=1)
+    one_shot_body_bytes: int = Field(GIB, gt=0)
+    spec_bytes: int = Field(256 * 1024, gt=0)
+    log_level: str = "INFO"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _embedded_or_complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = {name: value for name, value in values.items() if value not in ("", None)}
+        missing = [name for name in SERVER_URLS if name not in values]
+        if missing and len(missing) < len(SERVER_URLS):
+            names = ", ".join(f"ARCHREPAIR_{name.upper()}" for name in missing)
+            raise ValueError(f"half-configured: set {names} too, or no URL at all for the embedded default")
+        if missing:
+            state_dir = Path(values.get("state_dir") or Path.home() / ".archrepair").expanduser().absolute()
+            values |= {
+                "state_dir": state_dir,
+                "database_url": f"sqlite:///{state_dir}/archrepair.db",
+                "store_url": (state_dir / "objects").as_uri(),
+            }
+        on_sqlite = values["database_url"].startswith("sqlite")
+        values.setdefault("lease_seconds", EMBEDDED_LEASE_SECONDS if on_sqlite else PRODUCTION_LEASE_SECONDS)
+        return values

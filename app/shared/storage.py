@@ -1,0 +1,95 @@
+"""The object store: uploads by their content's hash, artifacts by job and attempt. Local directory or S3, one code."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.store import LocalStore, ObjectStore, S3Store
+from ulid import ULID
+
+# obstore buffers up to CHUNK_BYTES * CONCURRENT_CHUNKS of a stream: its defaults of 5 MiB * 12 cost 60 MiB per upload.
+CHUNK_BYTES = 5 * 1024 * 1024
+CONCURRENT_CHUNKS = 3
+READ_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An object in the store."""
+
+    storage_key: str
+    sha256: str
+    size_bytes: int
+
+
+def open_store(url: str) -> ObjectStore:
+    """A store from `file:///directory` or `s3://bucket[/prefix]`; S3 is configured by the usual AWS_* variables."""
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return LocalStore(unquote(parts.path), mkdir=True)
+    if parts.scheme == "s3":
+        return S3Store.from_url(url)
+    raise ValueError(f"store URL {url!r}: only file:///directory and s3://bucket are supported")
+
+
+def artifact_key(job_id: str, attempt: int, name: str) -> str:
+    """Where an attempt's file goes: apart from every other attempt's, since a store has no fence."""
+    return f"jobs/{job_id}/attempt-{attempt}/{name}"
+
+
+async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes]) -> StoredFile:
+    """Store a stream under a temporary key while hashing it. If `chunks` raises, nothing is left in the store."""
+    digest, size = hashlib.sha256(), 0
+
+    async def hashed() -> AsyncIterator[bytes]:
+        nonlocal size
+        async for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
+
+    key = f"tmp/{ULID()}"
+    await obstore.put_async(store, key, hashed(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS)
+    return StoredFile(key, digest.hexdigest(), size)
+
+
+async def keep_upload(store: ObjectStore, upload: StoredFile) -> StoredFile:
+    """Move a finished upload to the key of its content, where equal files share one object."""
+    key = f"blobs/sha256/{upload.sha256}"
+    await obstore.rename_async(store, upload.storage_key, key)
+    return StoredFile(key, upload.sha256, upload.size_bytes)
+
+
+def put_file(store: ObjectStore, key: str, path: Path) -> StoredFile:
+    """Store a local file under `key`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    obstore.put(store, key, path, chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS)
+    return StoredFile(key, digest, path.stat().st_size)
+
+
+def download(store: ObjectStore, key: str, path: Path) -> None:
+    """Copy an object to a local file. Raises FileNotFoundError when there is none."""
+    with path.open("wb") as file:
+        for chunk in obstore.get(store, key).stream(min_chunk_size=CHUNK_BYTES):
+            file.write(chunk)
+
+
+async def stream_range(store: ObjectStore, key: str, *, start: int, stop: int) -> AsyncIterator[bytes]:
+    """The bytes start..stop-1 of an object, in pieces. Raises FileNotFoundError before the first piece."""
+    if start >= stop:
+        return
+    found = await obstore.get_async(store, key, options={"range": (start, stop)})
+    async for chunk in found.stream(min_chunk_size=READ_BYTES):
+        yield bytes(chunk)
+
+
+def delete(store: ObjectStore, key: str) -> None:
+    """Remove an object; one that is not there is no error."""
+    try:
+        obstore.delete(store, key)
+    except FileNotFoundError:
+        return
