@@ -1,0 +1,64 @@
+"""Label-preserving views of an image batch: a finite set, so that prefix activations can be cached per view."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from archrepair_core.statistics import mcnemar_exact
+
+
+@dataclass(frozen=True)
+class View:
+    """One deterministic transformation: mirror left-right, then move by (dy, dx) sixteenths of the image's edge."""
+
+    flip: bool = False
+    dy: int = 0
+    dx: int = 0
+
+
+IDENTITY = View()
+AUGMENTATIONS: dict[str, tuple[View, ...]] = {
+    "none": (IDENTITY,),
+    "flip": (IDENTITY, View(flip=True)),
+    "shift": (IDENTITY, View(dy=1, dx=1), View(dy=-1, dx=1), View(dy=0, dx=-1)),
+    "flip_shift": (IDENTITY, View(flip=True), View(dy=1, dx=-1), View(flip=True, dy=-1, dx=1)),
+}
+
+
+def apply_view(images_NCHW: Tensor, view: View) -> Tensor:
+    """The batch under one view; what a shift uncovers is filled by reflection."""
+    if view.flip:
+        images_NCHW = images_NCHW.flip(3)
+    if not (view.dy or view.dx):
+        return images_NCHW
+    height, width = images_NCHW.shape[2:]
+    dy, dx = (step * max(1, edge // 16) for step, edge in ((view.dy, height), (view.dx, width)))
+    pad_y, pad_x = abs(dy), abs(dx)
+    padded = F.pad(images_NCHW, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
+    return padded[:, :, pad_y + dy : pad_y + dy + height, pad_x + dx : pad_x + dx + width]
+
+
+def harmless_augmentation(answers_of: Callable[[View], Tensor], labels: Tensor) -> str:
+    """The richest augmentation under which the original model does not get significantly worse on the repair set.
+
+    A model that answers mirrored images worse (digits, letters) was taught that mirroring changes the label. The
+    test is McNemar's, identity against view, at p < 0.05; `answers_of(view)` gives predicted labels [N].
+    """
+    right = answers_of(IDENTITY) == labels
+
+    def hurts(view: View) -> bool:
+        right_viewed = answers_of(view) == labels
+        lost, won = int((right & ~right_viewed).sum()), int((~right & right_viewed).sum())
+        return lost > won and mcnemar_exact(won, lost) < 0.05
+
+    allowed = [not hurts(view) for view in (View(flip=True), AUGMENTATIONS["shift"][1])]
+    names = {(False, False): "none", (True, False): "flip", (False, True): "shift", (True, True): "flip_shift"}
+    return names[allowed[0], allowed[1]]
+
+
+def stack_views(images_NCHW: Tensor, views: tuple[View, ...]) -> Tensor:
+    """All views of a batch, [V, N, C, H, W]."""
+    return torch.stack([apply_view(images_NCHW, view) for view in views])

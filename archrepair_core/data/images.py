@@ -1,0 +1,175 @@
+"""Labelled images on disk: what every dataset format becomes.
+
+Legend: N samples, H height, W width, C channels. Pixels are uint8 or float32, N×H×W×C, in a memory-mapped file.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from archrepair_core.errors import DatasetError
+
+# One image of 4096×4096 is the most the spec's `resize` can ask for; larger ones are a mistake or an attack.
+MAX_IMAGE_PIXELS = 4096 * 4096
+MAX_CHANNELS = 64
+# Labels and sample digests stay in memory (24 bytes per sample), so their number has to have an end.
+MAX_SAMPLES = 20_000_000
+DIGEST_DTYPE = np.dtype("S16")
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Rows of a pixel array that is not read until asked. Indexing copies just the asked rows: `images[lo:hi]`."""
+
+    pixels: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, C)."""
+        height, width, channels = self.pixels.shape[1:]
+        return len(self.rows), height, width, channels
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.pixels.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.array(self.pixels[self.rows[key]])
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """N labelled images. `sample_digests` identify the pixels of each; `digest` is the sha256 of pixels and labels.
+
+    The digest is one of content: the same samples give the same one from any file format. `images.rows` are the rows
+    in the source.
+    """
+
+    name: str
+    images: ImageRows
+    labels: np.ndarray
+    digest: str
+    sample_digests: np.ndarray
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray, *, name: str | None = None) -> "LabelledImages":
+        """The samples at `indices`, in that order, without copying a pixel."""
+        labels, sample_digests = self.labels[indices], self.sample_digests[indices]
+        return replace(
+            self,
+            name=name or self.name,
+            images=ImageRows(self.images.pixels, self.images.rows[indices]),
+            labels=labels,
+            sample_digests=sample_digests,
+            digest=_digest(sample_digests, labels),
+        )
+
+
+@dataclass(frozen=True)
+class PixelChunk:
+    """Some consecutive samples: pixels B×H×W×C as stored, and the digests of the pixels as they were in the source."""
+
+    pixels: np.ndarray
+    digests: list[bytes]
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """What a format reader hands over: the final shape (N, H, W, C) and dtype, and chunks still to be read."""
+
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype
+    chunks: Iterator[PixelChunk]
+    labels: np.ndarray
+
+
+def sample_digest(pixels_HWC: np.ndarray) -> bytes:
+    """16 bytes that identify one image by its shape, dtype and pixels."""
+    hasher = hashlib.blake2b(f"{pixels_HWC.shape}{pixels_HWC.dtype}".encode(), digest_size=DIGEST_DTYPE.itemsize)
+    hasher.update(np.ascontiguousarray(pixels_HWC).data)
+    return hasher.digest()
+
+
+def store(samples: SampleStream, *, name: str, source: str, work_dir: Path) -> LabelledImages:
+    """Write the stream to a new file in `work_dir` and map it; memory stays at one chunk however long the stream."""
+    count = samples.shape[0]
+    sample_digests = np.empty(count, dtype=DIGEST_DTYPE)
+    done = 0
+    with ExitStack() as undo:
+        with tempfile.NamedTemporaryFile(dir=work_dir, prefix=f"{name}-", suffix=".pixels", delete=False) as file:
+            undo.callback(Path(file.name).unlink)
+            for chunk in samples.chunks:
+                file.write(np.ascontiguousarray(chunk.pixels).data)
+                sample_digests[done : done + len(chunk.digests)] = chunk.digests
+                done += len(chunk.digests)
+        pixels = np.memmap(file.name, dtype=samples.dtype, mode="r", shape=samples.shape)
+        undo.pop_all()
+    return labelled_images(pixels, samples.labels, sample_digests, name=name, source=source)
+
+
+def labelled_images(
+    pixels: np.ndarray, labels: np.ndarray, sample_digests: np.ndarray, *, name: str, source: str
+) -> LabelledImages:
+    """All rows of a pixel array (N×H×W×C) as a dataset."""
+    images = ImageRows(pixels, np.arange(len(pixels)))
+    return LabelledImages(name, images, labels, _digest(sample_digests, labels), sample_digests, source)
+
+
+def _digest(sample_digests: np.ndarray, labels: np.ndarray) -> str:
+    hasher = hashlib.sha256(np.ascontiguousarray(sample_digests).tobytes())
+    hasher.update(labels.astype("<i8").tobytes())
+    return hasher.hexdigest()
+
+
+def check_size(shape: tuple[int, int, int, int], dtype: np.dtype, *, max_bytes: int) -> None:
+    """Refuse a dataset that is empty or larger than allowed, before a byte of it is read."""
+    count, height, width, channels = shape
+    if min(shape) < 1:
+        raise DatasetError(
+            "empty", f"images have the shape {_by(shape)}: there is nothing in them", hint="send at least one image"
+        )
+    if height * width > MAX_IMAGE_PIXELS or channels > MAX_CHANNELS:
+        raise DatasetError(
+            "image_too_large",
+            f"images are {height}×{width} with {channels} channels, more than "
+            f"{MAX_IMAGE_PIXELS} pixels or {MAX_CHANNELS} channels",
+            hint="send smaller images, as N×H×W×C",
+        )
+    total_bytes = count * height * width * channels * dtype.itemsize
+    if total_bytes > max_bytes or count > MAX_SAMPLES:
+        raise DatasetError(
+            "too_large",
+            f"{count} images of {height}×{width}×{channels} are {total_bytes} bytes once "
+            f"unpacked, more than the {max_bytes} bytes or {MAX_SAMPLES} images allowed",
+            hint="send fewer or smaller images",
+        )
+
+
+def check_labels_usable(labels: np.ndarray) -> np.ndarray:
+    """Integer labels as int64. Raises DatasetError naming the first row that is negative or absurdly large."""
+    unusable = np.flatnonzero((labels < 0) | (labels >= 2**31))
+    if len(unusable):
+        row = int(unusable[0])
+        raise DatasetError(
+            "label_negative" if labels[row] < 0 else "label_too_large",
+            f"label {labels[row]} in row {row} is not a class index",
+            hint="labels are 0, 1, 2, … in the order of the model's outputs",
+        )
+    return labels.astype(np.int64)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "×".join(str(size) for size in shape)

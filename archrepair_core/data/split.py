@@ -1,0 +1,152 @@
+"""Which samples play which role. Drawn by label and seed only, never looking at the model's answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from archrepair_core.data.images import LabelledImages
+from archrepair_core.errors import DatasetError
+from archrepair_core.spec import RepairSpec
+
+# Held-out role → the share of `repair` it is cut from when absent, and the roles that must not contain its samples.
+HELD_OUT: dict[str, tuple[float, tuple[str, ...]]] = {
+    "test": (0.3, ("repair", "validation", "replay")),
+    "validation": (0.2, ("repair", "replay")),
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data by role. `notes` say what was cut, dropped or accepted, for the report."""
+
+    repair: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
+    replay: LabelledImages | None
+    regression: LabelledImages | None
+    notes: tuple[str, ...]
+
+    def present(self) -> dict[str, LabelledImages]:
+        """Role → data, of the roles that have any."""
+        roles = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "notes"}
+        return {role: data for role, data in roles.items() if data is not None}
+
+
+def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row indices (kept, held out), sorted; `fraction` of each class is held out.
+
+    A class of two or more has at least one on each side (which scikit-learn's splitter does not promise); a class of
+    one is kept.
+    """
+    random = np.random.default_rng(seed)
+    held_out: list[np.ndarray] = []
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        if len(rows) > 1:
+            held_out.append(rows[: min(max(round(fraction * len(rows)), 1), len(rows) - 1)])
+    held = np.sort(np.concatenate(held_out)) if held_out else np.empty(0, dtype=np.int64)
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def prepare_splits(datasets: Mapping[str, LabelledImages], spec: RepairSpec, *, seed: int) -> Splits:
+    """Give every sample one role. An absent `test` is 30 % of `repair`, an absent `validation` 20 % of the rest.
+
+    Raises DatasetError when a sample learned from stands in a given `test` too, unless the spec allows it. Every other
+    overlap is taken out of the side that is learned from, and noted.
+    """
+    parts = {role: replace(dataset, name=role) for role, dataset in datasets.items()}
+    _check_alike(parts, spec)
+    notes: list[str] = []
+    for held, (fraction, learned_from) in HELD_OUT.items():
+        was_cut = held not in parts
+        if was_cut:
+            parts["repair"], parts[held] = _cut(parts["repair"], held, fraction=fraction, seed=seed)
+            notes.append(f"{held} was cut from repair: {len(parts[held])} samples, stratified by label, seed {seed}")
+        for learned in [role for role in learned_from if role in parts]:
+            accept = spec.datasets.allow_leak and not was_cut
+            refuse = held == "test" and not was_cut and not accept
+            parts[learned], note = _keep_apart(parts[learned], parts[held], refuse=refuse, accept=accept)
+            notes.extend(note)
+    notes.extend(_note_regression(parts))
+    return Splits(
+        parts["repair"],
+        parts["validation"],
+        parts["test"],
+        replay=parts.get("replay"),
+        regression=parts.get("regression"),
+        notes=tuple(notes),
+    )
+
+
+def find_leaks(learned: LabelledImages, held_out: LabelledImages) -> np.ndarray:
+    """Indices into `learned` of samples whose exact pixels stand in `held_out` too. A re-encoded copy is not found."""
+    return np.flatnonzero(np.isin(learned.sample_digests, held_out.sample_digests))
+
+
+def check_labels(splits: Splits, num_classes: int) -> None:
+    """Refuse labels the model has no output for, naming the first one and its row in the source."""
+    for role, dataset in splits.present().items():
+        wrong = np.flatnonzero(dataset.labels >= num_classes)
+        if len(wrong):
+            label, row = dataset.labels[wrong[0]], dataset.images.rows[wrong[0]]
+            raise DatasetError(
+                "label_out_of_range",
+                f"label {label} in {role} row {row}, but the model has {num_classes} outputs",
+                hint=f"labels are 0 to {num_classes - 1}, in the order of the model's outputs",
+            )
+
+
+def _check_alike(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> None:
+    dtypes = {role: str(dataset.images.dtype) for role, dataset in parts.items()}
+    if spec.preprocessing.scale == "auto" and len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{role} {dtype}" for role, dtype in dtypes.items())
+        raise DatasetError(
+            "mixed_dtypes",
+            f"some images are bytes and some are floats ({listed}), and scale 'auto' would treat them differently",
+            hint="set preprocessing.scale, or save all alike",
+        )
+
+
+def _cut(repair: LabelledImages, role: str, *, fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    kept, held = stratified_split(repair.labels, fraction=fraction, seed=seed)
+    if not len(held):
+        raise DatasetError(
+            "too_few_samples",
+            f"{role} cannot be cut from the {len(repair)} samples left of repair: no class has two of them",
+            hint=f"send more samples, or a {role} set of its own",
+        )
+    return repair.subset(kept), repair.subset(held, name=role)
+
+
+def _keep_apart(
+    learned: LabelledImages, held: LabelledImages, *, refuse: bool, accept: bool
+) -> tuple[LabelledImages, list[str]]:
+    """`learned` without the samples of `held`, and a note if there were any."""
+    leaks = find_leaks(learned, held)
+    if not len(leaks):
+        return learned, []
+    if accept:
+        return learned, [f"{len(leaks)} samples of {learned.name} stand in {held.name} too; allow_leak accepted them"]
+    if refuse or len(leaks) == len(learned):
+        first = ", ".join(str(row) for row in learned.images.rows[leaks[:3]])
+        raise DatasetError(
+            "leak",
+            f"{len(leaks)} of {len(learned)} samples of {learned.name} stand in {held.name} too, "
+            f"the first in {learned.name} row {first}",
+            hint=f"send a {held.name} set apart, leave it out so that it is cut from repair, or set "
+            "datasets.allow_leak",
+        )
+    rest = learned.subset(np.setdiff1d(np.arange(len(learned)), leaks))
+    return rest, [f"{len(leaks)} samples of {learned.name} that stand in {held.name} too were left out of it"]
+
+
+def _note_regression(parts: Mapping[str, LabelledImages]) -> list[str]:
+    if "regression" not in parts:
+        return []
+    seen = {role: find_leaks(parts["regression"], parts[role]) for role in ("repair", "replay") if role in parts}
+    return [
+        f"{len(leaks)} samples of regression stand in {role} too: what must not be lost is also learned from"
+        for role, leaks in seen.items()
+        if len(leaks)
+    ]

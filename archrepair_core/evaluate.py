@@ -1,0 +1,233 @@
+"""Run a model over a dataset, and say what a repair changed: fixed, broken, by class, with intervals.
+
+Legend: N samples, K classes. `before` and `after` are logits of the original and the repaired model on the same inputs.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from archrepair_core.data.images import LabelledImages
+from archrepair_core.data.preprocessing import to_tensor
+from archrepair_core.errors import DatasetError, ModelError
+from archrepair_core.gates import Metric
+from archrepair_core.spec import Preprocessing
+from archrepair_core.statistics import (
+    holm,
+    mcnemar_exact,
+    paired_difference_interval,
+    wilson_interval,
+    worsening_p,
+)
+
+ECE_BINS = 15
+CONFUSIONS_SHOWN = 10
+# What torch, TorchScript and hand-written forward methods raise for an input they cannot take.
+_REJECTIONS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+
+
+def predict(
+    model: nn.Module,
+    dataset: LabelledImages,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Logits of every sample, float32 [N, K] on the CPU. The model is on `device`; its train/eval modes are restored.
+
+    `on_batch` is told (samples done, samples in all). Raises DatasetError when the model rejects the images, ModelError
+    when it does not return logits.
+    """
+    logits = []
+    with torch.inference_mode(), _evaluating(model):
+        for start in range(0, len(dataset), batch_size):
+            x_NCHW = to_tensor(dataset.images[start : start + batch_size], preprocessing).to(device)
+            logits.append(_logits(model, x_NCHW, name=dataset.name).float().cpu())
+            if on_batch:
+                on_batch(start + len(x_NCHW), len(dataset))
+    return torch.cat(logits)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training:
+            module.training = training
+
+
+def _logits(model: nn.Module, x_NCHW: Tensor, *, name: str) -> Tensor:
+    shape = "×".join(str(size) for size in x_NCHW.shape)
+    try:
+        output = model(x_NCHW)
+    except torch.OutOfMemoryError:
+        raise
+    except _REJECTIONS as error:
+        raise DatasetError(
+            "shape_mismatch",
+            f"the model rejects the images of {name} as a batch of {shape} (N×C×H×W): {_reason(error)}",
+            hint="set preprocessing.resize and preprocessing.color to what the model was trained on",
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            "output_not_logits",
+            f"the model returns a {type(output).__name__}, not one tensor of logits",
+            hint="export a model whose forward returns the logits, N×K",
+        )
+    if output.ndim != 2 or output.shape[0] != x_NCHW.shape[0] or output.shape[1] < 2 or not output.is_floating_point():
+        raise ModelError(
+            "output_not_logits",
+            f"for a batch of {shape} the model returns {output.dtype} of shape "
+            f"{list(output.shape)}, not logits [{len(x_NCHW)}, classes]",
+            hint="export a classifier whose forward returns one row of logits per image",
+        )
+    return output
+
+
+def _reason(error: Exception) -> str:
+    """The one line that says what was wrong: TorchScript puts it last, after a traceback; eager torch puts it first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "TorchScript" in str(error) else lines[0]
+
+
+def summarize_split(before: Tensor, after: Tensor, labels: np.ndarray) -> dict[str, Any]:
+    """What changed on one split, as JSON data: rates with 95 % intervals, exact tests, classes, calibration.
+
+    Rows with a NaN logit count as wrong. `repair_rate` is of the inputs that failed before, `broken_rate` of all.
+    """
+    labels_N = torch.as_tensor(labels)
+    predicted_before, predicted_after = _predicted(before), _predicted(after)
+    right_before, right_after = predicted_before == labels_N, predicted_after == labels_N
+    fixed, broken = int((~right_before & right_after).sum()), int((right_before & ~right_after).sum())
+    n, failing = len(labels_N), int((~right_before).sum())
+    classes = _per_class(right_before, right_after, labels_N)
+    return {
+        "n": n,
+        "accuracy": {
+            "before": _rate(n - failing, n),
+            "after": _rate(n - failing + fixed - broken, n),
+            "after_ci95": wilson_interval(n - failing + fixed - broken, n),
+            "change": _rate(fixed - broken, n),
+            "change_ci95": paired_difference_interval(fixed, broken, n),
+        },
+        "fixed": fixed,
+        "broken": broken,
+        "still_wrong": failing - fixed,
+        "still_right": n - failing - broken,
+        "repair_rate": {"value": _rate(fixed, failing), "ci95": wilson_interval(fixed, failing)},
+        "broken_rate": {"value": _rate(broken, n), "ci95": wilson_interval(broken, n)},
+        "mcnemar_p": mcnemar_exact(fixed, broken),
+        "per_class": classes,
+        "worst_class": min(classes, key=lambda row: (row["p_holm"], row["after"] - row["before"]), default=None),
+        "nll": {"before": _nll(before, labels_N), "after": _nll(after, labels_N)},
+        "ece": {"before": _ece(before, labels_N), "after": _ece(after, labels_N)},
+        "confusion_change": _confusion_change(predicted_before, predicted_after, labels_N),
+    }
+
+
+def metrics_of(summary: Mapping[str, Any]) -> dict[str, Metric]:
+    """The summary as the metrics that gates speak of. p-values have no interval; a rate of nothing is NaN."""
+    accuracy, worst = summary["accuracy"], summary["worst_class"]
+    return {
+        "accuracy": Metric(
+            accuracy["after"],
+            before=accuracy["before"],
+            interval=accuracy["after_ci95"],
+            change_interval=accuracy["change_ci95"],
+        ),
+        "repair_rate": _rate_metric(summary["repair_rate"]),
+        "broken_rate": _rate_metric(summary["broken_rate"]),
+        "mcnemar_p": Metric(summary["mcnemar_p"]),
+        "worst_class_p": Metric(worst["p_holm"] if worst else math.nan),
+    }
+
+
+def _rate_metric(rate: Mapping[str, Any]) -> Metric:
+    return Metric(math.nan) if rate["value"] is None else Metric(rate["value"], interval=rate["ci95"])
+
+
+def _rate(count: int, n: int) -> float | None:
+    return count / n if n else None
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    # argmax takes NaN for the largest value; a model that returns it has not answered.
+    return torch.where(logits.isnan().any(dim=1), -1, logits.argmax(dim=1))
+
+
+def _per_class(right_before: Tensor, right_after: Tensor, labels_N: Tensor) -> list[dict[str, Any]]:
+    """One row per class that has samples; `p_holm` is of the class having got worse, adjusted over the classes."""
+    num_classes = int(labels_N.max()) + 1 if len(labels_N) else 0
+
+    def count(where: Tensor) -> np.ndarray:
+        return torch.bincount(labels_N[where], minlength=num_classes).numpy()
+
+    total, before, after = count(torch.ones_like(right_before)), count(right_before), count(right_after)
+    fixed, broken = count(~right_before & right_after), count(right_before & ~right_after)
+    present = np.flatnonzero(total)
+    adjusted = holm(worsening_p(fixed[present], broken[present]).tolist())
+    return [
+        {
+            "label": int(label),
+            "n": int(total[label]),
+            "before": float(before[label] / total[label]),
+            "after": float(after[label] / total[label]),
+            "fixed": int(fixed[label]),
+            "broken": int(broken[label]),
+            "p_holm": p,
+        }
+        for label, p in zip(present, adjusted, strict=True)
+    ]
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Log-softmax, except for a model that ends in a softmax: its rows are probabilities already."""
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
+        return logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
+    return logits.log_softmax(dim=1)
+
+
+def _nll(logits: Tensor, labels_N: Tensor) -> float | None:
+    return _finite(nn.functional.nll_loss(_log_probabilities(logits), labels_N).item())
+
+
+def _ece(logits: Tensor, labels_N: Tensor) -> float | None:
+    """Expected calibration error, 15 equal bins of confidence (Guo et al., ICML 2017, equation 3)."""
+    confidence, predicted = _log_probabilities(logits).exp().max(dim=1)
+    bins = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+    gaps = torch.zeros(ECE_BINS).index_add(0, bins, confidence - (predicted == labels_N).float())
+    return _finite((gaps.abs().sum() / len(labels_N)).item())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _confusion_change(predicted_before: Tensor, predicted_after: Tensor, labels_N: Tensor) -> list[dict[str, int]]:
+    """The confusions that changed most: so many samples of `label` were, and are now, taken for `predicted`."""
+    before, after = (_confusions(predicted, labels_N) for predicted in (predicted_before, predicted_after))
+    changed = [pair for pair in before | after if before[pair] != after[pair]]
+    changed.sort(key=lambda pair: (-abs(after[pair] - before[pair]), pair))
+    return [
+        {"label": label, "predicted": predicted, "before": before[label, predicted], "after": after[label, predicted]}
+        for label, predicted in changed[:CONFUSIONS_SHOWN]
+    ]
+
+
+def _confusions(predicted: Tensor, labels_N: Tensor) -> Counter[tuple[int, int]]:
+    """How often each (label, wrong prediction) came; unanswered rows are left out."""
+    wrong = (predicted != labels_N) & (predicted >= 0)
+    return Counter(zip(labels_N[wrong].tolist(), predicted[wrong].tolist(), strict=True))
