@@ -1,0 +1,123 @@
+"""A real database, a real store, and an engine process that only pretends to repair."""
+
+import sys
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import obstore
+import pytest
+from sqlalchemy import select
+
+from app.shared.db import make_engine, make_sessions, upgrade_schema
+from app.shared.ids import new_id
+from app.shared.jobs import submit_job
+from app.shared.storage import open_store
+from app.shared.tables import Artifact, Job, JobEvent, JobInput, Model, Project
+from worker.engine_process import EngineProcess
+from worker.limits import EngineLimits
+from worker.supervisor import Workbench
+from worker.warm_engine import WarmEngine
+
+DOUBLE = (sys.executable, "-S", "-E", str(Path(__file__).with_name("engine_double.py")))
+
+
+@pytest.fixture
+def limits():
+    return EngineLimits(grace_seconds=0.3)
+
+
+@pytest.fixture
+def start_double(limits):
+    """Starts engine doubles and leaves none behind."""
+    started = []
+
+    def start(limits=limits, command=DOUBLE):
+        started.append(EngineProcess(limits, command=command))
+        return started[-1]
+
+    yield start
+    for engine in started:
+        engine.kill(grace_seconds=0)
+
+
+@pytest.fixture
+def database_url(tmp_path):
+    url = f"sqlite:///{tmp_path}/archrepair.db"
+    upgrade_schema(url)
+    return url
+
+
+@dataclass
+class Service:
+    """The database and store of one test, with the workbench of a worker on them."""
+
+    bench: Workbench
+    model_id: str
+    project_id: str
+
+    def submit(self, behave, **options):
+        with self.bench.sessions.begin() as session:
+            upload = JobInput(
+                name="upload:repair", filename="data.npz", sha256="0", size_bytes=4, storage_key="blobs/sha256/data"
+            )
+            return submit_job(
+                session,
+                project_id=self.project_id,
+                spec={"behave": behave},
+                kind="repair",
+                model_id=self.model_id,
+                inputs=[upload],
+                **options,
+            ).id
+
+    def job(self, job_id):
+        with self.bench.sessions() as session:
+            return session.get_one(Job, job_id)
+
+    def events(self, job_id, kind):
+        with self.bench.sessions() as session:
+            found = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type == kind).order_by(JobEvent.seq)
+            return list(session.scalars(found))
+
+    def artifacts(self, job_id):
+        """Name to (row, content)."""
+        with self.bench.sessions() as session:
+            rows = session.scalars(select(Artifact).where(Artifact.job_id == job_id)).all()
+        return {row.name: (row, bytes(obstore.get(self.bench.store, row.storage_key).bytes())) for row in rows}
+
+    def with_limits(self, **changes):
+        return replace(self, bench=replace(self.bench, limits=self.bench.limits.model_copy(update=changes)))
+
+
+@pytest.fixture
+def service(tmp_path, database_url, limits, start_double):
+    engine = make_engine(database_url)
+    bench = Workbench(
+        sessions=make_sessions(engine),
+        store=open_store((tmp_path / "objects").as_uri()),
+        engines=WarmEngine(start_double),
+        limits=limits,
+        owner="worker-1",
+        lease_seconds=5,
+        scratch_root=tmp_path / "scratch",
+        stopping=threading.Event(),
+    )
+    obstore.put(bench.store, "blobs/sha256/model", b"MODEL")
+    obstore.put(bench.store, "blobs/sha256/data", b"DATA")
+    project, model = new_id("prj"), new_id("mdl")
+    with bench.sessions.begin() as session:
+        session.add(Project(id=project, name="tests"))
+        session.flush()
+        session.add(
+            Model(
+                id=model,
+                project_id=project,
+                filename="m.pt",
+                sha256="0",
+                size_bytes=5,
+                storage_key="blobs/sha256/model",
+            )
+        )
+    yield Service(bench, model, project)
+    engine.dispose()

@@ -1,0 +1,93 @@
+"""A process that speaks the engine's protocol and behaves as `spec["behave"]` says. Standard library only: it starts fast."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def say(kind, **fields):
+    print(json.dumps({"type": kind, **fields}), flush=True)
+
+
+def progress(phase, percent, message="working"):
+    say("progress", phase=phase, percent=percent, message=message, step=1, total_steps=2)
+
+
+def succeed(request):
+    progress("ingesting", 0)
+    print("a line of the log", file=sys.stderr)
+    model = Path(request["model"]).read_bytes()
+    data = b"".join(Path(path).read_bytes() for path in request["datasets"].values())
+    Path(request["out_dir"], "repaired.pt").write_bytes(model + data)
+    Path(request["out_dir"], "report.json").write_text("{}")
+    progress("packaging", 100)
+    say("resolved_spec", spec={"resolved": True})
+    artifacts = [{"name": "repaired.pt", "kind": "model"}, {"name": "report.json", "kind": "report"}]
+    say("result", result={"outcome": "repaired"}, verdict="pass", artifacts=artifacts)
+
+
+def refuse(request):
+    progress("localizing", 40)
+    print("\n".join(f"line {number}" for number in range(100)), file=sys.stderr)
+    say("error", code="model.frozen_graph", detail="frozen", hint="unfreeze", category="user", phase="localizing")
+
+
+def run_for_ever(request):
+    progress("repairing", 50, message=str(os.getpid()))
+    time.sleep(600)
+
+
+def run_for_ever_with_a_stubborn_child(request):
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-S", "-c", ignore], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    progress("repairing", 50, message=f"{os.getpid()} {child.pid}")
+    time.sleep(600)
+
+
+def be_killed(request):
+    progress("repairing", 50)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash(request):
+    print("about to crash", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave(request):
+    sys.exit(3)
+
+
+def talk_nonsense(request):
+    print("Hello from a library", flush=True)
+    time.sleep(600)
+
+
+def name_a_path_outside(request):
+    say("result", result={}, verdict="pass", artifacts=[{"name": "../../etc/passwd", "kind": "model"}])
+
+
+def publish_a_link(request):
+    os.symlink("/etc/passwd", Path(request["out_dir"], "repaired.pt"))
+    say("result", result={}, verdict="pass", artifacts=[{"name": "repaired.pt", "kind": "model"}])
+
+
+def chatter(request):
+    for number in range(200):
+        progress("repairing", number / 2)
+        time.sleep(0.005)
+    succeed(request)
+
+
+if __name__ == "__main__":
+    say("ready")
+    line = sys.stdin.readline()
+    if line:
+        request = json.loads(line)
+        globals()[request["spec"]["behave"]](request)

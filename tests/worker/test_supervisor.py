@@ -1,0 +1,239 @@
+import hashlib
+import os
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+
+import obstore
+import pytest
+from sqlalchemy import select, update
+
+from app.shared.jobs import claim_job, reap_expired, request_cancel
+from app.shared.tables import Attempt, Job, OutboxMessage
+from worker.supervisor import run_next_job
+
+
+def in_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+def wait_until(condition, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def running_engine_pids(service, job_id):
+    """The pids a `run_for_ever` engine reports as its progress message."""
+    wait_until(lambda: service.job(job_id).progress)
+    return [int(pid) for pid in service.job(job_id).progress["message"].split()]
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_nothing_to_do_when_no_job_waits(service):
+    assert run_next_job(service.bench) is False
+
+
+def test_a_repaired_job_succeeds_with_its_files_in_the_store(service):
+    job_id = service.submit("succeed")
+
+    assert run_next_job(service.bench) is True
+
+    job = service.job(job_id)
+    assert (job.status, job.verdict, job.result, job.error) == ("succeeded", "pass", {"outcome": "repaired"}, None)
+    assert job.resolved_spec == {"resolved": True}
+    assert [phase["name"] for phase in job.phases] == ["ingesting", "packaging"]
+    files = service.artifacts(job_id)
+    assert {name: row.kind for name, (row, _) in files.items()} == {
+        "repaired.pt": "model",
+        "report.json": "report",
+        "engine.log": "log",
+    }
+    row, content = files["repaired.pt"]
+    assert content == b"MODELDATA"
+    assert (row.sha256, row.size_bytes) == (hashlib.sha256(content).hexdigest(), 9)
+    assert row.storage_key == f"jobs/{job_id}/attempt-1/repaired.pt"
+    assert files["engine.log"][1] == b"a line of the log\n"
+
+
+@pytest.mark.parametrize("behave", ["succeed", "refuse", "crash", "talk_nonsense"])
+def test_the_scratch_directory_is_gone_after_every_ending(service, behave):
+    service.submit(behave)
+    run_next_job(service.bench)
+    assert list(service.bench.scratch_root.iterdir()) == []
+
+
+def test_a_refused_model_fails_the_job_with_the_engines_problem_and_the_end_of_the_log(service):
+    job_id = service.submit("refuse")
+    run_next_job(service.bench)
+
+    job = service.job(job_id)
+    assert job.status == "failed"
+    log_tail = job.error.pop("log_tail")
+    assert job.error == {
+        "code": "model.frozen_graph",
+        "detail": "frozen",
+        "hint": "unfreeze",
+        "category": "user",
+        "phase": "localizing",
+        "attempt": 1,
+    }
+    assert log_tail == [f"line {number}" for number in range(60, 100)]
+    assert service.artifacts(job_id)["engine.log"][1].startswith(b"line 0\nline 1\n")
+
+
+@pytest.mark.parametrize(
+    ("behave", "code", "phase"),
+    [
+        ("be_killed", "worker.engine_killed", "repairing"),
+        ("crash", "worker.engine_crashed", None),
+        ("leave", "platform.engine_failed", None),
+        ("talk_nonsense", "platform.engine_failed", None),
+        ("name_a_path_outside", "platform.engine_failed", None),
+        ("publish_a_link", "platform.worker_failed", None),
+    ],
+)
+def test_a_broken_engine_fails_the_job_with_what_happened(service, behave, code, phase):
+    job_id = service.submit(behave)
+    run_next_job(service.bench)
+
+    job = service.job(job_id)
+    assert (job.status, job.error["code"], job.error["phase"]) == ("failed", code, phase)
+    assert job.error["category"] == "platform"
+    assert job.error["hint"]
+    assert set(service.artifacts(job_id)) == {"engine.log"}
+
+
+def test_an_input_missing_from_the_store_fails_the_job_at_once(service):
+    job_id = service.submit("succeed")
+    obstore.delete(service.bench.store, "blobs/sha256/data")
+    run_next_job(service.bench)
+    assert service.job(job_id).error["code"] == "platform.input_missing"
+
+
+def test_a_job_that_runs_too_long_is_ended(service):
+    short = service.with_limits(max_runtime_seconds=0.5)
+    job_id = service.submit("run_for_ever")
+    run_next_job(short.bench)
+    assert service.job(job_id).error["code"] == "job.max_runtime_exceeded"
+
+
+def test_progress_rows_are_throttled_but_every_phase_is_written(service):
+    job_id = service.submit("chatter")
+    run_next_job(service.bench)
+
+    rows = service.events(job_id, "job.progress")
+    assert 4 <= len(rows) < 20
+    assert [event.data["phase"] for event in service.events(job_id, "job.phase")] == [
+        "repairing",
+        "ingesting",
+        "packaging",
+    ]
+
+
+def test_cancel_ends_the_engine_and_its_children_even_when_they_ignore_sigterm(service):
+    job_id = service.submit("run_for_ever_with_a_stubborn_child")
+    thread = in_thread(partial(run_next_job, service.bench))
+    pids = running_engine_pids(service, job_id)
+    assert all(map(alive, pids))
+
+    asked_at = time.monotonic()
+    with service.bench.sessions.begin() as session:
+        request_cancel(session, session.get_one(Job, job_id), keep_best=False)
+    thread.join(10)
+
+    assert time.monotonic() - asked_at < 3
+    assert service.job(job_id).status == "cancelled"
+    assert not any(map(alive, pids[:1]))
+    wait_until(lambda: not alive(pids[1]) or _is_zombie(pids[1]))
+
+
+def _is_zombie(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_stopping_worker_gives_its_job_back_uncounted(service):
+    job_id = service.submit("run_for_ever")
+    thread = in_thread(partial(run_next_job, service.bench))
+    (pid,) = running_engine_pids(service, job_id)
+
+    service.bench.stopping.set()
+    thread.join(5)
+
+    job = service.job(job_id)
+    assert (job.status, job.attempt, job.owner) == ("queued", 0, None)
+    assert not alive(pid)
+    with service.bench.sessions() as session:
+        assert session.scalars(select(Attempt.cause)).all() == ["preempted"]
+        assert len(session.scalars(select(OutboxMessage)).all()) == 2
+
+
+def test_a_worker_that_lost_its_lease_stops_its_engine_and_writes_nothing(service):
+    job_id = service.submit("run_for_ever")
+    thread = in_thread(partial(run_next_job, service.bench))
+    (pid,) = running_engine_pids(service, job_id)
+
+    with service.bench.sessions.begin() as session:
+        session.execute(update(Job).values(lease_until=1.0))
+        assert reap_expired(session) == [job_id]
+        second = claim_job(session, owner="worker-2", lease_seconds=60)
+    thread.join(5)
+
+    assert second is not None
+    job = service.job(job_id)
+    assert (job.status, job.attempt, job.owner, job.error) == ("running", 2, "worker-2", None)
+    assert not alive(pid)
+    assert service.artifacts(job_id) == {}
+    assert obstore.list(service.bench.store, "jobs").collect() == []
+
+
+def test_a_lease_lost_during_the_last_step_leaves_no_file_behind(service):
+    """The engine has its result; the database says the job is somebody else's by now."""
+    job_id = service.submit("succeed")
+
+    def take_away(bench):
+        with bench.sessions.begin() as session:
+            session.execute(update(Job).values(owner="worker-2", attempt=2))
+
+    class Thief(type(service.bench.engines)):
+        def warm(self):
+            if service.job(job_id).status == "running" and self._idle is None and service.job(job_id).resolved_spec:
+                take_away(service.bench)
+            super().warm()
+
+    bench = replace(service.bench, engines=Thief(service.bench.engines._start))
+    run_next_job(bench)
+
+    assert service.job(job_id).owner == "worker-2"
+    assert service.artifacts(job_id) == {}
+    assert obstore.list(service.bench.store, "jobs").collect() == []
+
+
+def test_the_next_engine_is_warm_when_a_job_ends(service):
+    service.submit("succeed")
+    run_next_job(service.bench)
+    assert service.bench.engines._idle is not None
+    assert not service.bench.engines._idle.exited()
+
+
+def test_an_engine_that_died_while_idle_is_replaced_for_the_next_job(service):
+    service.bench.engines.warm()
+    service.bench.engines._idle.kill()
+    job_id = service.submit("succeed")
+    run_next_job(service.bench)
+    assert service.job(job_id).status == "succeeded"

@@ -1,0 +1,58 @@
+"""`python -m worker.celery_app`: a worker. Its main process listens for rings and sweeps, a pool process runs jobs."""
+
+import os
+import signal
+import threading
+from functools import partial
+from typing import Any
+
+from celery import Celery, signals
+
+from app.shared.db import make_engine, make_sessions
+from app.shared.queue import make_celery, ring
+from app.shared.settings import Settings
+from worker.reaper import sweep_until
+from worker.scratch import sweep_scratch
+from worker.tasks import scratch_root
+
+# One process per worker, hence per GPU; no chatter between workers, the database knows everything.
+ARGUMENTS = ("worker", "-c", "1", "--pool=prefork", "--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def main() -> None:
+    """Run a worker until SIGTERM, then give a running job back and end."""
+    settings = Settings()
+    celery = make_celery(settings)
+    celery.conf.update(imports=("worker.tasks",))
+    sweep_scratch(scratch_root(settings))
+    connect_main_process(celery, settings)
+    celery.worker_main([*ARGUMENTS, f"--loglevel={settings.log_level}"])
+
+
+def connect_main_process(celery: Celery, settings: Settings) -> None:
+    """Sweep while the worker is up, and pass a shutdown on to the pool process.
+
+    Celery's warm shutdown waits for the task, which may take hours; SIGTERM to the pool process makes the task end.
+    """
+    stopped = threading.Event()
+    pools: list[Any] = []
+
+    def start(sender: Any, **_: Any) -> None:
+        pools.append(sender.pool)
+        sessions = make_sessions(make_engine(settings.database_url))
+        threading.Thread(
+            target=sweep_until, args=(stopped, sessions, partial(ring, celery)), name="sweeps", daemon=True
+        ).start()
+
+    def stop(**_: Any) -> None:
+        stopped.set()
+        for pool in pools:
+            for pid in pool.info["processes"]:
+                os.kill(pid, signal.SIGTERM)
+
+    signals.worker_ready.connect(start, weak=False)
+    signals.worker_shutting_down.connect(stop, weak=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The events of an engine process, checked where they enter the worker: the engine ran a stranger's model.
+
+Names of artifacts become file paths and storage keys, so they are plain file names and nothing else.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Phase = Literal["ingesting", "baseline", "localizing", "repairing", "verifying", "packaging"]
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Ready(_Event):
+    type: Literal["ready"]
+
+
+class Progress(_Event):
+    type: Literal["progress"]
+    phase: Phase
+    percent: float = Field(ge=0, le=100)
+    message: str = Field(max_length=2000)
+    step: int = 0
+    total_steps: int = 0
+
+
+class ResolvedSpec(_Event):
+    type: Literal["resolved_spec"]
+    spec: dict[str, Any]
+
+
+class NamedArtifact(_Event):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    kind: str = Field(pattern=r"^[a-z_]{1,40}$")
+
+
+class Result(_Event):
+    type: Literal["result"]
+    result: dict[str, Any]
+    verdict: Literal["pass", "fail", "inconclusive", "not_evaluated"]
+    artifacts: list[NamedArtifact] = Field(max_length=1000)
+
+
+class EngineProblem(_Event):
+    type: Literal["error"]
+    code: str = Field(pattern=r"^[a-z_]+\.[a-z0-9_]+$")
+    detail: str = Field(max_length=20_000)
+    hint: str = Field("", max_length=20_000)
+    category: Literal["user", "platform"] = "platform"
+    phase: Phase = "ingesting"
+
+
+Event = Ready | Progress | ResolvedSpec | Result | EngineProblem
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+
+
+def parse_event(line: bytes) -> Event:
+    """One line of the engine's event pipe. Raises pydantic.ValidationError, a ValueError."""
+    return _EVENT.validate_json(line)

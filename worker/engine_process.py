@@ -1,0 +1,182 @@
+"""One engine process: started warm, given one job, watched without blocking, and always gone in the end.
+
+It leads its own process group, dies with the worker, sees none of the worker's secrets, and is limited in what it may
+write. It runs models of strangers: believe nothing it says beyond what `engine_events` checks.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from worker.engine_events import Event, parse_event
+from worker.engine_log import EngineLog
+from worker.limits import EngineLimits, rlimits
+
+# -P: the working directory must never be searched for modules.
+STANDBY = (sys.executable, "-P", "-m", "archrepair_core.standby")
+MAX_LINE_BYTES = 16 << 20
+_CHUNK_BYTES = 1 << 16
+_PR_SET_PDEATHSIG = 1
+
+# An allow-list: a deny-list forgets the next secret. No ARCHREPAIR_* name passes, they hold URLs with passwords.
+_PASSED_NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH"})
+_PASSED_PREFIXES = ("LC_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "CUBLAS_", "NVIDIA_", "TORCH_", "PYTORCH_")
+
+
+class ProtocolError(ValueError):
+    """The engine wrote something that is not an event."""
+
+
+def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of the worker's environment an engine may see."""
+    return {
+        name: value for name, value in environment.items() if name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES)
+    }
+
+
+class EngineProcess:
+    """A running engine. `pump` reads what it says, `kill` ends it with everything it started."""
+
+    def __init__(self, limits: EngineLimits, *, command: Sequence[str] = STANDBY) -> None:
+        """Start it. Call from the main thread: the kernel ends the engine when the *thread* that started it ends."""
+        self.log = EngineLog(limits.log_bytes)
+        self._grace_seconds = limits.grace_seconds
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd="/",
+            env=engine_environment(os.environ),
+            start_new_session=True,
+            preexec_fn=_child_setup(limits),
+        )
+        self._pending = b""
+        self._output = selectors.DefaultSelector()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            os.set_blocking(stream.fileno(), False)
+            self._output.register(stream, selectors.EVENT_READ)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Give it its one job. Only after `ready`: before, a request larger than the pipe would block us."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # It is dead already; `exited` says so, and its exit code tells more than this exception.
+
+    def pump(self, timeout_seconds: float) -> list[Event]:
+        """Wait at most that long for output and return the events in it. Raises ProtocolError."""
+        if not self._output.get_map():
+            time.sleep(timeout_seconds)
+            return []
+        for key, _ in self._output.select(timeout_seconds):
+            chunk = os.read(key.fd, _CHUNK_BYTES)
+            if not chunk:
+                self._output.unregister(key.fileobj)
+            elif key.fileobj is self._process.stderr:
+                self.log.append(chunk)
+            else:
+                self._pending += chunk
+        *lines, self._pending = self._pending.split(b"\n")
+        if len(self._pending) > MAX_LINE_BYTES:
+            raise ProtocolError(f"a line of more than {MAX_LINE_BYTES} bytes")
+        return [_event(line) for line in lines]
+
+    def drain(self) -> list[Event]:
+        """Everything it wrote that nobody has read yet. Raises ProtocolError."""
+        events: list[Event] = []
+        while self._output.get_map() and self._output.select(0):
+            events += self.pump(0)
+        return events
+
+    def exited(self) -> bool:
+        """Whether it has ended. It is not reaped here: its pid must stay ours until `kill` has cleared its group."""
+        if self._process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def kill(self, *, grace_seconds: float | None = None) -> int:
+        """End it and everything in its group: SIGTERM, a grace, SIGKILL. Returns the exit code."""
+        if self._process.returncode is None:
+            if not self.exited():
+                os.killpg(self.pid, signal.SIGTERM)
+                self._wait(self._grace_seconds if grace_seconds is None else grace_seconds)
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            with contextlib.suppress(ProtocolError):
+                self.drain()
+            self._close()
+        return self._process.returncode
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.exited() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def wait(self, seconds: float) -> None:
+        """Let it end by itself for a while; what it still writes goes to the log."""
+        deadline = time.monotonic() + seconds
+        while not self.exited() and time.monotonic() < deadline:
+            self.pump(0.02)
+
+    def _close(self) -> None:
+        self._output.close()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def _event(line: bytes) -> Event:
+    try:
+        return parse_event(line)
+    except ValueError as error:
+        raise ProtocolError(f"not an event: {line[:200]!r}") from error
+
+
+def _child_setup(limits: EngineLimits) -> Callable[[], None]:
+    """What the child does between fork and exec: die with us, obey the limits."""
+    pairs = rlimits(limits)
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def set_up() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # the worker died before the line above could count
+                os._exit(1)
+        for which, value in pairs:
+            resource.setrlimit(which, (value, value))
+
+    return set_up
+
+
+def problem_of_exit(returncode: int) -> dict[str, str]:
+    """Problem fields for an engine that ended without saying `result` or `error`; negative codes are signals."""
+    if returncode == -signal.SIGKILL:
+        code, detail = "worker.engine_killed", "the engine process was killed (SIGKILL)"
+        hint = "most often the machine ran out of memory: use a smaller model, fewer samples, or a larger machine"
+    elif returncode < 0:
+        name = signal.Signals(-returncode).name
+        code, detail = "worker.engine_crashed", f"the engine process crashed ({name})"
+        hint = "the last lines of the log may say where; if it happens again, report it with the job id"
+    else:
+        code, detail = "platform.engine_failed", f"the engine process ended with code {returncode} and no result"
+        hint = "this is a defect of the service, not of your upload; the last lines of the log say where"
+    return {"code": code, "detail": detail, "hint": hint, "category": "platform"}

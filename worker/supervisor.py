@@ -1,0 +1,255 @@
+"""One job from claim to ending: fetch its inputs, watch its engine, keep its lease, store what it leaves.
+
+All knowledge about repairing is in the engine; all knowledge about jobs is in `app.shared.jobs`.
+"""
+
+import mimetypes
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from obstore.exceptions import BaseError as StoreError
+from obstore.store import ObjectStore
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.shared import storage
+from app.shared.jobs import (
+    Claim,
+    StoredArtifact,
+    claim_job,
+    finish_job,
+    record_progress,
+    record_resolved_spec,
+    release_job,
+)
+from worker.engine_events import NamedArtifact, Progress, Result
+from worker.engine_process import EngineProcess, ProtocolError
+from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
+from worker.lease import Lease, kept_lease
+from worker.limits import EngineLimits
+from worker.progress import ProgressRows
+from worker.scratch import Scratch, scratch_directory
+from worker.warm_engine import WarmEngine
+
+LOG_NAME = "engine.log"
+LOG_TAIL_LINES = 40
+RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a worker process keeps between jobs. `stopping` is set when it shall give its job back and go."""
+
+    sessions: sessionmaker[Session]
+    store: ObjectStore
+    engines: WarmEngine
+    limits: EngineLimits
+    owner: str
+    lease_seconds: float
+    scratch_root: Path
+    stopping: threading.Event
+
+
+def run_next_job(bench: Workbench) -> bool:
+    """Claim a job and bring it to an ending. False: no job was waiting."""
+    with bench.sessions.begin() as session:
+        claim = claim_job(session, owner=bench.owner, lease_seconds=bench.lease_seconds)
+    if claim is None:
+        return False
+    log = structlog.get_logger().bind(job_id=claim.job_id, attempt=claim.attempt)
+    log.info("job started")
+    with (
+        kept_lease(bench.sessions, claim, lease_seconds=bench.lease_seconds) as lease,
+        scratch_directory(bench.scratch_root) as scratch,
+    ):
+        job = _Job(bench, claim, lease, scratch, log)
+        ending, stored = _run(job)
+        written = _write_ending(job, ending, stored)
+    log.info("job ended", ending=type(ending).__name__, written=written)
+    return True
+
+
+@dataclass(frozen=True)
+class _Job:
+    bench: Workbench
+    claim: Claim
+    lease: Lease
+    scratch: Scratch
+    log: Any
+
+
+def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
+    """The ending, and what is in the store for it. Every way to fail becomes an ending here."""
+    engine = job.bench.engines.take()
+    try:
+        request = _fetch(job)
+        ending = run_engine(engine, request, watcher=_watcher(job), limits=job.bench.limits)
+        _warm_next(job)
+        named = ending.artifacts if isinstance(ending, Result) else []
+        stored = [_store(job, _plain_file(job.scratch.out, item), item.kind) for item in named]
+    except Exception as error:  # the border of a job: a defect here must end this job, not the worker
+        job.log.exception("the worker failed")
+        engine.kill()
+        ending, stored = _failure_of(error), []
+    return _with_log_tail(ending, engine), [*stored, *_store_log(job, ending, engine)]
+
+
+def _warm_next(job: _Job) -> None:
+    """Have the next engine import torch while we upload; should that fail, it is tried again for the next job."""
+    if not job.bench.stopping.is_set():
+        try:
+            job.bench.engines.warm()
+        except OSError:
+            job.log.exception("no engine could be started ahead")
+
+
+def _fetch(job: _Job) -> dict[str, Any]:
+    """Copy model and data sets to the scratch directory and return the engine's request."""
+    model = job.scratch.inputs / "model.pt"
+    _persist(job, partial(storage.download, job.bench.store, job.claim.model_storage_key, model))
+    datasets = {}
+    # Numbered, not named as uploaded: a customer's file name never becomes a path of ours.
+    for number, (name, key, _) in enumerate(job.claim.inputs):
+        datasets[name] = str(job.scratch.inputs / f"dataset-{number}")
+        _persist(job, partial(storage.download, job.bench.store, key, Path(datasets[name])))
+    return {
+        "model": str(model),
+        "datasets": datasets,
+        "spec": job.claim.spec,
+        "work_dir": str(job.scratch.work),
+        "out_dir": str(job.scratch.out),
+    }
+
+
+def _watcher(job: _Job) -> Watcher:
+    def write(session_call: Callable[[Session], bool]) -> None:
+        try:
+            with job.bench.sessions.begin() as session:
+                session_call(session)  # False is a lost lease, which the lease itself will tell
+        except OperationalError as error:
+            job.log.warning("progress not written", error=str(error))
+
+    def write_progress(event: Progress) -> None:
+        progress = event.model_dump(exclude={"type", "phase"})
+        write(partial(record_progress, claim=job.claim, phase=event.phase, progress=progress))
+
+    rows = ProgressRows(write_progress)
+    return Watcher(
+        on_progress=rows.offer,
+        on_resolved_spec=lambda spec: write(partial(record_resolved_spec, claim=job.claim, spec=spec)),
+        on_tick=rows.flush_due,
+        interruption=partial(_interruption, job.lease, job.bench.stopping),
+    )
+
+
+def _interruption(lease: Lease, stopping: threading.Event) -> Interruption | None:
+    if lease.state == "lost":
+        return Interruption("lost")
+    if lease.state == "cancel_requested":
+        return Interruption("cancelled")
+    return Interruption("stopped") if stopping.is_set() else None
+
+
+def _plain_file(directory: Path, item: NamedArtifact) -> Path:
+    """The engine's file. A link would make us publish a file of the worker's instead."""
+    path = directory / item.name
+    if item.name == LOG_NAME or path.is_symlink() or not path.is_file():
+        raise ProtocolError(f"an artifact {item.name!r} that is not a plain file of its own")
+    return path
+
+
+def _store(job: _Job, path: Path, kind: str) -> StoredArtifact:
+    key = storage.artifact_key(job.claim.job_id, job.claim.attempt, path.name)
+    stored = _persist(job, partial(storage.put_file, job.bench.store, key, path))
+    media_type = "text/plain" if path.suffix == ".log" else mimetypes.guess_type(path.name)[0]
+    return StoredArtifact(
+        path.name,
+        kind,
+        media_type or "application/octet-stream",
+        size_bytes=stored.size_bytes,
+        sha256=stored.sha256,
+        storage_key=stored.storage_key,
+    )
+
+
+def _store_log(job: _Job, ending: Ending, engine: EngineProcess) -> list[StoredArtifact]:
+    """The log belongs to every ending that is written; without it nobody can say why a job failed."""
+    if isinstance(ending, Interruption) and ending.reason != "cancelled":
+        return []
+    # A new directory: in the others the engine may have put a link of that name.
+    path = Path(tempfile.mkdtemp(dir=job.scratch.work.parent)) / LOG_NAME
+    path.write_bytes(engine.log.content())
+    try:
+        return [_store(job, path, "log")]
+    except (StoreError, OSError):
+        job.log.exception("the log of the engine could not be stored")
+        return []
+
+
+def _persist(job: _Job, action: Callable[[], T]) -> T:
+    """Try again for half a minute: hours of work must not be lost to a restart of the database or the store."""
+    for pause_seconds in RETRY_SECONDS:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except (OperationalError, StoreError, OSError) as error:
+            job.log.warning("trying again", error=str(error))
+            if job.lease.state == "lost" or job.bench.stopping.wait(pause_seconds):
+                raise
+    return action()
+
+
+def _failure_of(error: Exception) -> Failure:
+    if isinstance(error, FileNotFoundError):
+        detail, hint = "an input of the job is no longer in the object store", "upload model and data again"
+        return Failure({"code": "platform.input_missing", "detail": detail, "hint": hint, "category": "platform"})
+    return Failure(
+        {
+            "code": "platform.worker_failed",
+            "detail": f"the worker failed with {type(error).__name__} outside the engine",
+            "hint": "this is a defect of the service or its store, not of your upload; submit the job again",
+            "category": "platform",
+        }
+    )
+
+
+def _with_log_tail(ending: Ending, engine: EngineProcess) -> Ending:
+    if isinstance(ending, Failure):
+        return Failure({**ending.problem, "log_tail": engine.log.last_lines(LOG_TAIL_LINES)})
+    return ending
+
+
+def _write_ending(job: _Job, ending: Ending, artifacts: Sequence[StoredArtifact]) -> bool:
+    """Write the last row, fenced. False: the job is no longer ours, and what we stored for it is removed."""
+    if isinstance(ending, Interruption) and ending.reason == "lost":
+        return False
+
+    def write() -> bool:
+        with job.bench.sessions.begin() as session:
+            if isinstance(ending, Interruption) and ending.reason == "stopped":
+                return release_job(session, job.claim)
+            return finish_job(session, job.claim, **_ending_columns(ending), artifacts=artifacts)
+
+    written = _persist(job, write)
+    if not written:
+        for artifact in artifacts:
+            storage.delete(job.bench.store, artifact.storage_key)
+    return written
+
+
+def _ending_columns(ending: Ending) -> dict[str, Any]:
+    match ending:
+        case Result():
+            return {"status": "succeeded", "result": ending.result, "verdict": ending.verdict, "cause": "succeeded"}
+        case Failure():
+            return {"status": "failed", "error": ending.problem, "cause": "failed"}
+        case _:
+            return {"status": "cancelled", "cause": "cancelled"}

@@ -1,0 +1,78 @@
+"""The worker's one task and the pool process it runs in. Celery imports this module in every process of the worker."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import FrameType
+from typing import Any
+
+from celery import shared_task, signals
+from ulid import ULID
+
+from app.shared.db import make_engine, make_sessions
+from app.shared.queue import RING_TASK
+from app.shared.settings import Settings
+from app.shared.storage import open_store
+from worker.engine_process import EngineProcess
+from worker.limits import EngineLimits
+from worker.supervisor import Workbench, run_next_job
+from worker.warm_engine import WarmEngine
+
+
+@shared_task(name=RING_TASK, ignore_result=True)
+def look_for_work() -> None:
+    """One ring drains the queue: the message says nothing about which job, and may come twice or never."""
+    bench = workbench()
+    with stop_on_sigterm(bench.stopping):
+        while not bench.stopping.is_set() and run_next_job(bench):
+            continue
+
+
+@cache
+def workbench() -> Workbench:
+    """This process's connections and warm engine, made when it starts."""
+    settings, limits = Settings(), EngineLimits()
+    return Workbench(
+        sessions=make_sessions(make_engine(settings.database_url)),
+        store=open_store(settings.store_url),
+        engines=WarmEngine(lambda: EngineProcess(limits)),
+        limits=limits,
+        # Unique for ever, not host and pid alone: half of the fence, and pids come again.
+        owner=f"{socket.gethostname()}:{os.getpid()}:{ULID()}",
+        lease_seconds=settings.lease_seconds,
+        scratch_root=scratch_root(settings),
+        stopping=threading.Event(),
+    )
+
+
+def scratch_root(settings: Settings) -> Any:
+    """Where jobs run, next to the rest of the state."""
+    return settings.state_dir.expanduser().absolute() / "scratch"
+
+
+@contextmanager
+def stop_on_sigterm(stopping: threading.Event) -> Iterator[None]:
+    """While a job runs, SIGTERM asks it to be given back; between jobs the pool's own handler ends the process."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@signals.worker_process_init.connect
+def _warm_up(**_: Any) -> None:
+    workbench().engines.warm()
+
+
+@signals.worker_process_shutdown.connect
+def _cool_down(**_: Any) -> None:
+    workbench().engines.close()

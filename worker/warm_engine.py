@@ -1,0 +1,33 @@
+"""One engine kept warm between jobs: torch is imported before the job comes."""
+
+from collections.abc import Callable
+
+from worker.engine_process import EngineProcess
+
+
+class WarmEngine:
+    """Holds at most one idle engine process, started with `start`."""
+
+    def __init__(self, start: Callable[[], EngineProcess]) -> None:
+        self._start = start
+        self._idle: EngineProcess | None = None
+
+    def warm(self) -> None:
+        """Have one ready for the next job; a dead one is replaced."""
+        if self._idle is not None and self._idle.exited():
+            self.close()
+        if self._idle is None:
+            self._idle = self._start()
+
+    def take(self) -> EngineProcess:
+        """The idle engine, from now on the caller's to kill."""
+        self.warm()
+        engine, self._idle = self._idle, None
+        assert engine is not None
+        return engine
+
+    def close(self) -> None:
+        """End the idle engine; it has no work to lose, so it gets no grace."""
+        if self._idle is not None:
+            self._idle.kill(grace_seconds=0)
+            self._idle = None
