@@ -1,0 +1,129 @@
+"""`python -m archrepair_core model.pt data.npz`: a repair without the service.
+
+Exit codes: 0 the gates passed (or the localization is done), 1 the model was not made better, 2 an error.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from archrepair_core.errors import ArchRepairError, DatasetError, SpecError
+from archrepair_core.spec import SPLITS, RepairSpec
+
+if TYPE_CHECKING:
+    from archrepair_core.repair import Progress, RepairOutcome
+
+PASSED, NOT_BETTER, ERROR = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Repair the model of the command line and say in words what came out."""
+    options = parse_command_line(argv)
+    try:
+        outcome = repair(options)
+    except ArchRepairError as error:
+        sys.stderr.write(f"{error.code}: {error.detail}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return ERROR
+    except Exception:  # noqa: BLE001  the border of the process: Python's own exit code 1 means "not better" here
+        traceback.print_exc()
+        return ERROR
+    sys.stdout.write(summary(outcome, options.out))
+    return exit_code(outcome.result, outcome.verdict)
+
+
+def parse_command_line(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; argparse exits with 2 on wrong ones, which is our code for errors too."""
+    parser = argparse.ArgumentParser(prog="python -m archrepair_core", description="Repair a TorchScript classifier.")
+    parser.add_argument("model", type=Path, help="TorchScript file")
+    parser.add_argument("data", type=Path, help="labelled inputs it fails on, known to the spec as upload:repair")
+    parser.add_argument("--spec", type=Path, help="RepairSpec as JSON; without it every knob is auto")
+    parser.add_argument("--out", type=Path, default=Path("archrepair-out"), help="where the artifacts go (%(default)s)")
+    parser.add_argument("--dataset", metavar="NAME=PATH", action="append", default=[], help="the file of upload:NAME")
+    return parser.parse_args(argv)
+
+
+def repair(options: argparse.Namespace) -> "RepairOutcome":
+    """Check everything that can be checked before torch is imported, which takes seconds; then repair."""
+    datasets = {"repair": options.data, **dict(named_path(pair) for pair in options.dataset)}
+    spec = read_spec(options.spec, datasets)
+    for path in (options.model, *datasets.values()):
+        if not path.is_file():
+            raise DatasetError("missing_file", f"{path} is not a file", hint="check the path on the command line")
+    options.out.mkdir(parents=True, exist_ok=True)
+    from archrepair_core.repair import RepairRequest, repair_model
+
+    files = {f"upload:{name}": path.resolve() for name, path in datasets.items()}
+    with tempfile.TemporaryDirectory(prefix="archrepair-") as work_dir:
+        request = RepairRequest(options.model.resolve(), files, spec, Path(work_dir), options.out.resolve())
+        return repair_model(request, show_progress)
+
+
+def named_path(pair: str) -> tuple[str, Path]:
+    """Split NAME=PATH."""
+    name, separator, path = pair.partition("=")
+    if not (name and separator and path):
+        detail = f"--dataset {pair!r} is not NAME=PATH"
+        raise SpecError("bad_dataset_option", detail, hint="e.g. --dataset test=test.npz")
+    return name, Path(path)
+
+
+def read_spec(path: Path | None, datasets: Mapping[str, Path]) -> RepairSpec:
+    """The spec of the file, with `upload:NAME` for every given split the spec does not mention."""
+    try:
+        asked = json.loads(path.read_text("utf-8")) if path else {}
+        references = dict(asked.get("datasets") or {})
+        for name in set(datasets) & set(SPLITS):
+            references[name] = references.get(name) or f"upload:{name}"
+        spec = RepairSpec.model_validate({**asked, "datasets": references})
+    except OSError as error:
+        detail = f"the spec {path} cannot be read: {error.strerror}"
+        raise SpecError("unreadable", detail, hint="check --spec") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "/" + "/".join(map(str, first["loc"]))
+        detail = f"{where}: {first['msg']}, got {first['input']!r}"
+        raise SpecError("invalid", detail, hint="the fields of RepairSpec say what is allowed there") from error
+    except (ValueError, AttributeError) as error:
+        raise SpecError("invalid", f"the spec {path} is not a JSON object: {error}", hint="check --spec") from error
+    _check_references(spec, datasets)
+    return spec
+
+
+def _check_references(spec: RepairSpec, datasets: Mapping[str, Path]) -> None:
+    for split in SPLITS:
+        reference = getattr(spec.datasets, split) or ""
+        name = reference.removeprefix("upload:")
+        if reference.startswith("upload:") and name not in datasets:
+            detail = f"datasets.{split} is {reference!r}, but no file was given for it"
+            raise SpecError("missing_upload", detail, hint=f"add --dataset {name}=PATH")
+
+
+def show_progress(progress: "Progress") -> None:
+    """One line per step on stderr, so that stdout holds the summary alone."""
+    sys.stderr.write(f"{progress.percent:5.1f}%  {progress.phase:<10}  {progress.message}\n")
+
+
+def summary(outcome: "RepairOutcome", out_dir: Path) -> str:
+    """What came out, for a person: the outcome, each gate with its reason, the files."""
+    result = outcome.result
+    lines = [f"{result['outcome']}, verdict {outcome.verdict}: {result.get('reason', '')}".rstrip(": ")]
+    lines += [f"  {gate['state']:<13} {gate['expression']}  ({gate['reason']})" for gate in result.get("gates", [])]
+    lines += [f"  {artifact.kind:<13} {out_dir / artifact.name}" for artifact in outcome.artifacts]
+    return "\n".join(lines) + "\n"
+
+
+def exit_code(result: Mapping[str, Any], verdict: str) -> int:
+    """0 only for a repair whose gates passed; localization has no gates and succeeds by ending."""
+    passed = result["outcome"] == "localized" or (result["outcome"] == "repaired" and verdict == "pass")
+    return PASSED if passed else NOT_BETTER
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""`python -m archrepair_core.standby`: an engine process that has everything imported and waits for one job.
+
+Importing torch costs seconds, so the worker keeps one of these warm. It says `ready`, reads one request line from
+stdin, runs that job, reports by events and exits 0, also after an error it could name. Anything else is a crash.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archrepair_core.errors import ArchRepairError
+from archrepair_core.events import EventPipe, open_event_pipe
+from archrepair_core.spec import RepairSpec
+
+if TYPE_CHECKING:
+    from archrepair_core.repair import Progress, RepairOutcome
+
+
+def main() -> int:
+    """Run one job, or none when stdin closes first."""
+    events = open_event_pipe()
+    # Not at the top: what torch prints while it is imported must already find the descriptors rearranged.
+    import archrepair_core.repair  # noqa: F401
+
+    events.send("ready")
+    line = sys.stdin.buffer.readline()
+    if line:
+        run_job(json.loads(line), events)
+    return 0
+
+
+def run_job(request: Mapping[str, Any], events: EventPipe) -> None:
+    """Repair as the request says; whatever happens, the last event is `result` or `error`."""
+    phase = "ingesting"
+
+    def on_progress(progress: "Progress") -> None:
+        nonlocal phase
+        phase = progress.phase
+        events.send("progress", **vars(progress))
+
+    try:
+        outcome = _repair(request, on_progress)
+    except ArchRepairError as error:
+        traceback.print_exc()
+        events.send("error", **error.to_problem(), phase=phase)
+    except Exception as error:  # noqa: BLE001  the border of the process: the traceback goes to the log, the name out
+        traceback.print_exc()
+        events.send("error", **problem_of_crash(error), phase=phase)
+    else:
+        _send_outcome(outcome, events)
+
+
+def problem_of_crash(error: Exception) -> dict[str, str]:
+    """An unexpected exception as problem fields: its type only, since messages may quote the customer's data."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        detail = "the engine ran out of memory"
+        hint = "use a smaller model or fewer samples, or a machine with more memory"
+    else:
+        detail = f"the engine stopped with an unexpected {type(error).__name__}"
+        hint = "this is a defect of the service, not of your upload; the last lines of the log say where"
+    return {"code": "platform.engine_failed", "detail": detail, "hint": hint, "category": "platform"}
+
+
+def _repair(request: Mapping[str, Any], on_progress: Any) -> "RepairOutcome":
+    from archrepair_core.repair import RepairRequest, repair_model
+
+    return repair_model(
+        RepairRequest(
+            model=Path(request["model"]),
+            datasets={name: Path(path) for name, path in request["datasets"].items()},
+            spec=RepairSpec.model_validate(request["spec"]),
+            work_dir=Path(request["work_dir"]),
+            out_dir=Path(request["out_dir"]),
+        ),
+        on_progress,
+    )
+
+
+def _send_outcome(outcome: "RepairOutcome", events: EventPipe) -> None:
+    events.send("resolved_spec", spec=outcome.resolved_spec)
+    artifacts = [{"name": artifact.name, "kind": artifact.kind} for artifact in outcome.artifacts]
+    events.send("result", result=outcome.result, verdict=outcome.verdict, artifacts=artifacts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
