@@ -23,7 +23,7 @@ def main() -> None:
     """Run a worker until SIGTERM, then give a running job back and end."""
     settings = Settings()
     celery = make_celery(settings)
-    celery.conf.update(imports=("worker.tasks",))
+    celery.conf.update(imports=("worker.tasks",), worker_redirect_stdouts=False)
     sweep_scratch(scratch_root(settings))
     connect_main_process(celery, settings)
     celery.worker_main([*ARGUMENTS, f"--loglevel={settings.log_level}"])
@@ -45,6 +45,8 @@ def connect_main_process(celery: Celery, settings: Settings) -> None:
         ).start()
 
     def stop(**_: Any) -> None:
+        if stopped.is_set():  # a second signal; the pool may be gone already
+            return
         stopped.set()
         for pool in pools:
             for pid in pool.info["processes"]:

@@ -1,4 +1,4 @@
-"""A process that speaks the engine's protocol and behaves as `spec["behave"]` says. Standard library only: it starts fast."""
+"""Speaks the engine's protocol and behaves as `spec["behave"]` says. Standard library only: it starts fast."""
 
 import json
 import os

@@ -1,0 +1,35 @@
+"""The command `archrepair`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from archrepair_client.up import CannotStart, serve
+
+app = typer.Typer(name="archrepair", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+DEFAULT_STATE_DIR = Path("~/.archrepair")
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", envvar="ARCHREPAIR_STATE_DIR", help="Database, files, key and logs live here.")
+]
+
+
+@app.callback()
+def main() -> None:
+    """Repair as a service for deep neural networks."""
+
+
+@app.command()
+def up(
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    port: Annotated[int, typer.Option(envvar="ARCHREPAIR_PORT", min=0, max=65535, help="0 takes any free one.")] = 8000,
+    host: Annotated[str, typer.Option(envvar="ARCHREPAIR_HOST", help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Start the whole service on this machine: broker, worker and gateway. Ctrl-C stops it."""
+    try:
+        serve(state_dir=state_dir, host=host, port=port)
+    except CannotStart as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"archrepair up: {error}", markup=False)
+        raise typer.Exit(1) from None
