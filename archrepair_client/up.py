@@ -5,7 +5,6 @@ this process ends, in whatever way, the kernel ends the others.
 """
 
 import fcntl
-import json
 import os
 import platform
 import secrets
@@ -17,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -26,6 +24,7 @@ import httpx
 from rich.console import Console
 
 from archrepair_client.processes import Child, Program, die_with_parent
+from archrepair_client.running import RunningService, forget_service, note_service
 
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.1
@@ -36,15 +35,6 @@ PYTHON = (sys.executable, "-P", "-m")
 
 class CannotStart(Exception):
     """Why the service is not up, and what to do, in words for the terminal."""
-
-
-@dataclass(frozen=True)
-class RunningService:
-    """Where a service can be found; kept in the state directory while it is up."""
-
-    url: str
-    api_key_file: str
-    pid: int
 
 
 def serve(*, state_dir: Path, host: str, port: int) -> None:
@@ -59,11 +49,11 @@ def serve(*, state_dir: Path, host: str, port: int) -> None:
             _start(children, state_dir=state_dir, host=host, port=port)
             service = RunningService(f"http://{host}:{port}", str(state_dir / "api-key"), os.getpid())
             if wait_until_ready(children, service.url, stopping):
-                (state_dir / "service.json").write_text(json.dumps(asdict(service)))
+                note_service(state_dir, service)
                 _greet(console, service, state_dir)
                 _keep_running(children, stopping, console)
         finally:
-            (state_dir / "service.json").unlink(missing_ok=True)
+            forget_service(state_dir)
             for name in ("gateway", "worker", "broker"):
                 if name in children:
                     children[name].stop(hurry.is_set)

@@ -1,0 +1,132 @@
+import resource
+import signal
+import sys
+import time
+
+import pytest
+
+from worker.engine_log import TAIL_BYTES, EngineLog
+from worker.engine_process import MAX_LINE_BYTES, ProtocolError, engine_environment, problem_of_exit
+
+PYTHON = (sys.executable, "-S", "-E", "-c")
+
+
+@pytest.fixture
+def run(start_double, limits):
+    """Starts an engine that runs the given Python code."""
+
+    def run(code, **changes):
+        return start_double(limits.model_copy(update=changes), command=(*PYTHON, code))
+
+    return run
+
+
+def pump_for_ever(engine):
+    while True:
+        engine.pump(1)
+
+
+def output_of(engine, eventually):
+    """Everything a finished engine wrote to stderr."""
+    eventually(engine.exited)
+    engine.drain()
+    return engine.log.content().decode().strip()
+
+
+def test_secrets_of_the_worker_do_not_reach_an_engine():
+    worker = {
+        "PATH": "/bin",
+        "OMP_NUM_THREADS": "2",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "ARCHREPAIR_DATABASE_URL": "postgresql://user:password@db",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "LD_PRELOAD": "/tmp/library.so",
+    }
+    assert set(engine_environment(worker)) == {"PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
+
+
+def test_an_engine_writes_no_core_file_and_only_so_much(run, eventually):
+    code = (
+        "import resource, sys\n"
+        "print([resource.getrlimit(which) for which in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE)], file=sys.stderr)"
+    )
+    assert output_of(run(code, file_bytes=12345), eventually) == "[(0, 0), (12345, 12345)]"
+
+
+def test_an_engine_that_wants_too_much_memory_gets_a_clean_error(run, eventually):
+    engine = run("bytearray(1 << 30)", data_bytes=256 << 20)
+    assert "MemoryError" in output_of(engine, eventually)
+    assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
+
+
+def test_an_engine_leads_its_own_group_and_stands_in_no_directory_of_a_job(run, eventually):
+    code = "import os, sys; print(os.getpgrp() == os.getpid(), os.getcwd(), file=sys.stderr)"
+    assert output_of(run(code), eventually) == "True /"
+
+
+def test_what_grandchildren_hold_open_does_not_keep_us_waiting(run, processes, eventually):
+    engine = run("import subprocess; subprocess.Popen(['sleep', '600'])")
+    eventually(engine.exited)
+    started_at = time.monotonic()
+    engine.drain()
+    assert engine.kill() == 0
+    assert time.monotonic() - started_at < 1
+
+
+def test_a_killed_engine_takes_its_children_with_it(run, processes, eventually):
+    engine = run("import subprocess, sys; subprocess.Popen(['sleep', '600']); print('{\"type\": \"ready\"}'); input()")
+    eventually(lambda: len(processes.tree(engine.pid)) == 2)
+    tree = processes.tree(engine.pid)
+    engine.kill()
+    processes.wait_until_gone(tree, 2)
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(run):
+    engine = run("import sys\nwhile True: sys.stdout.write('x' * 65536)")
+    with pytest.raises(ProtocolError, match=str(MAX_LINE_BYTES)):
+        pump_for_ever(engine)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        '{"type": "unknown"}',
+        '{"type": "progress", "phase": "dreaming", "percent": 1, "message": ""}',
+        '{"type": "progress", "phase": "baseline", "percent": 101, "message": ""}',
+        '{"type": "result", "result": {}, "verdict": "great", "artifacts": []}',
+        '{"type": "result", "result": {}, "verdict": "pass", "artifacts": [{"name": "a/b", "kind": "model"}]}',
+        '{"type": "result", "result": {}, "verdict": "pass", "artifacts": [{"name": ".hidden", "kind": "model"}]}',
+    ],
+)
+def test_a_line_that_is_no_event_is_refused(run, line):
+    engine = run(f"print({line!r}, flush=True); input()")
+    with pytest.raises(ProtocolError, match="not an event"):
+        pump_for_ever(engine)
+
+
+def test_the_death_of_an_engine_before_its_request_is_seen_by_its_exit_code(run, eventually):
+    engine = run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    eventually(engine.exited)
+    engine.send({"spec": "x" * 100_000})
+    assert engine.kill() == -signal.SIGKILL
+
+
+def test_a_kill_without_reason_to_crash_points_at_memory():
+    assert "memory" in problem_of_exit(-signal.SIGKILL)["hint"]
+    assert "SIGSEGV" in problem_of_exit(-signal.SIGSEGV)["detail"]
+    assert "code 3" in problem_of_exit(3)["detail"]
+
+
+def test_a_log_keeps_its_beginning_and_its_end_and_says_what_is_missing():
+    log = EngineLog(64 * 1024)
+    log.append(b"the beginning\n")
+    for number in range(50_000):
+        log.append(b"line %d\n" % number)
+    content = log.content()
+    assert content.startswith(b"the beginning\nline 0\n")
+    assert content.endswith(b"line 49999\n")
+    assert b"bytes left out" in content
+    assert len(content) < 64 * 1024 + 100
+    assert log.last_lines(2) == ["line 49998", "line 49999"]
+    assert TAIL_BYTES < 64 * 1024
