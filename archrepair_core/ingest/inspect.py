@@ -77,9 +77,11 @@ def check_records(reader: RecordReader, limits: ArchiveLimits) -> CheckedArchive
     _check_record_names(reader.records)
     version = _read_version(reader)
     texts = _read_sources(reader, limits)
-    code = check_program({_module_name(name): text for name, text in texts.items()})
+    code = check_program({module_name(name): text for name, text in texts.items()})
     if code.is_quantized:
         raise quantized(f"The model is quantized: it calls {', '.join(sorted(code.operators)[:4])}.")
+    if code.constructs:
+        refuse_findings(code)
     pickles = {
         name: reader.read(reader.records[name], max_bytes=limits.pickle_bytes) for name in ("constants.pkl", "data.pkl")
     }
@@ -92,7 +94,7 @@ def check_records(reader: RecordReader, limits: ArchiveLimits) -> CheckedArchive
     summary = ArchiveSummary(
         format_version=version,
         root_class=root.class_name,
-        modules=tuple(sorted(map(_module_name, texts))),
+        modules=tuple(sorted(map(module_name, texts))),
         num_records=len(reader.records),
         num_parameters=num_parameters,
         num_storages=len(storages),
@@ -101,7 +103,8 @@ def check_records(reader: RecordReader, limits: ArchiveLimits) -> CheckedArchive
     return CheckedArchive(summary, texts, pickles, tuple(storages))
 
 
-def _module_name(record_name: str) -> str:
+def module_name(record_name: str) -> str:
+    """`code/__torch__/a/b.py` -> `__torch__.a.b`."""
     return record_name.removeprefix("code/").removesuffix(".py").replace("/", ".")
 
 
@@ -200,6 +203,6 @@ def _check_trainable(num_parameters: int, constants: Any, code: ProgramSummary) 
     if code.is_optimized or (num_parameters == 0 and num_constants):
         detail = f"The graph is frozen: it has {num_parameters} parameters and {num_constants} constant tensors."
         raise ModelError("frozen_graph", detail, hint=_FREEZE_HINT)
-    if num_parameters == 0 and not code.constructs and not code.operators:
+    if num_parameters == 0 and not code.operators:
         hint = "Weights must be nn.Parameter attributes of the model; buffers and constants cannot be trained."
         raise ModelError("no_parameters", "The model has no trainable parameters.", hint=hint)
