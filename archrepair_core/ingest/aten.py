@@ -1,0 +1,160 @@
+"""How an `aten` operator that works on tensors is spelled, decided by its schema.
+
+Three spellings exist: `torch.add(x, y)`, `x.view(...)` and `torch.ops.aten.slice(x, ...)`. The first two are three
+times cheaper to call, but only right where Python's own function is the operator itself and not a wrapper around it.
+"""
+
+import ast
+import types
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from archrepair_core.ingest.graphs import Node, Value, is_constant
+from archrepair_core.ingest.syntax import call, dotted, literal, member, name
+
+_DTYPES = [
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    "complex32",
+    "complex64",
+    "complex128",
+    "bool",
+    "qint8",
+    "quint8",
+    "qint32",
+    "bfloat16",
+]
+_LAYOUTS = ["strided"]
+_MEMORY_FORMATS = ["contiguous_format", "preserve_format", "channels_last", "channels_last_3d"]
+
+# TorchScript stores these enumerations as integers; eager Python wants the objects.
+_ENUMERATIONS = {"dtype": _DTYPES, "layout": _LAYOUTS, "memory_format": _MEMORY_FORMATS}
+
+_TENSOR_TYPES = ("Tensor", "Optional[Tensor]", "List[Tensor]", "List[Optional[Tensor]]")
+_CREATORS = frozenset(
+    [
+        "arange",
+        "empty",
+        "eye",
+        "full",
+        "linspace",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+        "scalar_tensor",
+        "tensor",
+        "zeros",
+    ]
+)
+
+
+@lru_cache(maxsize=1024)
+def _schema(text: str) -> Any:
+    return torch._C.parse_schema(text)
+
+
+def takes_tensors(node: Node) -> bool:
+    """Whether the node's schema has a tensor argument, so that the dispatcher, not Python, computes it."""
+    return any(str(argument.type) in _TENSOR_TYPES for argument in _arguments(node))
+
+
+def is_tensor_operator(node: Node) -> bool:
+    namespace, operator = node.kind().split("::")
+    return namespace == "aten" and bool(node.schema()) and (takes_tensors(node) or operator in _CREATORS)
+
+
+def _arguments(node: Node) -> list[Any]:
+    text = node.schema()
+    return _schema(text).arguments if text and text != "(no schema)" else []
+
+
+def spell(node: Node, inputs: list[ast.expr]) -> ast.expr:
+    """The call that computes `node` from the expressions of its inputs; defaults at the end are left out."""
+    operator = node.kind().split("::")[1]
+    positional, keywords = _split_arguments(node, inputs)
+    if operator == "to":
+        keywords.pop("layout", None)
+    expression = call(_function(operator, node, positional), *positional, **keywords)
+    # Eager operators return tuples where TorchScript has lists.
+    if node.outputsSize() == 1 and node.output().type().kind() == "ListType":
+        return call(name("list"), expression)
+    return expression
+
+
+def _split_arguments(node: Node, inputs: list[ast.expr]) -> tuple[list[ast.expr], dict[str, ast.expr]]:
+    positional: list[ast.expr] = []
+    keywords: dict[str, ast.expr] = {}
+    last_needed = 0
+    for argument, value, expression in zip(_arguments(node), node.inputs(), inputs, strict=True):
+        needed = not _is_default(argument, value)
+        if argument.kwarg_only:
+            if needed:
+                keywords[argument.name] = _enumerated(argument.name, value, expression)
+            continue
+        positional.append(_enumerated(argument.name, value, expression))
+        last_needed = len(positional) if needed else last_needed
+    return positional[:last_needed], keywords
+
+
+def _is_default(argument: Any, value: Value) -> bool:
+    if not argument.has_default_value() or not is_constant(value):
+        return False
+    constant, default = value.toIValue(), argument.default_value
+    return type(constant) is type(default) and not isinstance(constant, torch.Tensor) and bool(constant == default)
+
+
+def _enumerated(argument: str, value: Value, expression: ast.expr) -> ast.expr:
+    members = _ENUMERATIONS.get(argument)
+    if members is None or not is_constant(value):
+        return expression
+    constant = value.toIValue()
+    if isinstance(constant, int) and 0 <= constant < len(members):
+        return dotted(f"torch.{members[constant]}")
+    return literal(constant)
+
+
+def _function(operator: str, node: Node, positional: list[ast.expr]) -> ast.expr:
+    if _has_computed_dtype(node):
+        # Only the dispatcher takes a dtype that is a number in a variable.
+        return dotted(f"torch.ops.aten.{operator}")
+    takes_self = bool(positional) and next(iter(_arguments(node))).name == "self"
+    if takes_self and operator.endswith("_") and _is_tensor_method(operator):
+        return member(positional.pop(0), operator)
+    if isinstance(getattr(torch.nn.functional, operator, None), types.BuiltinFunctionType):
+        return dotted(f"torch.nn.functional.{operator}")
+    if _is_torch_function(operator):
+        return dotted(f"torch.{operator}")
+    if hasattr(torch._C._nn, operator):
+        return dotted(f"torch._C._nn.{operator}")
+    if takes_self and _is_tensor_method(operator):
+        return member(positional.pop(0), operator)
+    return dotted(f"torch.ops.aten.{operator}")
+
+
+def _is_torch_function(operator: str) -> bool:
+    return hasattr(torch._C._VariableFunctions, operator) and isinstance(
+        getattr(torch, operator, None), types.BuiltinFunctionType
+    )
+
+
+def _is_tensor_method(operator: str) -> bool:
+    return not operator.startswith("__") and isinstance(
+        getattr(torch.Tensor, operator, None), types.MethodDescriptorType
+    )
+
+
+def _has_computed_dtype(node: Node) -> bool:
+    return any(
+        argument.name == "dtype" and not is_constant(value) and value.node().kind() != "prim::dtype"
+        for argument, value in zip(_arguments(node), node.inputs(), strict=True)
+    )

@@ -1,0 +1,416 @@
+"""One method of an archive, written as a Python function that is also valid TorchScript."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from archrepair_core.ingest import operators
+from archrepair_core.ingest.annotations import UnsupportedTypeError, annotation, same_type
+from archrepair_core.ingest.aten import is_tensor_operator, spell, takes_tensors
+from archrepair_core.ingest.graphs import Block, Graph, Node, Value, block_uses, is_constant, is_function, is_module
+from archrepair_core.ingest.operators import UnsupportedNodeError, annotated
+from archrepair_core.ingest.shapes import shape_scalars, write_scalar
+from archrepair_core.ingest.syntax import (
+    assign,
+    assign_all,
+    call,
+    dotted,
+    is_identifier,
+    is_reserved,
+    literal,
+    member,
+    name,
+)
+
+_MAX_TRIPS = 2**31 - 1
+_MAX_LITERAL_ELEMENTS = 16
+# Position of the flag that says "training" in the operators a trace bakes it into.
+_TRAINING_FLAGS = {
+    "aten::batch_norm": 5,
+    "aten::dropout": 2,
+    "aten::dropout_": 2,
+    "aten::feature_dropout": 2,
+    "aten::feature_dropout_": 2,
+    "aten::alpha_dropout": 2,
+    "aten::instance_norm": 5,
+}
+_UNWRITABLE = (UnsupportedNodeError, UnsupportedTypeError, TypeError)
+# Written where they are used: they only name values, so a later evaluation gives the same.
+_INLINE = ("prim::ListConstruct", "prim::TupleConstruct")
+
+
+@dataclass
+class Scope:
+    """What the methods of one class share while they are written, and what they turn out to need."""
+
+    path: str
+    function_name: Callable[[str, "Scope"], str]
+    method_alias: Callable[[str, str], str]
+    written_attributes: frozenset[str] = frozenset()
+    attribute_types: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    namespace: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    is_method: bool = True
+
+    def report(self, problem: str) -> None:
+        self.problems.append(f"{problem} in {self.path or 'the model itself'}")
+
+
+@dataclass
+class _Body:
+    """One function while it is written: `values` maps each IR value to the expression that reads it."""
+
+    scope: Scope
+    scalars: frozenset[str]
+    device_source: ast.expr | None = None
+    values: dict[str, ast.expr] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+
+    def fresh(self, hint: str) -> str:
+        plain = re.sub(r"\.\d+$", "", hint)
+        stem = f"v{plain}" if plain.isdigit() else plain
+        if not is_identifier(stem) or is_reserved(stem):
+            stem = "v_" + re.sub(r"\W|[^\x00-\x7f]", "_", stem)
+        candidate, count = stem, 0
+        while candidate in self.taken:
+            count += 1
+            candidate = f"{stem}_{count}"
+        self.taken.add(candidate)
+        return candidate
+
+    def bind(self, value: Value) -> str:
+        """A new local that holds `value` from now on."""
+        local = self.fresh(value.debugName())
+        self.values[value.debugName()] = name(local)
+        return local
+
+    def read(self, value: Value) -> ast.expr:
+        return self.values[value.debugName()]
+
+    def read_as(self, value: Value, jit_type: Any) -> ast.expr:
+        """`value` where a wider type is expected: annotated, so that TorchScript gives it that type."""
+        expression = self.read(value)
+        return expression if same_type(value.type(), jit_type) else annotated(expression, jit_type)
+
+
+def write_function(identifier: str, graph: Graph, schema: Any, scope: Scope) -> ast.FunctionDef:
+    """The definition of one method (first argument `self`) or function of the archive.
+
+    What cannot be written is noted in `scope.problems` and leaves `None` in its place.
+    """
+    body = _Body(scope, shape_scalars(graph))
+    parameters = _parameters(graph, schema, body)
+    statements = _block(graph, body)
+    returns = schema.returns[0].type
+    if not _raises(statements):
+        statements.append(ast.Return(body.read_as(next(iter(graph.outputs())), returns)))
+    return ast.FunctionDef(
+        name=identifier, args=parameters, body=statements, decorator_list=[], returns=_annotation(returns, scope)
+    )
+
+
+def _parameters(graph: Graph, schema: Any, body: _Body) -> ast.arguments:
+    inputs, arguments = list(graph.inputs()), list(schema.arguments)
+    parameters, defaults = [], list[ast.expr]()
+    if body.scope.is_method:
+        body.values[inputs.pop(0).debugName()] = name("self")
+        arguments.pop(0)
+        parameters.append(ast.arg("self"))
+    for value, argument in zip(inputs, arguments, strict=True):
+        if not is_identifier(argument.name) or argument.name == "self":
+            body.scope.report(f"argument name {argument.name!r}")
+            continue
+        body.taken.add(argument.name)
+        body.values[value.debugName()] = name(argument.name)
+        parameters.append(ast.arg(argument.name, _annotation(argument.type, body.scope)))
+        defaults = _with_default(defaults, argument) if body.scope.is_method else []
+        if body.device_source is None and argument.type.kind() == "TensorType":
+            body.device_source = member(name(argument.name), "device")
+    return ast.arguments(posonlyargs=[], args=parameters, kwonlyargs=[], kw_defaults=[], defaults=defaults)
+
+
+def _annotation(jit_type: Any, scope: Scope) -> ast.expr:
+    try:
+        return annotation(jit_type)
+    except UnsupportedTypeError as error:
+        scope.report(str(error))
+        return ast.Constant(None)
+
+
+def _with_default(defaults: list[ast.expr], argument: Any) -> list[ast.expr]:
+    # TorchScript refuses mutable defaults, though its archives hold some; Python wants none before such an argument.
+    value = argument.default_value if argument.has_default_value() else []
+    return [] if isinstance(value, list | dict) else [*defaults, literal(value)]
+
+
+def _block(block: Block, body: _Body) -> list[ast.stmt]:
+    statements: list[ast.stmt] = []
+    uses = block_uses(block)
+    for node in block.nodes():
+        try:
+            statements += _node(node, body, uses)
+        except _UNWRITABLE as error:
+            body.scope.report(str(error))
+            for value in node.outputs():
+                body.values[value.debugName()] = ast.Constant(None)
+        if statements and isinstance(statements[-1], ast.Raise):
+            break
+    return statements
+
+
+def _node(node: Node, body: _Body, uses: Counter[str]) -> list[ast.stmt]:
+    kind = node.kind()
+    if kind in _STRUCTURES:
+        return _STRUCTURES[kind](node, body)
+    inputs = [body.read(value) for value in node.inputs()]
+    if kind in operators.STATEMENTS:
+        for value in node.outputs():
+            body.values[value.debugName()] = inputs[0]
+        return [operators.STATEMENTS[kind](node, inputs)]
+    if node.outputsSize() == 1 and node.output().debugName() in body.scalars:
+        return _hold(node.output(), write_scalar(node, inputs), body)
+    if kind in ("prim::TupleUnpack", "prim::ListUnpack") or node.outputsSize() > 1:
+        return _unpack(node, inputs, body)
+    expression = _expression(node, inputs, body)
+    if kind in _INLINE and _used_once_here(node.output(), uses):
+        body.values[node.output().debugName()] = expression
+        return []
+    return _hold(node.output(), expression, body)
+
+
+def _hold(value: Value, expression: ast.expr, body: _Body) -> list[ast.stmt]:
+    if isinstance(expression, ast.Name | ast.Constant):
+        body.values[value.debugName()] = expression
+        return []
+    return [assign(body.bind(value), expression)]
+
+
+def _used_once_here(value: Value, uses: Counter[str]) -> bool:
+    return uses[value.debugName()] == 1 and len(value.uses()) == 1
+
+
+def _expression(node: Node, inputs: list[ast.expr], body: _Body) -> ast.expr:
+    kind = node.kind()
+    if kind in operators.ANY:
+        if kind in ("aten::Int", "aten::ScalarImplicit") and node.input().debugName() in body.scalars:
+            return inputs[0]
+        return operators.ANY[kind](node, inputs)
+    if kind in operators.SCALARS and not takes_tensors(node):
+        return operators.SCALARS[kind](node, inputs)
+    if is_tensor_operator(node):
+        return spell(node, _relinked(node, inputs, body))
+    raise UnsupportedNodeError(kind)
+
+
+def _relinked(node: Node, inputs: list[ast.expr], body: _Body) -> list[ast.expr]:
+    # A trace made in eval mode holds training=False as a constant: give the flag back to the module. A constant True
+    # stays: whoever wrote it (or traced in train mode) deployed a model that behaves so.
+    position = _TRAINING_FLAGS.get(node.kind())
+    if position is None or not body.scope.is_method:
+        return inputs
+    flag = list(node.inputs())[position]
+    if is_constant(flag) and flag.toIValue() is False:
+        return [*inputs[:position], dotted("self.training"), *inputs[position + 1 :]]
+    return inputs
+
+
+def _unpack(node: Node, inputs: list[ast.expr], body: _Body) -> list[ast.stmt]:
+    unpacks = node.kind() in ("prim::TupleUnpack", "prim::ListUnpack")
+    source = inputs[0] if unpacks else _expression(node, inputs, body)
+    targets = [body.bind(value) for value in node.outputs()]
+    return [assign_all(targets, source)] if targets else []
+
+
+def _constant(node: Node, body: _Body) -> list[ast.stmt]:
+    value = node.output()
+    if is_function(value):
+        return []
+    constant = value.toIValue()
+    if isinstance(constant, torch.device) and body.device_source is not None:
+        # A traced device is the one of the machine it was traced on.
+        expression = body.device_source
+    elif isinstance(constant, torch.Tensor):
+        is_number = value.debugName() in body.scalars
+        expression = write_scalar(node, []) if is_number else _tensor_constant(constant, body)
+    else:
+        expression = literal(constant)
+    body.values[value.debugName()] = expression
+    return []
+
+
+def _tensor_constant(tensor: torch.Tensor, body: _Body) -> ast.expr:
+    if tensor.numel() <= _MAX_LITERAL_ELEMENTS and tensor.dtype in (
+        torch.float32,
+        torch.float64,
+        torch.int64,
+        torch.bool,
+    ):
+        return call(dotted("torch.tensor"), literal(tensor.tolist()), dtype=dotted(str(tensor.dtype)))
+    if not body.scope.is_method:
+        raise UnsupportedNodeError("prim::Constant holding a large tensor, in a function")
+    attribute = f"_constant_{len(body.scope.constants)}"
+    body.scope.constants[attribute] = tensor
+    return dotted(f"self.{attribute}")
+
+
+def _get_attribute(node: Node, body: _Body) -> list[ast.stmt]:
+    value, attribute = node.output(), node.s("name")
+    expression = member(body.read(node.input()), attribute)
+    own = isinstance(body.read(node.input()), ast.Name)
+    if own and not is_module(value) and attribute != "training":
+        body.scope.attribute_types[attribute] = value.type()
+    if own and attribute in body.scope.written_attributes:
+        return [assign(body.bind(value), expression)]
+    body.values[value.debugName()] = expression
+    return []
+
+
+def _set_attribute(node: Node, body: _Body) -> list[ast.stmt]:
+    target, value = node.inputs()
+    attribute = node.s("name")
+    if not is_identifier(attribute):
+        raise UnsupportedNodeError(f"prim::SetAttr of {attribute!r}")
+    expression = ast.Attribute(body.read(target), attribute, ast.Store())
+    return [ast.Assign([expression], body.read(value))]
+
+
+def _call_method(node: Node, body: _Body) -> list[ast.stmt]:
+    owner, *values = node.inputs()
+    if not is_module(owner):
+        raise UnsupportedNodeError(f"prim::CallMethod on {owner.type().annotation_str}")
+    output = node.output()
+    if not values and output.type().kind() == "NoneType" and not isinstance(body.read(owner), ast.Name):
+        # What is left of an identity in a trace: it takes nothing and gives nothing.
+        body.values[output.debugName()] = ast.Constant(None)
+        return []
+    method = body.scope.method_alias(owner.type().annotation_str, node.s("name"))
+    is_child = not isinstance(body.read(owner), ast.Name)
+    function = body.read(owner) if is_child and method == "forward" else member(body.read(owner), method)
+    return _call(node, call(function, *[body.read(value) for value in values]), body)
+
+
+def _call_function(node: Node, body: _Body) -> list[ast.stmt]:
+    function, *values = node.inputs()
+    identifier = body.scope.function_name(function.type().annotation_str, body.scope)
+    return _call(node, call(name(identifier), *[body.read(value) for value in values]), body)
+
+
+def _call(node: Node, expression: ast.expr, body: _Body) -> list[ast.stmt]:
+    value = node.output()
+    if value.type().kind() == "NoneType":
+        body.values[value.debugName()] = ast.Constant(None)
+        return [ast.Expr(expression)]
+    return [assign(body.bind(value), expression)]
+
+
+def _if(node: Node, body: _Body) -> list[ast.stmt]:
+    condition = body.read(node.input())
+    arms = list(node.blocks())
+    if isinstance(condition, ast.Constant):
+        return _only_arm(node, arms[0] if condition.value else arms[1], body)
+    targets = [body.fresh(value.debugName()) for value in node.outputs()]
+    taken, other = (_arm(node, arm, targets, body) for arm in arms)
+    for target, value in zip(targets, node.outputs(), strict=True):
+        body.values[value.debugName()] = name(target)
+    if not taken and not other:
+        return []
+    if not taken:
+        return [ast.If(ast.UnaryOp(ast.Not(), condition), other, [])]
+    return [ast.If(condition, taken, other)]
+
+
+def _only_arm(node: Node, arm: Block, body: _Body) -> list[ast.stmt]:
+    statements = _block(arm, body)
+    if not _raises(statements):
+        for value, result in zip(node.outputs(), arm.outputs(), strict=True):
+            body.values[value.debugName()] = body.read(result)
+    return statements
+
+
+def _arm(node: Node, arm: Block, targets: list[str], body: _Body) -> list[ast.stmt]:
+    statements = _block(arm, body)
+    if _raises(statements):
+        return statements
+    for target, value, result in zip(targets, node.outputs(), arm.outputs(), strict=True):
+        statements.append(assign(target, body.read_as(result, value.type())))
+    return statements
+
+
+def _raises(statements: list[ast.stmt]) -> bool:
+    return bool(statements) and isinstance(statements[-1], ast.Raise)
+
+
+def _loop(node: Node, body: _Body) -> list[ast.stmt]:
+    trips, condition, *initial = node.inputs()
+    (block,) = node.blocks()
+    counter, *carried = block.inputs()
+    goes_on, *updated = block.outputs()
+    before: list[ast.stmt] = []
+    locals_ = []
+    for value, start in zip(carried, initial, strict=True):
+        expression = body.read_as(start, value.type())
+        locals_.append(body.bind(value))
+        before.append(assign(locals_[-1], expression))
+    is_for = _is_true(condition) and _is_true(goes_on)
+    index = body.bind(counter)
+    flag = None if is_for else body.fresh("goes_on")
+    if flag is not None:
+        before += [assign(flag, body.read(condition)), assign(index, ast.Constant(0))]
+    inner = _block(block, body)
+    if not _raises(inner):
+        targets = [*locals_, *([flag] if flag else [])]
+        values = [body.read_as(new, old.type()) for new, old in zip(updated, carried, strict=True)]
+        values += [body.read(goes_on)] if flag else []
+        inner += _reassigned(targets, values)
+    for value, local in zip(node.outputs(), locals_, strict=True):
+        body.values[value.debugName()] = name(local)
+    if flag is None:
+        return [*before, _for(index, body.read(trips), inner)]
+    return [*before, _while(flag, index, trips, inner, body)]
+
+
+def _is_true(value: Value) -> bool:
+    return is_constant(value) and value.toIValue() is True
+
+
+def _reassigned(targets: list[str], values: list[ast.expr]) -> list[ast.stmt]:
+    if len(targets) == 1:
+        return [assign(targets[0], values[0])]
+    return [assign_all(targets, ast.Tuple(values, ast.Load()))] if targets else []
+
+
+def _for(index: str, trips: ast.expr, inner: list[ast.stmt]) -> ast.stmt:
+    return ast.For(ast.Name(index, ast.Store()), call(name("range"), trips), inner or [ast.Pass()], [])
+
+
+def _while(flag: str, index: str, trips: Value, inner: list[ast.stmt], body: _Body) -> ast.stmt:
+    condition: ast.expr = name(flag)
+    if not (is_constant(trips) and trips.toIValue() >= _MAX_TRIPS):
+        below = ast.Compare(name(index), [ast.Lt()], [body.read(trips)])
+        condition = ast.BoolOp(ast.And(), [condition, below])
+    step = assign(index, ast.BinOp(name(index), ast.Add(), ast.Constant(1)))
+    return ast.While(condition, [*inner, step], [])
+
+
+def _isinstance(node: Node, body: _Body) -> list[ast.stmt]:
+    types = [annotation(jit_type) for jit_type in node.tys("types")]
+    check = [call(dotted("torch.jit.isinstance"), body.read(node.input()), jit_type) for jit_type in types]
+    return [assign(body.bind(node.output()), check[0] if len(check) == 1 else ast.BoolOp(ast.Or(), check))]
+
+
+_STRUCTURES: Mapping[str, Callable[[Node, _Body], list[ast.stmt]]] = {
+    "prim::CallFunction": _call_function,
+    "prim::CallMethod": _call_method,
+    "prim::Constant": _constant,
+    "prim::GetAttr": _get_attribute,
+    "prim::If": _if,
+    "prim::Loop": _loop,
+    "prim::SetAttr": _set_attribute,
+    "prim::isinstance": _isinstance,
+}

@@ -1,0 +1,260 @@
+"""IR node kind → the Python expression or statement that computes it; control flow is in `emission.py`.
+
+Every entry is a function of the node and the expressions of its inputs. Operators on tensors that have no entry are
+spelled by their schema (`aten.py`); anything else is not supported.
+"""
+
+import ast
+import builtins
+from collections.abc import Callable
+from types import MappingProxyType
+
+from archrepair_core.ingest.annotations import annotation
+from archrepair_core.ingest.graphs import Node, is_constant
+from archrepair_core.ingest.syntax import call, dotted, literal, member, name, subscript
+
+Write = Callable[[Node, list[ast.expr]], ast.expr]
+
+
+class UnsupportedNodeError(Exception):
+    """A node that the generated source cannot express; the message is its kind and why."""
+
+
+def annotated(expression: ast.expr, jit_type: object) -> ast.expr:
+    """`torch.jit.annotate(T, expression)`: the expression itself in eager, a typed one in TorchScript."""
+    return call(dotted("torch.jit.annotate"), annotation(jit_type), expression)
+
+
+def _binary(operator: ast.operator) -> Write:
+    return lambda _, inputs: ast.BinOp(inputs[0], operator, inputs[1])
+
+
+def _compare(operator: ast.cmpop) -> Write:
+    return lambda _, inputs: ast.Compare(inputs[0], [operator], [inputs[1]])
+
+
+def _both(operator: ast.boolop) -> Write:
+    return lambda _, inputs: ast.BoolOp(operator, inputs)
+
+
+def _unary(operator: ast.unaryop) -> Write:
+    return lambda _, inputs: ast.UnaryOp(operator, inputs[0])
+
+
+def _calls(path: str) -> Write:
+    return lambda _, inputs: call(dotted(path), *inputs)
+
+
+def _method(attribute: str) -> Write:
+    return lambda _, inputs: call(member(inputs[0], attribute), *inputs[1:])
+
+
+def _property(attribute: str) -> Write:
+    return lambda _, inputs: member(inputs[0], attribute)
+
+
+def _item(_: Node, inputs: list[ast.expr]) -> ast.expr:
+    return subscript(inputs[0], inputs[1])
+
+
+def _contains(_: Node, inputs: list[ast.expr]) -> ast.expr:
+    return ast.Compare(inputs[1], [ast.In()], [inputs[0]])
+
+
+def _list_slice(_: Node, inputs: list[ast.expr]) -> ast.expr:
+    return subscript(inputs[0], ast.Slice(*inputs[1:]))
+
+
+def _size(_: Node, inputs: list[ast.expr]) -> ast.expr:
+    size = call(member(inputs[0], "size"), *inputs[1:])
+    # torch.Size is no list: it does not concatenate with one.
+    return size if len(inputs) == 2 else call(name("list"), size)
+
+
+def _list(node: Node, inputs: list[ast.expr]) -> ast.expr:
+    jit_type = node.output().type()
+    element = jit_type.getElementType()
+    written = ast.List(inputs, ast.Load())
+    plain = inputs and element.kind() != "OptionalType" and element.kind() != "UnionType"
+    return written if plain else annotated(written, jit_type)
+
+
+def _tuple(node: Node, inputs: list[ast.expr]) -> ast.expr:
+    annotation(node.output().type())  # refuses named tuples: their fields would be lost
+    return ast.Tuple(inputs, ast.Load())
+
+
+def _dict(node: Node, inputs: list[ast.expr]) -> ast.expr:
+    written = ast.Dict(list(inputs[0::2]), list(inputs[1::2]))
+    return annotated(written, node.output().type())
+
+
+def _tuple_item(node: Node, inputs: list[ast.expr]) -> ast.expr:
+    index = list(node.inputs())[1]
+    if not is_constant(index):
+        raise UnsupportedNodeError("prim::TupleIndex with a computed index")
+    return subscript(inputs[0], literal(index.toIValue()))
+
+
+def _unwrap(node: Node, inputs: list[ast.expr]) -> ast.expr:
+    source = node.input().type()
+    if source.kind() != "OptionalType":
+        raise UnsupportedNodeError(f"prim::unchecked_cast from {source.annotation_str}")
+    return call(dotted("torch.jit._unwrap_optional"), inputs[0])
+
+
+def _uninitialized(node: Node, _: list[ast.expr]) -> ast.expr:
+    return _default(node.output().type())
+
+
+def _default(jit_type: object) -> ast.expr:
+    """Any value of a type: TorchScript never reads an uninitialized one, Python only wants it bound."""
+    kind = jit_type.kind()  # type: ignore[attr-defined]
+    if kind in _DEFAULTS:
+        return _DEFAULTS[kind]()
+    if kind == "TupleType":
+        return ast.Tuple([_default(item) for item in jit_type.elements()], ast.Load())  # type: ignore[attr-defined]
+    if kind in ("OptionalType", "ListType", "DictType"):
+        empty = {"OptionalType": ast.Constant(None), "ListType": ast.List([], ast.Load()), "DictType": ast.Dict([], [])}
+        return annotated(empty[kind], jit_type)
+    raise UnsupportedNodeError(f"prim::Uninitialized of type {jit_type.annotation_str}")  # type: ignore[attr-defined]
+
+
+_DEFAULTS: dict[str, Callable[[], ast.expr]] = {
+    "TensorType": lambda: call(dotted("torch.empty"), ast.Constant(0)),
+    "IntType": lambda: ast.Constant(0),
+    "FloatType": lambda: ast.Constant(0.0),
+    "BoolType": lambda: ast.Constant(False),
+    "StringType": lambda: ast.Constant(""),
+    "NoneType": lambda: ast.Constant(None),
+    "DeviceObjType": lambda: call(dotted("torch.device"), ast.Constant("cpu")),
+}
+
+
+def _derived_index(_: Node, inputs: list[ast.expr]) -> ast.expr:
+    index, start, step = inputs
+    return ast.BinOp(start, ast.Add(), ast.BinOp(index, ast.Mult(), step))
+
+
+def _range_length(node: Node, inputs: list[ast.expr]) -> ast.expr:
+    step = list(node.inputs())[2]
+    if not is_constant(step) or step.toIValue() == 0:
+        raise UnsupportedNodeError("aten::__range_length with a computed step")
+    width = ast.BinOp(inputs[1], ast.Sub(), inputs[0])
+    # -(-width // step) is the division that rounds up, for either sign of the step.
+    rounded = ast.BinOp(ast.UnaryOp(ast.USub(), width), ast.FloorDiv(), inputs[2])
+    return call(name("max"), ast.UnaryOp(ast.USub(), rounded), ast.Constant(0))
+
+
+def _list_with_default(_: Node, inputs: list[ast.expr]) -> ast.expr:
+    return inputs[0]
+
+
+# What the operator means when none of its arguments is a tensor.
+SCALARS: MappingProxyType[str, Write] = MappingProxyType(
+    {
+        "aten::add": _binary(ast.Add()),
+        "aten::sub": _binary(ast.Sub()),
+        "aten::mul": _binary(ast.Mult()),
+        "aten::div": _binary(ast.Div()),
+        "aten::floordiv": _binary(ast.FloorDiv()),
+        "aten::remainder": _binary(ast.Mod()),
+        "aten::pow": _binary(ast.Pow()),
+        "aten::neg": _unary(ast.USub()),
+        "aten::eq": _compare(ast.Eq()),
+        "aten::ne": _compare(ast.NotEq()),
+        "aten::lt": _compare(ast.Lt()),
+        "aten::le": _compare(ast.LtE()),
+        "aten::gt": _compare(ast.Gt()),
+        "aten::ge": _compare(ast.GtE()),
+        "aten::__and__": _both(ast.And()),
+        "aten::__or__": _both(ast.Or()),
+        "aten::slice": _list_slice,
+        "aten::sqrt": _calls("math.sqrt"),
+        "aten::exp": _calls("math.exp"),
+        "aten::log": _calls("math.log"),
+        "aten::floor": _calls("math.floor"),
+        "aten::ceil": _calls("math.ceil"),
+        "aten::round": _calls("round"),
+        "aten::abs": _calls("abs"),
+    }
+)
+
+ANY: MappingProxyType[str, Write] = MappingProxyType(
+    {
+        "aten::__is__": _compare(ast.Is()),
+        "aten::__isnot__": _compare(ast.IsNot()),
+        "aten::__not__": _unary(ast.Not()),
+        "aten::__contains__": _contains,
+        "aten::__getitem__": _item,
+        "aten::__derive_index": _derived_index,
+        "aten::__range_length": _range_length,
+        "aten::Bool": _calls("bool"),
+        "aten::Float": _calls("float"),
+        "aten::Int": _calls("int"),
+        "aten::FloatImplicit": _calls("float"),
+        "aten::IntImplicit": _calls("int"),
+        "aten::ScalarImplicit": _method("item"),
+        "aten::dim": _method("dim"),
+        "aten::format": _method("format"),
+        "aten::items": lambda _, inputs: call(name("list"), call(member(inputs[0], "items"))),
+        "aten::keys": lambda _, inputs: call(name("list"), call(member(inputs[0], "keys"))),
+        "aten::len": _calls("len"),
+        "aten::list": _calls("list"),
+        "aten::list_with_default": _list_with_default,
+        "aten::pop": _method("pop"),
+        "aten::size": _size,
+        "aten::str": _calls("str"),
+        "aten::values": lambda _, inputs: call(name("list"), call(member(inputs[0], "values"))),
+        "prim::DictConstruct": _dict,
+        "prim::ListConstruct": _list,
+        "prim::NumToTensor": _calls("torch.tensor"),
+        "prim::TupleConstruct": _tuple,
+        "prim::TupleIndex": _tuple_item,
+        "prim::Uninitialized": _uninitialized,
+        "prim::abs": _calls("abs"),
+        "prim::device": _property("device"),
+        "prim::dtype": _property("dtype"),
+        "prim::is_cuda": _property("is_cuda"),
+        "prim::max": _calls("max"),
+        "prim::min": _calls("min"),
+        "prim::unchecked_cast": _unwrap,
+    }
+)
+
+# Called for what they do: the result, if any, is their first argument.
+_LIST_METHODS = ("append", "clear", "extend", "insert", "remove", "reverse", "sort", "update")
+
+
+def _set_item(_: Node, inputs: list[ast.expr]) -> ast.stmt:
+    return ast.Assign([ast.Subscript(inputs[0], inputs[1], ast.Store())], inputs[2])
+
+
+def _statement(attribute: str) -> Callable[[Node, list[ast.expr]], ast.stmt]:
+    return lambda _, inputs: ast.Expr(call(member(inputs[0], attribute), *inputs[1:]))
+
+
+def _warn(_: Node, inputs: list[ast.expr]) -> ast.stmt:
+    return ast.Expr(call(dotted("warnings.warn"), inputs[0]))
+
+
+def _raise(node: Node, inputs: list[ast.expr]) -> ast.stmt:
+    return ast.Raise(call(name(_exception_name(node)), inputs[0]))
+
+
+def _exception_name(node: Node) -> str:
+    # The archive names the class; only Python's own are taken over.
+    named = [value.toIValue() for value in list(node.inputs())[1:] if is_constant(value)]
+    candidate = named[0].rpartition("builtins.")[2] if named and isinstance(named[0], str) else ""
+    found = getattr(builtins, candidate, None)
+    return candidate if isinstance(found, type) and issubclass(found, Exception) else "RuntimeError"
+
+
+STATEMENTS: MappingProxyType[str, Callable[[Node, list[ast.expr]], ast.stmt]] = MappingProxyType(
+    {
+        "aten::_set_item": _set_item,
+        "aten::warn": _warn,
+        "prim::RaiseException": _raise,
+        **{f"aten::{method}": _statement(method) for method in _LIST_METHODS},
+    }
+)

@@ -1,0 +1,36 @@
+"""Turn generated definitions into live functions and classes whose source Python and TorchScript can look up again."""
+
+import ast
+import linecache
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any
+
+_HEADER = ast.parse(
+    "import math\nimport warnings\nfrom typing import Any, Dict, List, Optional, Tuple, Union\n\n"
+    "import torch\nfrom torch import Tensor\n"
+).body
+
+
+def define(
+    definition: ast.FunctionDef | ast.ClassDef, module_name: str, qualified_name: str, namespace: Mapping[str, Any]
+) -> Any:
+    """The function or class, living in a module of its own named `module_name`.
+
+    `inspect.getsource` finds it through linecache, and `torch.jit.script` gives it back `qualified_name`.
+    """
+    tree = ast.fix_missing_locations(ast.Module([*_HEADER, definition], []))
+    source = ast.unparse(tree) + "\n"
+    filename = f"<{module_name}>"
+    module = types.ModuleType(module_name)
+    module.__file__ = filename
+    module.__dict__.update(namespace)
+    # The lines must be there before the definition runs: a torch.jit.export decorator may ask for them.
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    sys.modules[module_name] = module
+    # The text was printed from an ast of our own making; the archive contributes literals and checked identifiers only.
+    exec(compile(source, filename, "exec"), module.__dict__)  # noqa: S102
+    defined = module.__dict__[definition.name]
+    defined._jit_override_qualname = qualified_name
+    return defined

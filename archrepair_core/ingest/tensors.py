@@ -1,0 +1,41 @@
+"""The archive's tensors as parameters and buffers of the rebuilt model."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class TensorCopies:
+    """Copies storages once each, so that tied weights and views stay tied and the archive stays as it was delivered."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._parameters: dict[tuple[Any, ...], nn.Parameter] = {}
+
+    def tensor(self, original: torch.Tensor) -> torch.Tensor:
+        if original.layout != torch.strided:
+            return original.detach().clone()
+        storage = original.untyped_storage()
+        key = storage.data_ptr()
+        if key == 0:  # empty or meta: nothing to share
+            return original.detach().clone()
+        if key not in self._storages:
+            self._storages[key] = storage.clone()
+        copy = torch.empty(0, dtype=original.dtype, device=original.device)
+        return copy.set_(self._storages[key], original.storage_offset(), original.size(), original.stride())
+
+    def parameter(self, original: torch.Tensor) -> nn.Parameter:
+        """One Parameter object for all names of a tied weight."""
+        key = (original.data_ptr(), original.dtype, original.shape, original.stride())
+        if original.data_ptr() == 0 or key not in self._parameters:
+            self._parameters[key] = nn.Parameter(self.tensor(original), requires_grad=original.requires_grad)
+        return self._parameters[key]
+
+
+def fill_tensors(module: nn.Module, original: torch.jit.ScriptModule, copies: TensorCopies) -> None:
+    """Give `module` the parameters and buffers of `original` itself (not of its children), under the same names."""
+    for name, tensor in original.named_parameters(recurse=False, remove_duplicate=False):
+        module._parameters[name] = copies.parameter(tensor)
+    for name, tensor in original.named_buffers(recurse=False, remove_duplicate=False):
+        module._buffers[name] = copies.tensor(tensor)
