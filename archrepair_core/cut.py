@@ -102,10 +102,11 @@ def _make_tail(model: nn.Module, name: str, steps: list[_Step], *, copies: bool 
     """`copies` is for blocks that begin with an in-place operation: it would wear a cached activation away."""
 
     def tail(entering: Tensor) -> Tensor:
+        replaced = [step.name for step in steps if model.get_submodule(step.name) is not step.module]
+        if replaced:
+            raise EngineError("stale_cut", f"{replaced[0]!r} was replaced after the model was cut at {name!r}")
         answer = model.get_submodule(name)(entering.clone() if copies else entering)
         for step in steps:
-            if model.get_submodule(step.name) is not step.module:
-                raise EngineError("stale_cut", f"{step.name!r} was replaced after the model was cut at {name!r}")
             answer = step.rest(step.module, answer)
         return answer
 

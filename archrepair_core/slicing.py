@@ -192,7 +192,7 @@ def _parse(function: Any) -> ast.FunctionDef:
         raise Unsliceable("forward has no source") from error
     definition = ast.parse(text).body[0]
     if not isinstance(definition, ast.FunctionDef) or definition.decorator_list:
-        raise Unsliceable("forward is decorated")
+        raise Unsliceable("forward is decorated, or no def at all")
     if any(_means_another_thing_outside_its_class(node) for node in ast.walk(definition)):
         raise Unsliceable("forward uses private names")
     return definition

@@ -1,0 +1,203 @@
+import functools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from archrepair_core.slicing import Unsliceable, rest_after
+
+SCALE = 3.0
+
+
+def unchanged(function):
+    @functools.wraps(function)
+    def call(*args):
+        return function(*args)
+
+    return call
+
+
+class Host(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(2, 2)
+        self.block = nn.Linear(2, 2)
+        self.blocks = nn.ModuleList([self.block, nn.Linear(2, 2)])
+        self.factor = 2.0
+
+
+class Inlined(Host):
+    """Everything in one expression, with a global, an attribute and a default of forward behind the call."""
+
+    def forward(self, x: Tensor, offset: float = 1.0) -> Tensor:
+        return torch.relu(self.block(self.stem(x))) * SCALE * self.factor + offset
+
+
+class KeepsConstants(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        low = 1
+        axes = (low, -1)
+        width = self.factor
+        x = self.block(self.stem(x))
+        kept = x.unsqueeze(axes[0])
+        for _ in range(2):
+            kept = kept * width
+        return kept.sum(axes[1])
+
+
+class Delegates(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(x)
+
+    def outer(self, x: Tensor) -> Tensor:
+        y = self.inner(self.stem(x))
+        return y + 1
+
+    def inner(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        return x * 2
+
+
+class BranchesAfter(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        if self.training:
+            y = x * 2
+        elif self.factor < 0:
+            raise ValueError(self.factor)
+        else:
+            y = x
+        return y
+
+
+class WritesInOneBranch(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        x = self.block(x)
+        if self.training:
+            y = x
+        return y
+
+
+class AddsOnto(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.block(x)
+        return x
+
+
+class CallsUnderCondition(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.factor > 0:
+            x = self.block(x)
+        return x
+
+
+class CallsInConditionalExpression(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) if self.factor > 0 else x
+
+
+class ReturnsBefore(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.stem(x)
+        x = self.block(x)
+        return x
+
+
+class CallsTwice(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        return self.block(x)
+
+
+class MutatesItsConstant(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        axes = [0]
+        axes[0] = x.ndim - 1
+        x = self.block(x)
+        return x.sum(axes)
+
+
+class BreaksItsLoop(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+            if self.factor > 0:
+                break
+        return x
+
+
+class PassesTwoArguments(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, 2)
+
+    def inner(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return self.block(x) * factor
+
+
+class Decorated(Host):
+    @unchanged
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class CallsItsParent(Inlined):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Aliases(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.block
+        return block(x)
+
+
+class UsesPrivateNames(Host):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.__double(self.block(x))
+
+    def __double(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+@pytest.mark.parametrize("kind", [Inlined, KeepsConstants, Delegates, BranchesAfter])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_rest_after_the_answer_is_the_forward(kind, training):
+    host, x, answers = kind().train(training), torch.randn(3, 2), []
+    host.block.register_forward_hook(lambda _module, _args, output: answers.append(output))
+    expected = host(x)
+    rest = rest_after(host, host.block)
+    assert torch.equal(rest(host, answers[0]), expected)
+    assert len(answers) == 1, "the rest must not run the block again"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (WritesInOneBranch, "'y' is needed"),
+        (AddsOnto, "'x' is needed"),
+        (CallsUnderCondition, "under a condition"),
+        (CallsInConditionalExpression, "under a condition"),
+        (ReturnsBefore, "under a condition"),
+        (CallsTwice, "2 times"),
+        (MutatesItsConstant, "'axes' is needed"),
+        (BreaksItsLoop, "loop"),
+        (PassesTwoArguments, "more than one argument"),
+        (Decorated, "not a plain method"),
+        (CallsItsParent, "not a plain method"),
+        (Aliases, "0 times"),
+        (UsesPrivateNames, "private names"),
+    ],
+)
+def test_a_forward_that_cannot_be_continued_says_why(kind, why):
+    host = kind()
+    with pytest.raises(Unsliceable, match=why):
+        rest_after(host, host.block)
+
+
+def test_the_rest_does_not_add_names_to_the_module_it_came_from():
+    before = set(globals())
+    host = Inlined()
+    rest_after(host, host.block)(host, torch.zeros(1, 2))
+    assert set(globals()) == before
