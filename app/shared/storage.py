@@ -1,13 +1,14 @@
 """The object store: uploads by their content's hash, artifacts by job and attempt. Local directory or S3, one code."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, S3Store
+from typing_extensions import Buffer
 from ulid import ULID
 
 # obstore buffers up to CHUNK_BYTES * CONCURRENT_CHUNKS of a stream: its defaults of 5 MiB * 12 cost 60 MiB per upload.
@@ -78,13 +79,19 @@ def download(store: ObjectStore, key: str, path: Path) -> None:
             file.write(chunk)
 
 
-async def stream_range(store: ObjectStore, key: str, *, start: int, stop: int) -> AsyncIterator[bytes]:
-    """The bytes start..stop-1 of an object, in pieces. Raises FileNotFoundError before the first piece."""
-    if start >= stop:
-        return
+async def open_range(store: ObjectStore, key: str, *, start: int, stop: int) -> AsyncIterator[bytes]:
+    """The bytes start..stop-1 of an object, in pieces. Raises FileNotFoundError at once when there is none."""
+    if start >= stop:  # stores refuse an empty range
+        await obstore.head_async(store, key)
+        return _pieces(None)
     found = await obstore.get_async(store, key, options={"range": (start, stop)})
-    async for chunk in found.stream(min_chunk_size=READ_BYTES):
-        yield bytes(chunk)
+    return _pieces(found.stream(min_chunk_size=READ_BYTES))
+
+
+async def _pieces(stream: AsyncIterable[Buffer] | None) -> AsyncIterator[bytes]:
+    if stream is not None:
+        async for piece in stream:
+            yield bytes(piece)
 
 
 def delete(store: ObjectStore, key: str) -> None:

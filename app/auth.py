@@ -1,0 +1,55 @@
+"""Who is asking: a Bearer API key, its project and its scopes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from app.deps import ReadSession
+from app.errors import ApiProblem
+from app.keys import find_api_key
+
+HINT = "Send the header Authorization: Bearer ar_…; `archrepair up` writes a key to STATE_DIR/api-key."
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+bearer = HTTPBearer(auto_error=False, description="An API key, ar_<prefix>_<secret>.")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The project a request acts for, and what its key allows."""
+
+    project_id: str
+    scopes: frozenset[str]
+
+
+def authenticate(
+    session: ReadSession, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> Caller:
+    """The caller of this request. Raises ApiProblem `auth.*`."""
+    if credentials is None:
+        raise ApiProblem("auth.missing_key", "The request has no API key.", hint=HINT, headers=CHALLENGE)
+    row = find_api_key(session, credentials.credentials)
+    if row is None:
+        raise ApiProblem("auth.invalid_key", "This API key is not known here.", hint=HINT, headers=CHALLENGE)
+    return Caller(row.project_id, frozenset(row.scopes))
+
+
+def requires(scope: str) -> Callable[[Caller], Caller]:
+    """A dependency that lets only keys with `scope` pass."""
+
+    def check(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+        if scope not in caller.scopes:
+            held = ", ".join(sorted(caller.scopes)) or "none"
+            detail = f"This needs the scope {scope!r}; the key has {held}."
+            raise ApiProblem("auth.missing_scope", detail, hint="Use a key with that scope.")
+        return caller
+
+    return check
+
+
+JobsReader = Annotated[Caller, Depends(requires("jobs:read"))]
+JobsWriter = Annotated[Caller, Depends(requires("jobs:write"))]
+ModelsReader = Annotated[Caller, Depends(requires("models:read"))]
+SystemReader = Annotated[Caller, Depends(requires("system:read"))]

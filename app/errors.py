@@ -1,0 +1,184 @@
+"""What the gateway answers when it cannot do what was asked: RFC 9457 problems, for every 4xx and 5xx.
+
+ApiProblem is the only error of the gateway: raised anywhere below a route, it carries the whole answer. `PROBLEMS`
+lists the codes with status and title. The framework's own refusals (404, 405, a bad query) are turned into one here.
+"""
+
+import http
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class ProblemKind:
+    """What all problems of one code share."""
+
+    status: int
+    title: str
+    retryable: bool = False
+
+
+PROBLEMS = {
+    "auth.missing_key": ProblemKind(401, "No API key"),
+    "auth.invalid_key": ProblemKind(401, "Unknown API key"),
+    "auth.missing_scope": ProblemKind(403, "The API key may not do this"),
+    "request.invalid": ProblemKind(422, "The request is not valid"),
+    "request.invalid_json": ProblemKind(422, "The body is not JSON"),
+    "request.too_large": ProblemKind(413, "The body is too large"),
+    "request.not_found": ProblemKind(404, "No such path"),
+    "request.method_not_allowed": ProblemKind(405, "This path does not take this method"),
+    "request.unsupported_media_type": ProblemKind(415, "The body is of a type this path does not take"),
+    "request.not_acceptable": ProblemKind(406, "None of the accepted formats can be made"),
+    "request.range_not_satisfiable": ProblemKind(416, "The range lies outside of the file"),
+    "spec.missing": ProblemKind(422, "The request has no spec"),
+    "spec.invalid_json": ProblemKind(422, "The spec is not JSON"),
+    "spec.too_large": ProblemKind(413, "The spec is too large"),
+    "spec.unknown_field": ProblemKind(422, "The spec has a field that does not exist"),
+    "spec.invalid": ProblemKind(422, "The spec is not valid"),
+    "spec.not_first": ProblemKind(422, "The spec part must come first"),
+    "model.missing": ProblemKind(422, "The request has no model"),
+    "model.given_twice": ProblemKind(422, "The request names two models"),
+    "model.not_found": ProblemKind(404, "No such model"),
+    "model.unknown_id": ProblemKind(422, "The spec names a model that does not exist"),
+    "model.not_torchscript": ProblemKind(422, "The model is not a TorchScript archive"),
+    "dataset.missing_upload": ProblemKind(422, "A dataset file is missing"),
+    "dataset.unreferenced_upload": ProblemKind(422, "A file no dataset refers to"),
+    "dataset.reference_not_supported": ProblemKind(422, "A dataset reference of a kind not supported"),
+    "upload.malformed": ProblemKind(422, "The multipart body is malformed"),
+    "upload.truncated": ProblemKind(422, "The multipart body ended too early"),
+    "upload.duplicate_part": ProblemKind(422, "Two parts have the same name"),
+    "upload.too_large": ProblemKind(413, "The upload is too large"),
+    "job.not_found": ProblemKind(404, "No such job"),
+    "job.already_done": ProblemKind(409, "The job has already ended"),
+    "job.not_finished": ProblemKind(409, "The job has not ended yet", retryable=True),
+    "job.no_repaired_model": ProblemKind(404, "The job has no repaired model"),
+    "job.no_localization": ProblemKind(404, "The job has no localization"),
+    "job.no_report": ProblemKind(404, "The job has no report"),
+    "artifact.not_found": ProblemKind(404, "No such artifact"),
+    "worker.lost": ProblemKind(500, "The worker was lost", retryable=True),
+    "platform.content_missing": ProblemKind(500, "A stored file is gone"),
+    "platform.internal": ProblemKind(500, "Something broke on our side", retryable=True),
+    "platform.database_unavailable": ProblemKind(503, "The database does not answer", retryable=True),
+    "platform.store_unavailable": ProblemKind(503, "The object store does not answer", retryable=True),
+}
+CODES_OF_STATUS = {
+    404: "request.not_found",
+    405: "request.method_not_allowed",
+    413: "request.too_large",
+    415: "request.unsupported_media_type",
+}
+
+
+class ApiProblem(Exception):
+    """One answer of the gateway that is not a success. `errors` point into the body: `{"pointer", "detail"}` each."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        hint: str = "",
+        errors: Sequence[Mapping[str, Any]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.hint = hint
+        self.errors = [dict(error) for error in errors]
+        self.headers = dict(headers or {})
+
+
+def problem_type(code: str) -> str:
+    """The `type` URI of a code: a stable name that needs no web page."""
+    return f"urn:archrepair:problem:{code}"
+
+
+def problem_response(request: Request, problem: ApiProblem, *, status: int | None = None) -> JSONResponse:
+    """The problem as RFC 9457 JSON."""
+    kind = PROBLEMS[problem.code]
+    headers = dict(problem.headers)
+    if kind.retryable:
+        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+    body = {
+        "type": problem_type(problem.code),
+        "title": kind.title,
+        "status": status or kind.status,
+        "detail": problem.detail,
+        "instance": request.url.path,
+        "code": problem.code,
+        "hint": problem.hint,
+        "retryable": kind.retryable,
+        "request_id": getattr(request.state, "request_id", ""),
+        "errors": problem.errors,
+    }
+    return JSONResponse(body, status or kind.status, headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiProblem)
+    return problem_response(request, error)
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = CODES_OF_STATUS.get(error.status_code, "request.invalid")
+    if error.status_code >= 500:
+        code = "platform.internal"
+    details = {
+        404: f"There is nothing at {request.url.path}.",
+        405: f"{request.url.path} does not take {request.method}.",
+    }
+    detail = details.get(error.status_code) or str(error.detail or http.HTTPStatus(error.status_code).phrase)
+    problem = ApiProblem(code, detail, hint="See /docs for what there is.", headers=error.headers)
+    return problem_response(request, problem, status=error.status_code)
+
+
+def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = [_request_error(item) for item in error.errors()]
+    code = "request.invalid_json" if error.errors()[0]["type"] == "json_invalid" else "request.invalid"
+    detail = "; ".join(f"{item.get('parameter') or item.get('pointer')}: {item['detail']}" for item in found)
+    return problem_response(request, ApiProblem(code, detail, hint="See /docs for what is allowed.", errors=found))
+
+
+def _request_error(error: Mapping[str, Any]) -> dict[str, str]:
+    place, *path = error["loc"]
+    message = str(error.get("ctx", {}).get("error") or error["msg"])
+    if place == "body":
+        return {"pointer": "#/" + "/".join(map(str, path)), "detail": message}
+    return {"parameter": f"{place} {'.'.join(map(str, path))}", "detail": message}
+
+
+def _on_database_error(request: Request, error: Exception) -> Response:
+    structlog.get_logger().error("the database does not answer", error=str(error))
+    problem = ApiProblem(
+        "platform.database_unavailable", "The database does not answer.", hint="Try again in a moment."
+    )
+    return problem_response(request, problem)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every refusal of `app` a problem. Crashes are caught further out, by the request middleware."""
+    app.add_exception_handler(ApiProblem, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(OperationalError, _on_database_error)
+
+
+def problem_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses` for these statuses; the schema `Problem` is added by app.openapi."""
+    content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {code: {"description": http.HTTPStatus(code).phrase, "content": content} for code in sorted(codes)}

@@ -1,0 +1,95 @@
+"""The gateway: `python -m uvicorn app.main:create_app --factory`. Takes jobs in and shows them; never imports torch."""
+
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from importlib.metadata import version
+from types import FrameType
+from typing import Any
+
+from fastapi import FastAPI
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+
+from app.deps import Gateway
+from app.errors import install_error_handlers
+from app.logs import configure_logs
+from app.middleware import RequestBorder
+from app.openapi import install_openapi
+from app.prepare import prepare
+from app.relay import start_relay, stop_relay
+from app.routes import artifacts, jobs, models, system
+from app.shared.db import make_engine, make_sessions, read_only
+from app.shared.queue import make_celery, ring
+from app.shared.settings import Settings
+from app.shared.storage import open_store
+from app.shared.tables import ApiKey
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI app. Connections are made when it starts, not here."""
+    settings = settings or Settings()
+    configure_logs(settings.log_level)
+    app = FastAPI(
+        title="ArchRepair", version=version("archrepair"), lifespan=partial(_lifespan, settings), redirect_slashes=False
+    )
+    app.add_middleware(RequestBorder)
+    install_error_handlers(app)
+    install_openapi(app)
+    for module in (jobs, artifacts, models, system):
+        app.include_router(module.router, prefix="/v1")
+        app.include_router(module.router, include_in_schema=False)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+    if settings.database_url.startswith("sqlite"):
+        await run_in_threadpool(prepare, settings)
+    engine = make_engine(settings.database_url)
+    sessions, readers = make_sessions(engine), make_sessions(read_only(engine))
+    with readers() as session:
+        if session.scalar(select(ApiKey.id).limit(1)) is None:
+            raise RuntimeError("the database has no API key yet: run `python -m app.prepare` once")
+    celery = make_celery(settings)
+    relay, thread = start_relay(sessions, partial(ring, celery))
+    with _told_of_stop() as stopping:
+        app.state.gateway = Gateway(
+            settings=settings,
+            sessions=sessions,
+            readers=readers,
+            store=open_store(settings.store_url),
+            celery=celery,
+            relay=relay,
+            stopping=stopping,
+        )
+        yield
+    await run_in_threadpool(stop_relay, relay, thread)
+    celery.close()
+    engine.dispose()
+
+
+@contextmanager
+def _told_of_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, besides what the server does: it would wait out every long poll."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

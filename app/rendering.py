@@ -1,0 +1,138 @@
+"""From rows to what the API shows."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import PROBLEMS, problem_type
+from app.schemas import ArtifactRead, EventRead, JobError, JobRead, ModelRead, Phase, Progress, QueuePlace
+from app.shared.jobs import DONE, queue_position
+from app.shared.tables import Artifact, Job, JobEvent, Model
+from app.shared.times import rfc3339
+
+JOB_LINKS = ("cancel", "events", "logs", "artifacts", "model", "localization", "report")
+
+
+def render_job(session: Session, job: Job) -> JobRead:
+    """One job as the API shows it."""
+    return render_jobs(session, [job])[0]
+
+
+def render_jobs(session: Session, jobs: Sequence[Job]) -> list[JobRead]:
+    """Jobs as the API shows them, with one query for all their artifacts."""
+    artifacts: dict[str, list[ArtifactRead]] = {job.id: [] for job in jobs}
+    rows = select(Artifact).where(Artifact.job_id.in_(artifacts)).order_by(Artifact.created_at, Artifact.id)
+    for row in session.scalars(rows):
+        artifacts[row.job_id].append(render_artifact(row))
+    return [_job(job, artifacts[job.id], queue_position(session, job)) for job in jobs]
+
+
+def _job(job: Job, artifacts: list[ArtifactRead], position: int | None) -> JobRead:
+    path = f"/v1/jobs/{job.id}"
+    return JobRead(
+        id=job.id,
+        kind=job.kind,
+        status=job.status,
+        done=job.status in DONE,
+        phase=job.phase,
+        phases=[
+            Phase(
+                name=phase["name"],
+                started_at=_time(phase["started_at"]),
+                finished_at=rfc3339(phase["finished_at"]),
+            )
+            for phase in job.phases
+        ],
+        progress=_progress(job),
+        queue=QueuePlace(position=position) if position is not None else None,
+        attempt=job.attempt,
+        max_attempts=job.max_attempts,
+        model_id=job.model_id,
+        spec=job.spec,
+        resolved_spec=job.resolved_spec,
+        result=job.result,
+        verdict=job.verdict,
+        error=_error(job),
+        artifacts=artifacts,
+        metadata=job.labels,
+        links={"self": path} | {name: f"{path}/{name}" for name in JOB_LINKS},
+        created_at=_time(job.created_at),
+        started_at=rfc3339(job.started_at),
+        finished_at=rfc3339(job.finished_at),
+        updated_at=_time(job.updated_at),
+    )
+
+
+def _progress(job: Job) -> Progress | None:
+    if job.progress is None:
+        return None
+    return Progress(
+        percent=job.progress.get("percent", 0.0),
+        message=job.progress.get("message", ""),
+        step=job.progress.get("step", 0),
+        total_steps=job.progress.get("total_steps", 0),
+    )
+
+
+def _error(job: Job) -> JobError | None:
+    if job.error is None:
+        return None
+    code = job.error.get("code", "platform.internal")
+    kind = PROBLEMS.get(code)
+    by_us = job.error.get("category", "platform") == "platform"
+    return JobError.model_validate(
+        {
+            "type": problem_type(code),
+            "title": kind.title if kind else _title(code),
+            "code": code,
+            "retryable": kind.retryable if kind else by_us,
+            "attempt": job.attempt,
+            **job.error,
+        }
+    )
+
+
+def _title(code: str) -> str:
+    """`model.frozen_graph` reads as "Model: frozen graph"."""
+    family, _, name = code.partition(".")
+    return f"{family.capitalize()}: {name.replace('_', ' ')}"
+
+
+def render_artifact(row: Artifact) -> ArtifactRead:
+    """One artifact as the API shows it."""
+    return ArtifactRead(
+        id=row.id,
+        job_id=row.job_id,
+        name=row.name,
+        kind=row.kind,
+        media_type=row.media_type,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        attempt=row.attempt,
+        created_at=_time(row.created_at),
+        links={"content": f"/v1/artifacts/{row.id}/content", "job": f"/v1/jobs/{row.job_id}"},
+    )
+
+
+def render_model(row: Model) -> ModelRead:
+    """One uploaded model as the API shows it."""
+    return ModelRead(
+        id=row.id,
+        filename=row.filename,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        created_at=_time(row.created_at),
+        links={"self": f"/v1/models/{row.id}"},
+    )
+
+
+def render_event(row: JobEvent) -> EventRead:
+    """One event as the API shows it."""
+    return EventRead(seq=row.seq, type=row.type, data=row.data, created_at=_time(row.created_at))
+
+
+def _time(epoch_seconds: float) -> str:
+    text = rfc3339(epoch_seconds)
+    assert text is not None
+    return text

@@ -1,0 +1,159 @@
+"""What a job leaves: its files by id, and by what they are: model, localization, report, log."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.responses import PlainTextResponse, Response
+
+from app.auth import JobsReader
+from app.deps import IDENTIFIER, CurrentGateway, ReadSession
+from app.downloads import DOWNLOAD_RESPONSES, Download, download_of, send_file
+from app.errors import ApiProblem, problem_responses
+from app.joblog import event_lines, last_lines
+from app.rendering import render_artifact
+from app.routes.jobs import RETRY_AFTER_SECONDS, OwnJob
+from app.schemas import ArtifactPage
+from app.shared.jobs import DONE
+from app.shared.tables import Artifact, Job, Model
+
+router = APIRouter(tags=["artifacts"], responses=problem_responses(401, 403, 404, 422, 500, 503))
+JSON_FILE = {200: {"content": {"application/json": {}}, "description": "The file"}}
+
+
+def own_artifact(artifact_id: str, session: ReadSession, caller: JobsReader) -> Artifact:
+    """The artifact a path names. Another project's is as absent as one that never was."""
+    found = select(Artifact).join(Job).where(Artifact.id == artifact_id, Job.project_id == caller.project_id)
+    artifact = session.scalar(found) if IDENTIFIER.fullmatch(artifact_id) else None
+    if artifact is None:
+        detail = f"There is no artifact {artifact_id!r} in your project."
+        raise ApiProblem("artifact.not_found", detail, hint="GET /v1/jobs/{id}/artifacts lists them.")
+    return artifact
+
+
+def repaired_model(
+    job: OwnJob,
+    session: ReadSession,
+    candidate: Annotated[bool, Query(description="Also a model that the gates refused.")] = False,
+) -> Download:
+    """The repaired model of a job, named after the file that was uploaded."""
+    artifact = _artifact_of(session, job, ("model", "candidate") if candidate else ("model",))
+    if artifact is None:
+        offered = _artifact_of(session, job, ("candidate",)) is not None
+        hint = "Add ?candidate=true for the model the gates refused." if offered else "See the job's result and error."
+        raise ApiProblem("job.no_repaired_model", _why_no_model(job), hint=hint)
+    uploaded = PurePath(session.get_one(Model, job.model_id).filename)
+    suffix = PurePath(artifact.name).suffix or uploaded.suffix
+    return download_of(artifact, filename=f"{uploaded.stem}.{_stem_of(artifact)}{suffix}")
+
+
+def _stem_of(artifact: Artifact) -> str:
+    return "repaired" if artifact.kind == "model" else artifact.kind
+
+
+def _why_no_model(job: Job) -> str:
+    if job.result is not None and job.result.get("reason"):
+        return f"Job {job.id} has no repaired model: {job.result['reason']}"
+    if job.error is not None:
+        return f"Job {job.id} has no repaired model, it {job.status}: {job.error.get('detail', '')}"
+    return f"Job {job.id} has no repaired model: it {job.status} with kind {job.kind!r}."
+
+
+def _artifact_of(session: Session, job: Job, kinds: Sequence[str]) -> Artifact | None:
+    """The job's artifact of the first of `kinds` there is, from the newest attempt. Raises ApiProblem while it runs."""
+    if job.status not in DONE:
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        detail = f"Job {job.id} is {job.status}."
+        raise ApiProblem("job.not_finished", detail, hint="GET /v1/jobs/{id}?wait=60 waits for it.", headers=headers)
+    rows = select(Artifact).where(Artifact.job_id == job.id, Artifact.kind.in_(kinds))
+    found = session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id)).all()
+    return min(found, key=lambda artifact: kinds.index(artifact.kind), default=None)
+
+
+def localization_file(job: OwnJob, session: ReadSession) -> Download:
+    """The ranked blocks of a job."""
+    artifact = _artifact_of(session, job, ("localization",))
+    if artifact is None:
+        raise ApiProblem("job.no_localization", f"Job {job.id} {job.status} before blocks were ranked.")
+    return download_of(artifact, inline=True)
+
+
+def report_file(job: OwnJob, session: ReadSession) -> Download:
+    """The report of a job, as JSON."""
+    artifact = _artifact_of(session, job, ("report",))
+    if artifact is None:
+        raise ApiProblem("job.no_report", f"Job {job.id} {job.status} without a report.", hint="See the job's error.")
+    return download_of(artifact, inline=True)
+
+
+@router.get("/jobs/{job_id}/artifacts", response_model=ArtifactPage)
+def list_artifacts(job: OwnJob, session: ReadSession) -> ArtifactPage:
+    """All files of a job."""
+    rows = select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.created_at, Artifact.id)
+    return ArtifactPage(data=[render_artifact(row) for row in session.scalars(rows)], has_more=False)
+
+
+@router.get("/artifacts/{artifact_id}/content", response_class=Response, responses=DOWNLOAD_RESPONSES)
+async def get_content(
+    artifact: Annotated[Artifact, Depends(own_artifact)], request: Request, gateway: CurrentGateway
+) -> Response:
+    """One file, resumable by Range."""
+    return await send_file(request, gateway.store, download_of(artifact))
+
+
+@router.get("/jobs/{job_id}/model", response_class=Response, responses=DOWNLOAD_RESPONSES | problem_responses(409))
+async def get_repaired_model(
+    file: Annotated[Download, Depends(repaired_model)], request: Request, gateway: CurrentGateway
+) -> Response:
+    """The repaired model; 404 with the reason when there is none."""
+    return await send_file(request, gateway.store, file)
+
+
+@router.get(
+    "/jobs/{job_id}/localization",
+    response_class=Response,
+    responses=DOWNLOAD_RESPONSES | JSON_FILE | problem_responses(409),
+)
+async def get_localization(
+    file: Annotated[Download, Depends(localization_file)], request: Request, gateway: CurrentGateway
+) -> Response:
+    """The ranked blocks with their scores."""
+    return await send_file(request, gateway.store, file)
+
+
+@router.get(
+    "/jobs/{job_id}/report",
+    response_class=Response,
+    responses=DOWNLOAD_RESPONSES | JSON_FILE | problem_responses(406, 409),
+)
+async def get_report(
+    file: Annotated[Download, Depends(report_file)],
+    request: Request,
+    gateway: CurrentGateway,
+    format: Literal["json"] = "json",
+) -> Response:
+    """The evidence: what was measured before and after, and what the gates said."""
+    accepted = [item.partition(";")[0].strip() for item in request.headers.get("accept", "*/*").split(",")]
+    if not {"*/*", "application/*", "application/json"} & set(accepted):
+        detail = f"The report is application/json, not {', '.join(accepted)}."
+        raise ApiProblem("request.not_acceptable", detail, hint="Send Accept: application/json.")
+    return await send_file(request, gateway.store, file)
+
+
+@router.get("/jobs/{job_id}/logs", response_class=PlainTextResponse)
+async def get_logs(
+    job: OwnJob,
+    session: ReadSession,
+    gateway: CurrentGateway,
+    tail: Annotated[int, Query(ge=1, le=10_000, description="Only this many of the last lines.")] = 1000,
+) -> PlainTextResponse:
+    """The engine's log; until it is stored, at the end of the attempt, the job's events as lines."""
+    rows = select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == "log")
+    artifact = session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id.desc()).limit(1)).first()
+    if artifact is None:
+        return PlainTextResponse(event_lines(session, job.id, tail=tail))
+    text = await last_lines(gateway.store, artifact.storage_key, size_bytes=artifact.size_bytes, tail=tail)
+    return PlainTextResponse(text)

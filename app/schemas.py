@@ -1,0 +1,203 @@
+"""What goes in and out over HTTP, one schema per direction. Enums are open: clients stop on `done`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from archrepair_core.spec import RepairSpec
+
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class JobCreate(RepairSpec):
+    """A repair, and what belongs to the job around it."""
+
+    model_id: str | None = Field(None, max_length=40, description="A registered model, in place of a `model` part.")
+    metadata: dict[MetadataKey, MetadataValue] = Field({}, max_length=16, description="Yours to find the job by.")
+
+    def repair_spec(self) -> dict[str, Any]:
+        """The part the engine understands, as JSON data."""
+        return self.model_dump(mode="json", exclude={"model_id", "metadata"})
+
+
+class CancelRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    keep_best: bool = Field(False, description="Keep what the run has found so far, where the method allows it.")
+
+
+class Read(BaseModel):
+    """Answers may grow fields; what is here stays."""
+
+
+class ProblemError(Read):
+    pointer: str | None = Field(None, description="JSON Pointer into the body, as a URI fragment.")
+    parameter: str | None = Field(None, description="The query, path or header parameter.")
+    detail: str
+
+
+class Problem(Read):
+    """RFC 9457. `code` is for programs, `detail` and `hint` for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    hint: str
+    retryable: bool
+    request_id: str
+    errors: list[ProblemError]
+
+
+class JobError(Read):
+    """Why a job failed. `category` says whose turn it is: `user` or `platform`."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    title: str
+    code: str
+    detail: str
+    hint: str = ""
+    category: str = "platform"
+    retryable: bool
+    phase: str | None = None
+    attempt: int
+    log_tail: list[str] = []
+
+
+class Phase(Read):
+    name: str
+    started_at: Time
+    finished_at: Time | None
+
+
+class Progress(Read):
+    percent: float
+    message: str
+    step: int
+    total_steps: int
+
+
+class QueuePlace(Read):
+    position: int = Field(description="1 for the job the next free worker takes.")
+
+
+class ArtifactRead(Read):
+    object: Literal["artifact"] = "artifact"
+    id: str
+    job_id: str
+    name: str
+    kind: str
+    media_type: str
+    size_bytes: int
+    sha256: str
+    attempt: int
+    created_at: Time
+    links: dict[str, str]
+
+
+class ModelRead(Read):
+    object: Literal["model"] = "model"
+    id: str
+    filename: str
+    size_bytes: int
+    sha256: str
+    created_at: Time
+    links: dict[str, str]
+
+
+class JobRead(Read):
+    """`status` says whether it ran, `verdict` whether the repair is good enough."""
+
+    object: Literal["job"] = "job"
+    id: str
+    kind: str
+    status: str = Field(description="queued, running, cancelling, succeeded, failed, cancelled")
+    done: bool
+    phase: str | None
+    phases: list[Phase]
+    progress: Progress | None
+    queue: QueuePlace | None
+    attempt: int
+    max_attempts: int
+    model_id: str
+    spec: dict[str, Any]
+    resolved_spec: dict[str, Any] | None
+    result: dict[str, Any] | None
+    verdict: str = Field(description="pass, fail, inconclusive, not_evaluated")
+    error: JobError | None
+    artifacts: list[ArtifactRead]
+    metadata: dict[str, str]
+    links: dict[str, str]
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    updated_at: Time
+
+
+class EventRead(Read):
+    object: Literal["job_event"] = "job_event"
+    seq: int
+    type: str
+    data: dict[str, Any]
+    created_at: Time
+
+
+class Page(Read):
+    object: Literal["list"] = "list"
+    has_more: bool
+    next_cursor: str | None = None
+
+
+class JobPage(Page):
+    data: list[JobRead]
+
+
+class ModelPage(Page):
+    data: list[ModelRead]
+
+
+class ArtifactPage(Page):
+    data: list[ArtifactRead]
+
+
+class EventPage(Page):
+    data: list[EventRead]
+
+
+class Validation(Read):
+    object: Literal["validation"] = "validation"
+    valid: Literal[True] = True
+    spec: dict[str, Any]
+
+
+class Health(Read):
+    status: str
+
+
+class Readiness(Read):
+    status: Literal["ready", "unready"]
+    checks: dict[str, str]
+
+
+class QueueState(Read):
+    queued: int
+    running: int
+    cancelling: int
+    oldest_queued_at: Time | None
+
+
+class WorkerSeen(Read):
+    name: str
+    busy: bool
+    last_seen_at: Time
+
+
+class System(Read):
+    object: Literal["system"] = "system"
+    version: str
+    queue: QueueState
+    workers: list[WorkerSeen]

@@ -1,0 +1,132 @@
+"""From the bytes of a spec to a JobCreate, or to a problem that says where it is wrong and what was meant."""
+
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from app.errors import ApiProblem
+from app.schemas import JobCreate
+
+UPLOAD = "upload:"
+SUPPORTED_REFERENCES = ("builtin:digits",)
+
+
+def parse_spec(raw: bytes) -> JobCreate:
+    """Parse and validate one spec. Raises ApiProblem `spec.*` or `dataset.reference_not_supported`."""
+    data = _json(raw)
+    try:
+        spec = JobCreate.model_validate(data)
+    except ValidationError as error:
+        raise _spec_problem(error, data) from None
+    _check_references(spec)
+    return spec
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        data = json.loads(raw, parse_constant=_finite, parse_float=_finite)
+        json.dumps(data, ensure_ascii=False).encode()  # a lone surrogate could be stored but never answered
+    except json.JSONDecodeError as error:
+        wrong = f"{error.msg} at line {error.lineno}, column {error.colno}"
+    except UnicodeError as error:
+        wrong = (
+            f"it is not UTF-8, {error.reason}" if isinstance(error, UnicodeDecodeError) else "it has half a surrogate"
+        )
+    except RecursionError:
+        wrong = "it is nested too deeply"
+    except ValueError as error:
+        wrong = str(error)
+    else:
+        return data
+    raise ApiProblem("spec.invalid_json", f"The spec is not JSON: {wrong}.", hint="Send one JSON object, in UTF-8.")
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is not a finite number")
+    return float(number)
+
+
+def upload_names(spec: JobCreate) -> dict[str, list[str]]:
+    """Part name to the splits that refer to it, for every `upload:NAME` of the spec."""
+    names: dict[str, list[str]] = {}
+    for split, reference in _references(spec).items():
+        if reference.startswith(UPLOAD):
+            names.setdefault(reference.removeprefix(UPLOAD), []).append(split)
+    return names
+
+
+def _references(spec: JobCreate) -> dict[str, str]:
+    references = spec.datasets.model_dump()
+    return {split: reference for split, reference in references.items() if isinstance(reference, str)}
+
+
+def _check_references(spec: JobCreate) -> None:
+    errors = [
+        {"pointer": f"#/datasets/{split}", "detail": f"{reference!r} is not supported."}
+        for split, reference in _references(spec).items()
+        if reference not in SUPPORTED_REFERENCES and not (reference.startswith(UPLOAD) and reference != UPLOAD)
+    ]
+    if errors:
+        detail = "; ".join(f"{error['pointer']}: {error['detail']}" for error in errors)
+        hint = "Use upload:NAME with a file part called NAME in this request, or builtin:digits."
+        raise ApiProblem("dataset.reference_not_supported", detail, hint=hint, errors=errors)
+
+
+def _spec_problem(error: ValidationError, data: Any) -> ApiProblem:
+    found = error.errors(include_url=False)
+    errors = [{"pointer": _pointer(item["loc"], data), "detail": _detail(item)} for item in found]
+    unknown = any(item["type"] == "extra_forbidden" for item in found)
+    detail = "; ".join(f"{item['pointer']}: {item['detail']}" for item in errors)
+    hint = "Correct these fields; /docs has the schema JobCreate."
+    return ApiProblem("spec.unknown_field" if unknown else "spec.invalid", detail, hint=hint, errors=errors)
+
+
+def _detail(error: Mapping[str, Any]) -> str:
+    if error["type"] == "model_type":
+        return "must be a JSON object"
+    if error["type"] != "extra_forbidden":
+        cause = error.get("ctx", {}).get("error")
+        return str(cause) if isinstance(cause, Exception) else str(error["msg"])
+    allowed = _names_at(error["loc"][:-1])
+    close = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1, cutoff=0.5)
+    meant = f" Did you mean '{close[0]}'?" if close else f" Allowed here: {', '.join(allowed)}."
+    return f"There is no field '{error['loc'][-1]}' here.{meant}"
+
+
+def _names_at(path: Sequence[int | str]) -> list[str]:
+    """The field names of the schema at `path`."""
+    schema: type[BaseModel] = JobCreate
+    for step in path:
+        field = schema.model_fields.get(str(step))
+        schema = _model_in(field.annotation if field else None) or schema
+    return list(schema.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next((model for part in typing.get_args(annotation) if (model := _model_in(part))), None)
+    return None
+
+
+def _pointer(location: Sequence[int | str], data: Any) -> str:
+    """JSON Pointer of a pydantic location, without the steps that only name a branch of a union."""
+    steps = []
+    for number, step in enumerate(location):
+        is_last = number == len(location) - 1
+        if isinstance(data, dict) and (step in data or is_last):
+            data = data.get(step)
+        elif isinstance(data, list) and isinstance(step, int):
+            data = data[step] if step < len(data) else None
+        else:
+            continue
+        steps.append(str(step).replace("~", "~0").replace("/", "~1"))
+    return "#" + "".join(f"/{step}" for step in steps)
