@@ -1,1 +1,1 @@
-"""ArchRepair's engine: localize the vulnerable block of a trained network, repair it, prove it. Start at `repair.py`."""
+"""The engine: localize the vulnerable block of a trained network, repair it, prove it. Start at `repair.py`."""

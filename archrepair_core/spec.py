@@ -24,7 +24,7 @@ class DatasetReferences(Strict):
     """Where each split is. `upload:NAME` is the part NAME of the same request; `builtin:digits` needs no file."""
 
     repair: DatasetReference = Field(description="Inputs of the fault, labelled; failing and passing ones.")
-    validation: DatasetReference | None = Field(None, description="Choices are made on it; cut from `repair` if absent.")
+    validation: DatasetReference | None = Field(None, description="Choices are made on it; cut from repair if absent.")
     test: DatasetReference | None = Field(None, description="Only the verdict; a hold-out cut from `repair` if absent.")
     replay: DatasetReference | None = Field(None, description="Training data given back, mixed into the repair.")
     regression: DatasetReference | None = Field(None, description="What works today and must keep working.")

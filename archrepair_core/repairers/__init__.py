@@ -1,0 +1,37 @@
+"""One file per repair method; `METHODS` is the table the spec's `repair.method` looks up."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from archrepair_core.repairers.auto import climb_ladder
+from archrepair_core.repairers.block_search import search_block
+from archrepair_core.repairers.bn import re_estimate_batch_norm
+from archrepair_core.repairers.weights import fine_tune
+from archrepair_core.search.search import Arena, Trial
+
+
+class Repairer(Protocol):
+    """Every method: from the arena and the suspects, most suspicious first, to its trials, best first."""
+
+    def __call__(
+        self, arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
+    ) -> list[Trial]: ...
+
+
+def _bn(arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None) -> list[Trial]:
+    trial = re_estimate_batch_norm(arena)
+    return [trial] if trial else []
+
+
+def _block_search(
+    arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
+) -> list[Trial]:
+    return search_block(arena, suspects, deadline=deadline, epochs=epochs)
+
+
+METHODS: dict[str, Repairer] = {
+    "auto": climb_ladder,
+    "bn": _bn,
+    "weights": fine_tune,
+    "block_search": _block_search,
+}

@@ -1,0 +1,123 @@
+"""A case: the customer's model made editable, the data it fails on, and what the original makes of that data."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from archrepair_core.blocks import Block, find_blocks
+from archrepair_core.data.augment import AUGMENTATIONS, View, apply_view, harmless_augmentation
+from archrepair_core.data.formats import load_dataset
+from archrepair_core.data.images import LabelledImages
+from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
+from archrepair_core.data.split import Splits, check_labels, prepare_splits
+from archrepair_core.evaluate import predict
+from archrepair_core.ingest.archive import LoadedArchive
+from archrepair_core.ingest.decompile import decompile
+from archrepair_core.ingest.verify import Parity, verify_decompiled
+from archrepair_core.spec import SPLITS, Preprocessing, RepairSpec
+
+BATCH_SIZE = 128
+# Enough images to tell whether mirroring hurts, few enough to cost nothing.
+AUGMENTATION_PROBE = 512
+VERIFY_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images by role, and how they become the model's input."""
+
+    splits: Splits
+    preprocessing: Preprocessing
+
+    def tensors(self, role: str, rows: slice) -> Tensor:
+        """Some images of a role as model input, [N, C, H, W]."""
+        return to_tensor(self.splits.present()[role].images[rows], self.preprocessing)
+
+
+@dataclass(frozen=True)
+class Host:
+    """The customer's model: as loaded, its editable twin in eval mode on `device`, and its blocks in order."""
+
+    archive: LoadedArchive
+    model: nn.Module
+    blocks: dict[str, Block]
+    device: torch.device
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The original's logits [N, K] by role, its speed, and the views under which it is no worse."""
+
+    logits: Mapping[str, Tensor]
+    inputs_per_second: float
+    augment: str
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything a repair starts from."""
+
+    spec: RepairSpec
+    host: Host
+    data: Data
+    baseline: Baseline
+
+
+def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path) -> Data:
+    """Load every dataset the spec names, cut what is missing, and resolve the preprocessing. Raises DatasetError."""
+    loaded = {}
+    for role in SPLITS:
+        reference = getattr(spec.datasets, role)
+        if reference is not None:
+            resize = spec.preprocessing.resize
+            loaded[role] = load_dataset(
+                reference, datasets, name=role, work_dir=work_dir, resize=(resize[0], resize[1]) if resize else None
+            )
+    splits = prepare_splits(loaded, spec, seed=spec.seed)
+    return Data(splits, resolve_preprocessing(spec.preprocessing, splits.repair))
+
+
+def rebuild_host(archive: LoadedArchive, data: Data) -> Host:
+    """Decompile the archive, prove the twin equal on the customer's own images, and find its blocks."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    few = data.splits.repair.subset(range(min(VERIFY_BATCH, len(data.splits.repair))))
+    logits = predict(archive.root, few, data.preprocessing, batch_size=VERIFY_BATCH, device="cpu")
+    check_labels(data.splits, num_classes=logits.shape[1])
+    inputs = data.tensors("repair", slice(0, VERIFY_BATCH))
+    model = decompile(archive.root, archive.compilation_unit)
+    parity = verify_decompiled(archive.root, model, inputs)
+    model = model.to(device).eval()
+    blocks = {block.name: block for block in find_blocks(model, inputs.to(device))}
+    return Host(archive, model, blocks, device, parity)
+
+
+def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:
+    """Run the original once over everything; its logits feed localization, distillation, flip counts and the gate."""
+    started = time.monotonic()
+    logits = {
+        role: predict(host.model, images, data.preprocessing, batch_size=BATCH_SIZE, device=host.device)
+        for role, images in data.splits.present().items()
+    }
+    speed = sum(map(len, logits.values())) / (time.monotonic() - started)
+    augment = spec.repair.augment
+    if augment == "auto":
+        augment = _allowed_augmentation(host, data)
+    return Baseline(logits, speed, augment, AUGMENTATIONS[augment])
+
+
+def _allowed_augmentation(host: Host, data: Data) -> str:
+    repair: LabelledImages = data.splits.repair
+    inputs = data.tensors("repair", slice(0, AUGMENTATION_PROBE))
+
+    def answers_of(view: View) -> Tensor:
+        with torch.inference_mode():
+            parts = [host.model(apply_view(part, view).to(host.device)).cpu() for part in inputs.split(BATCH_SIZE)]
+        return torch.cat(parts).argmax(1)
+
+    return harmless_augmentation(answers_of, torch.as_tensor(repair.labels[:AUGMENTATION_PROBE]))

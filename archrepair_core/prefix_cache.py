@@ -1,0 +1,131 @@
+"""The activations that enter a cut, computed once per augmented view and kept in a memory-mapped fp16 file.
+
+Everything below the cut is frozen while a block is repaired, so training and choosing need only what enters it.
+Shapes: V views, N inputs, K classes.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from archrepair_core.cut import cut_at
+from archrepair_core.data.augment import View, stack_views
+from archrepair_core.data.images import LabelledImages
+from archrepair_core.data.preprocessing import to_tensor
+from archrepair_core.errors import EngineError
+from archrepair_core.modes import eval_mode
+from archrepair_core.spec import Preprocessing
+
+INPUT = ""  # the cut before everything: features are the preprocessed images themselves
+FP16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Features:
+    """What enters a cut: `inputs_VN` fp16 [V, N, ...] on disk, the original's logits [V, N, K], labels [N]."""
+
+    inputs_VN: npt.NDArray[np.float16]
+    original_VNK: Tensor
+    labels_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def batch(self, views: npt.NDArray[np.intp], items: npt.NDArray[np.intp], device: torch.device) -> Tensor:
+        """Inputs of the cut for pairs (view, item), float32 on `device`."""
+        return torch.from_numpy(self.inputs_VN[views, items]).to(device, torch.float32)
+
+
+@dataclass
+class PrefixCache:
+    """Features by (cut, split), each computed at most once; files live in `work_dir` and die with it.
+
+    `model` is where every repair starts from and is never modified; `original` gives the reference logits.
+    """
+
+    model: nn.Module
+    original: nn.Module
+    splits: Mapping[str, LabelledImages]
+    preprocessing: Preprocessing
+    views: tuple[View, ...]
+    work_dir: Path
+    device: torch.device
+    batch_size: int = 128
+    max_bytes: int = 8 * 1024**3
+    _features: dict[tuple[str, str], Features] = field(default_factory=dict)
+    _logits: dict[str, Tensor] = field(default_factory=dict)
+
+    def features(self, cut_name: str, split: str) -> Features:
+        """The features of `split` at `cut_name` (`INPUT` for the whole network)."""
+        key = (cut_name, split)
+        if key not in self._features:
+            self._features[key] = self._compute(cut_name, split)
+        return self._features[key]
+
+    def starting_from(self, model: nn.Module) -> "PrefixCache":
+        """The same cache for another starting point; what does not depend on the model is shared."""
+        shared = {key: value for key, value in self._features.items() if key[0] == INPUT}
+        return replace(self, model=model, _features=shared, _logits=self._logits)
+
+    def _compute(self, cut_name: str, split: str) -> Features:
+        data = self.splits[split]
+        with torch.inference_mode(), eval_mode(self.model), eval_mode(self.original):
+            return self._run_prefix(cut_name, split, data)
+
+    def _run_prefix(self, cut_name: str, split: str, data: LabelledImages) -> Features:
+        prefix = self._prefix(cut_name, data)
+        if split not in self._logits:
+            self._logits[split] = self._original_logits(data)
+        stored: npt.NDArray[np.float16] | None = None
+        for start, images_VNCHW in self._viewed_batches(data):
+            flat = prefix(images_VNCHW.flatten(0, 1)).clamp(-FP16_MAX, FP16_MAX).half().cpu().numpy()
+            entered = flat.reshape(len(self.views), -1, *flat.shape[1:])
+            if stored is None:
+                stored = self._allocate(cut_name, split, (len(self.views), len(data), *entered.shape[2:]))
+            stored[:, start : start + entered.shape[1]] = entered
+        if stored is None:
+            raise EngineError("empty_split", f"split {split!r} has no inputs to cache")
+        return Features(stored, self._logits[split], torch.from_numpy(np.asarray(data.labels)))
+
+    def _prefix(self, cut_name: str, data: LabelledImages) -> Callable[[Tensor], Tensor]:
+        if cut_name == INPUT:
+            return lambda images: images
+        sample = to_tensor(data.images[:2], self.preprocessing).to(self.device)
+        cut = cut_at(self.model, cut_name, sample)
+        if cut is None:
+            raise EngineError("no_cut", f"{cut_name!r} was offered as a cut but the model cannot be split there")
+        return cut.prefix
+
+    def _original_logits(self, data: LabelledImages) -> Tensor:
+        parts = [
+            self.original(images_VNCHW.flatten(0, 1)).float().cpu().unflatten(0, (len(self.views), -1))
+            for _, images_VNCHW in self._viewed_batches(data)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _viewed_batches(self, data: LabelledImages) -> Iterator[tuple[int, Tensor]]:
+        step = max(1, self.batch_size // len(self.views))
+        for start in range(0, len(data), step):
+            images_NCHW = to_tensor(data.images[start : start + step], self.preprocessing).to(self.device)
+            yield start, stack_views(images_NCHW, self.views)
+
+    def _allocate(self, cut_name: str, split: str, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
+        num_bytes = 2 * math.prod(shape)
+        if num_bytes > self.max_bytes:
+            raise EngineError(
+                "prefix_cache_full",
+                f"caching {split!r} at {cut_name or 'the input'!r} needs {num_bytes / 1e9:.1f} GB, "
+                f"the limit is {self.max_bytes / 1e9:.1f} GB",
+                hint="send fewer repair inputs, or set repair.augment to 'none'",
+            )
+        descriptor, path = tempfile.mkstemp(prefix="features-", suffix=".npy", dir=self.work_dir)
+        os.close(descriptor)
+        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)

@@ -1,0 +1,266 @@
+"""The whole story of a repair, on one page: ingest → baseline → localize → repair → verify → package.
+
+No service needed: `repair_model` takes files and a spec and leaves files. Progress leaves through one callable.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archrepair_core.case import Case, measure_baseline, read_data, rebuild_host
+from archrepair_core.determinism import fix_seeds
+from archrepair_core.errors import DatasetError
+from archrepair_core.export import ExportCheck, export_torchscript
+from archrepair_core.gates import parse_gate
+from archrepair_core.ingest.archive import ingest_archive
+from archrepair_core.localize.localize import localize, suspects_of
+from archrepair_core.localize.rank import Localization
+from archrepair_core.prefix_cache import PrefixCache
+from archrepair_core.repairers import METHODS
+from archrepair_core.report.evidence import Evidence, gather_evidence
+from archrepair_core.report.write import write_localization, write_predictions, write_report
+from archrepair_core.search.search import Arena, Trial
+from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec
+
+# Where each phase begins on the progress bar.
+PHASE_PERCENT = dict(zip(PHASES, (0.0, 5.0, 15.0, 20.0, 85.0, 97.0), strict=True))
+# `budget_seconds="auto"`: what fine-tuning the whole network for this many epochs takes on this machine, within limits.
+BUDGET_EPOCHS = 12
+MIN_BUDGET_SECONDS, MAX_BUDGET_SECONDS = 15.0, 3600.0
+# One training step costs about three forward passes.
+FORWARDS_PER_STEP = 3
+# Validation is small, so a candidate must stay this far inside the limit that the gate will hold it to on test.
+BROKEN_MARGIN = 0.75
+MIN_SECONDS_BETWEEN_MESSAGES = 0.2
+
+
+@dataclass(frozen=True)
+class RepairRequest:
+    """One job: the model file, dataset files by reference (`upload:NAME`), the spec, scratch and output folders."""
+
+    model: Path
+    datasets: Mapping[str, Path]
+    spec: RepairSpec
+    work_dir: Path
+    out_dir: Path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job stands; `percent` of the whole job, 0–100."""
+
+    phase: str
+    percent: float
+    message: str
+    step: int = 0
+    total_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file in the output folder; kind is model, candidate, report, localization or predictions."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class RepairOutcome:
+    """What came out: `result` and `resolved_spec` are plain JSON data, `verdict` as in gates.verdict_of."""
+
+    result: dict[str, Any]
+    verdict: str
+    resolved_spec: dict[str, Any]
+    artifacts: tuple[Artifact, ...]
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def repair_model(request: RepairRequest, on_progress: OnProgress) -> RepairOutcome:
+    """Run one job from files to files. Raises ArchRepairError with what the customer can do about it."""
+    spec, narrator = request.spec, _Narrator(on_progress)
+    fix_seeds(spec.seed)
+
+    narrator.begin("ingesting", "checking the model and reading the data")
+    archive = ingest_archive(request.model, request.work_dir)
+    data = read_data(request.datasets, spec, work_dir=request.work_dir)
+    host = rebuild_host(archive, data)
+
+    narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
+    case = Case(spec, host, data, measure_baseline(host, data, spec))
+
+    budget_seconds = _budget_seconds(case)
+    deadline = time.monotonic() + budget_seconds
+    narrator.begin("localizing", f"observing {len(host.blocks)} blocks on passing and failing inputs")
+    localization = localize(case)
+    if spec.kind == "localize":
+        return _package_localization(request, case, localization)
+
+    narrator.begin("repairing", f"repairing for at most {budget_seconds:.0f} seconds")
+    trials = _search(case, localization, request.work_dir, deadline, narrator.during(budget_seconds))
+
+    narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
+    evidence = gather_evidence(case, trials)
+
+    narrator.begin("packaging", "writing the model and the report")
+    return _package(request, case, localization, trials, evidence, narrator=narrator, budget_seconds=budget_seconds)
+
+
+def _search(
+    case: Case, localization: Localization, work_dir: Path, deadline: float, on_progress: Callable[[str], None]
+) -> list[Trial]:
+    """Every trial of the method asked for, best first; none when the model fails on no repair input."""
+    if not _num_failing(case):
+        return []
+    spec, host = case.spec.repair, case.host
+    cache = PrefixCache(
+        model=host.model,
+        original=host.model,
+        splits=case.data.splits.present(),
+        preprocessing=case.data.preprocessing,
+        views=case.baseline.views,
+        work_dir=work_dir,
+        device=host.device,
+    )
+    arena = Arena(cache, host.blocks, spec, _max_broken(case), case.spec.seed, on_progress)
+    suspects = suspects_of(localization, host.blocks, top_k=case.spec.localization.top_k)
+    epochs = None if spec.epochs == "auto" else spec.epochs
+    return METHODS[spec.method](arena, suspects, level=spec.level, deadline=deadline, epochs=epochs)
+
+
+def _num_failing(case: Case) -> int:
+    labels = case.data.splits.repair.labels
+    return int((case.baseline.logits["repair"].argmax(1).numpy() != labels).sum())
+
+
+def _max_broken(case: Case) -> float:
+    """The share of broken validation inputs a candidate may have: inside the strictest gate on it, or any share."""
+    expressions = DEFAULT_GATES if case.spec.gates == "auto" else case.spec.gates
+    limits = [gate.limit for gate in map(parse_gate, expressions) if gate.metric == "test.broken_rate"]
+    return BROKEN_MARGIN * min(limits, default=1.0 / BROKEN_MARGIN)
+
+
+def _budget_seconds(case: Case) -> float:
+    asked = case.spec.repair.budget_seconds
+    if asked != "auto":
+        return asked
+    forwards = BUDGET_EPOCHS * FORWARDS_PER_STEP * len(case.data.splits.repair)
+    return min(max(MIN_BUDGET_SECONDS, forwards / case.baseline.inputs_per_second), MAX_BUDGET_SECONDS)
+
+
+def _package(
+    request: RepairRequest,
+    case: Case,
+    localization: Localization,
+    trials: list[Trial],
+    evidence: Evidence,
+    *,
+    narrator: "_Narrator",
+    budget_seconds: float,
+) -> RepairOutcome:
+    """Leave the files; a repair the gates refused is a `candidate`, never the `model`."""
+    artifacts = [Artifact("report.json", "report"), Artifact("localization.json", "localization")]
+    artifacts.append(Artifact("predictions.npz", "predictions"))
+    export: ExportCheck | None = None
+    if evidence.chosen:
+        repaired = evidence.outcome == "repaired"
+        file = Artifact("repaired.pt", "model") if repaired else Artifact("candidate.pt", "candidate")
+        export = _export(case, evidence.chosen, request.out_dir / file.name)
+        artifacts.append(file)
+    resolved = _resolved_spec(case, localization, budget_seconds)
+    out = request.out_dir
+    write_localization(out / "localization.json", localization, case)
+    write_predictions(out / "predictions.npz", evidence, case)
+    write_report(
+        out / "report.json",
+        case,
+        evidence,
+        localization=localization,
+        trials=trials,
+        export=export,
+        resolved_spec=resolved,
+        seconds=narrator.seconds(),
+    )
+    result = _result(evidence, narrator.seconds())
+    return RepairOutcome(result, evidence.verdict, resolved, tuple(artifacts))
+
+
+def _export(case: Case, chosen: Trial, path: Path) -> ExportCheck:
+    inputs = case.data.tensors("repair", slice(0, 8))
+    return export_torchscript(chosen.model.cpu(), path, inputs=inputs, original=case.host.archive.root)
+
+
+def _result(evidence: Evidence, seconds: dict[str, float]) -> dict[str, Any]:
+    chosen = evidence.chosen
+    return {
+        "outcome": evidence.outcome,
+        "recommended": evidence.verdict == "pass",
+        "reason": evidence.reason,
+        "repair": chosen.genotype.to_json() | {"name": chosen.genotype.name, "alpha": chosen.alpha} if chosen else None,
+        "blocks_repaired": chosen.genotype.to_json()["scope"] if chosen else [],
+        **evidence.splits,
+        "cost": dict(evidence.cost),
+        "gates": [gate.to_json() for gate in evidence.gates],
+        "seconds": seconds,
+    }
+
+
+def _package_localization(request: RepairRequest, case: Case, localization: Localization) -> RepairOutcome:
+    if not _num_failing(case):
+        raise DatasetError(
+            "no_failing_inputs",
+            f"the model answers all {len(case.data.splits.repair)} repair inputs correctly",
+            hint="send inputs it fails on: localization contrasts them with inputs it gets right",
+        )
+    write_localization(request.out_dir / "localization.json", localization, case)
+    blocks = [{"name": row.name, "score": row.score, "score_sd": row.score_sd} for row in localization.blocks]
+    result = {"outcome": "localized", "recommended": False, "blocks": blocks, "stability": localization.stability}
+    resolved = _resolved_spec(case, localization, 0.0)
+    return RepairOutcome(result, "not_evaluated", resolved, (Artifact("localization.json", "localization"),))
+
+
+def _resolved_spec(case: Case, localization: Localization, budget_seconds: float) -> dict[str, Any]:
+    """The spec with every `auto` replaced by what it became."""
+    spec = case.spec.model_dump(mode="json")
+    spec["preprocessing"] = case.data.preprocessing.model_dump(mode="json")
+    spec["localization"]["method"] = localization.method
+    spec["repair"] |= {"augment": case.baseline.augment, "budget_seconds": round(budget_seconds, 1)}
+    spec["gates"] = list(DEFAULT_GATES) if case.spec.gates == "auto" else spec["gates"]
+    return spec
+
+
+class _Narrator:
+    """Tells progress in order, not too often, and remembers how long each phase took."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self._began: dict[str, float] = {}
+        self._last_message = 0.0
+
+    def begin(self, phase: str, message: str) -> None:
+        """Enter a phase."""
+        self._began[phase] = time.monotonic()
+        self._on_progress(Progress(phase, PHASE_PERCENT[phase], message))
+
+    def during(self, budget_seconds: float) -> Callable[[str], None]:
+        """A callable for messages while repairing; the bar moves with the share of the budget that is spent."""
+        first, last = PHASE_PERCENT["repairing"], PHASE_PERCENT["verifying"]
+
+        def tell(message: str) -> None:
+            now = time.monotonic()
+            if now - self._last_message < MIN_SECONDS_BETWEEN_MESSAGES:
+                return
+            self._last_message = now
+            spent = min(1.0, (now - self._began["repairing"]) / budget_seconds)
+            self._on_progress(Progress("repairing", round(first + spent * (last - first), 1), message))
+
+        return tell
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase so far, by name, and in all."""
+        names, times = list(self._began), [*self._began.values(), time.monotonic()]
+        spent = {name: round(times[i + 1] - times[i], 2) for i, name in enumerate(names)}
+        return spent | {"total": round(times[-1] - times[0], 2)}

@@ -1,0 +1,48 @@
+"""`auto`: the ladder. Cheap first, measured always, never worse than the original.
+
+Batch-norm statistics come first; whatever validation made of them is where the race starts. The race holds the
+suspicious blocks as they are, the levels above them (their stage, the network), and then new branches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from archrepair_core.blocks import Block
+from archrepair_core.repairers.block_search import block_genotypes
+from archrepair_core.repairers.bn import re_estimate_batch_norm
+from archrepair_core.search.genotype import Genotype
+from archrepair_core.search.search import Arena, Trial, race
+from archrepair_core.selection import NO_CHANGE_UTILITY
+from archrepair_core.training import NETWORK
+
+
+def climb_ladder(
+    arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
+) -> list[Trial]:
+    """Every trial, best first; `level="block"` or `"network"` keeps the race on that level."""
+    re_estimated = re_estimate_batch_norm(arena)
+    if re_estimated and re_estimated.score.utility > NO_CHANGE_UTILITY:
+        arena = replace(arena, cache=arena.cache.starting_from(re_estimated.model))
+    trials = race(arena, _candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
+    return sorted([*trials, *filter(None, [re_estimated])], key=lambda trial: -trial.score.utility)
+
+
+def _candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Genotype]:
+    if level == "network":
+        return [Genotype(NETWORK)]
+    by_block = block_genotypes(arena, suspects)
+    kept, edited = by_block[: len(suspects)], by_block[len(suspects) :]
+    if level == "block":
+        return kept + edited
+    stages = [Genotype((stage,)) for stage in _stages_around(arena.blocks, suspects)]
+    return [Genotype(NETWORK), *kept[:1], *stages, *kept[1:], *edited]
+
+
+def _stages_around(blocks: dict[str, Block], suspects: Sequence[str]) -> list[str]:
+    around = [
+        name
+        for suspect in suspects
+        for name, block in blocks.items()
+        if block.level == "stage" and suspect.startswith(f"{name}.")
+    ]
+    return list(dict.fromkeys(around))

@@ -1,0 +1,65 @@
+"""Batch-norm re-estimation: pull the running statistics towards the repair data. Seconds, and no labels needed.
+
+The weight of the new statistics is chosen on validation: taken whole they can be worse than the old ones (Schneider et
+al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020).
+"""
+
+import copy
+import time
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from archrepair_core.prefix_cache import INPUT, Features
+from archrepair_core.search.genotype import Genotype
+from archrepair_core.search.search import Arena, Trial
+from archrepair_core.selection import choose_alpha_
+from archrepair_core.training import TrainingRun, scoped_state
+
+WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
+BATCH_SIZE = 128
+
+
+def re_estimate_batch_norm(arena: Arena) -> Trial | None:
+    """The start model with re-estimated statistics at the best weight; None when it has no running statistics."""
+    model = copy.deepcopy(arena.cache.model)
+    scope = tuple(name for name, module in model.named_modules() if _has_statistics(module))
+    if not scope:
+        return None
+    started = time.monotonic()
+    start = {name: value.clone() for name, value in scoped_state(model, scope).items()}
+    arena.on_progress(f"re-estimating the statistics of {len(scope)} batch-norm layers")
+    _estimate_(model, arena.cache.features(INPUT, "repair"))
+    alpha, score = choose_alpha_(
+        model,
+        model,
+        arena.cache.features(INPUT, "validation"),
+        scope=scope,
+        start=start,
+        max_broken=arena.max_broken,
+        alphas=WEIGHTS,
+    )
+    run = TrainingRun((), 0.0, 0, time.monotonic() - started, diverged=False)
+    return Trial(Genotype(scope), model, alpha, score, run)
+
+
+def _estimate_(model: nn.Module, features: Features) -> None:
+    """Replace running statistics by the cumulative average over the un-augmented repair inputs."""
+    layers = [module for module in model.modules() if _has_statistics(module)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # torch: a cumulative moving average
+        layer.train()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for start in range(0, len(features), BATCH_SIZE):
+            model(torch.from_numpy(features.inputs_VN[0, start : start + BATCH_SIZE]).to(device, torch.float32))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None

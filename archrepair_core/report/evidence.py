@@ -1,0 +1,100 @@
+"""The evidence: the chosen repair measured on data nothing was chosen on, the gates, and the verdict.
+
+Validation chose; the test set is looked at once, here, and whatever it says is final: a repair it refuses is not
+replaced by the next best, because that would be selecting on the test set.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from archrepair_core.case import BATCH_SIZE, Case
+from archrepair_core.cost import latency_ratio
+from archrepair_core.evaluate import metrics_of, predict, summarize_split
+from archrepair_core.gates import GateResult, Metric, evaluate_gate, parse_gate, verdict_of
+from archrepair_core.search.search import Trial, count_parameters
+from archrepair_core.selection import NO_CHANGE_UTILITY
+from archrepair_core.spec import DEFAULT_GATES
+
+MEASURED_SPLITS = ("test", "regression")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the chosen repair did on held-out data. `chosen` is None when validation preferred the original."""
+
+    chosen: Trial | None
+    logits: Mapping[str, Tensor]
+    splits: Mapping[str, dict[str, Any]]
+    cost: Mapping[str, float]
+    gates: tuple[GateResult, ...]
+    verdict: str
+    outcome: str
+    reason: str
+
+
+def gather_evidence(case: Case, trials: Sequence[Trial]) -> Evidence:
+    """Measure the best trial on test and regression data, or the original where no trial beat it on validation."""
+    chosen = trials[0] if trials and trials[0].score.utility > NO_CHANGE_UTILITY else None
+    logits = _logits_after(case, chosen)
+    labels = {role: case.data.splits.present()[role].labels for role in logits}
+    splits = {role: summarize_split(case.baseline.logits[role], logits[role], labels[role]) for role in logits}
+    cost = _cost(case, chosen)
+    gates = evaluate_gates(case, splits, cost)
+    verdict = verdict_of(gates) if chosen else "fail"
+    outcome, reason = _outcome(chosen, splits["test"], gates, verdict=verdict)
+    return Evidence(chosen, logits, splits, cost, gates, verdict, outcome, reason)
+
+
+def evaluate_gates(case: Case, splits: Mapping[str, Any], cost: Mapping[str, float]) -> tuple[GateResult, ...]:
+    """Every gate of the spec, or the default ones, over the measured splits and costs."""
+    metrics = {f"{role}.{name}": m for role, summary in splits.items() for name, m in metrics_of(summary).items()}
+    metrics |= {f"cost.{name}": Metric(value) for name, value in cost.items()}
+    expressions = DEFAULT_GATES if case.spec.gates == "auto" else case.spec.gates
+    wanted = [gate for gate in map(parse_gate, expressions) if _has_data(gate.metric, splits, case)]
+    return tuple(evaluate_gate(gate, metrics) for gate in wanted)
+
+
+def _has_data(metric: str, splits: Mapping[str, Any], case: Case) -> bool:
+    """A default gate on data that was not given does not apply; one the customer wrote is shown as not evaluated."""
+    return case.spec.gates != "auto" or metric.split(".")[0] in (*splits, "cost")
+
+
+def _logits_after(case: Case, chosen: Trial | None) -> dict[str, Tensor]:
+    present = case.data.splits.present()
+    roles = [role for role in MEASURED_SPLITS if role in present]
+    if chosen is None:
+        return {role: case.baseline.logits[role] for role in roles}
+    preprocessing, device = case.data.preprocessing, case.host.device
+    return {
+        role: predict(chosen.model, present[role], preprocessing, batch_size=BATCH_SIZE, device=device)
+        for role in roles
+    }
+
+
+def _cost(case: Case, chosen: Trial | None) -> dict[str, float]:
+    if chosen is None:
+        return {"latency_ratio": 1.0, "params_ratio": 1.0}
+    inputs = case.data.tensors("repair", slice(0, 32)).to(case.host.device)
+    return {
+        "latency_ratio": latency_ratio(case.host.model, chosen.model, inputs),
+        "params_ratio": count_parameters(chosen.model) / count_parameters(case.host.model),
+    }
+
+
+def _outcome(
+    chosen: Trial | None, test: Mapping[str, Any], gates: Sequence[GateResult], *, verdict: str
+) -> tuple[str, str]:
+    if chosen is None:
+        return "no_improvement", "no candidate was better than the original on the validation data"
+    change = f"test accuracy {test['accuracy']['before']:.4f} → {test['accuracy']['after']:.4f}"
+    counts = f"{test['fixed']} fixed, {test['broken']} broken of {test['n']}"
+    refused = [f"{gate.expression} ({gate.reason})" for gate in gates if gate.state == verdict]
+    if test["accuracy"]["change"] <= 0:
+        return "no_improvement", f"the best candidate on validation is not better on test: {change}, {counts}"
+    if verdict == "fail":
+        return "no_improvement", f"a gate refused the repair: {'; '.join(refused)}; {change}, {counts}"
+    doubt = f"; not certain: {'; '.join(refused)}" if verdict == "inconclusive" else ""
+    return "repaired", f"{change}, {counts}{doubt}"

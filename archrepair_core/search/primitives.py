@@ -1,0 +1,129 @@
+"""Primitives: small operations that can stand beside a block, from the block's input to its output.
+
+A branch starts as the zero function: its last factor is a zero `scale` per output channel (zero-γ, Goyal et al. 2017;
+ReZero, Bachlechner et al. 2021), so a candidate begins as the original block. Images are [N, C, H, W]; tokens [N, T, D]
+and vectors [N, D] use the adapters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from archrepair_core.blocks import Block
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a branch has to bridge: channels in and out, and the stride of an image block (1 for everything else)."""
+
+    channels_in: int
+    channels_out: int
+    stride: int = 1
+
+    @property
+    def width(self) -> int:
+        """Hidden channels of a branch: a quarter of the output, so that a branch costs a fraction of its block."""
+        return max(4, self.channels_out // 4)
+
+
+class Branch(nn.Module):
+    """An operation followed by a zero-initialised scale per output channel."""
+
+    def __init__(self, operation: nn.Module, scale_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.operation = operation
+        self.scale = nn.Parameter(torch.zeros(scale_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scaled operation; zero before training."""
+        return self.operation(x) * self.scale
+
+
+class BlockWithBranch(nn.Module):
+    """The original block with one more way from its input to its output."""
+
+    def __init__(self, original: nn.Module, branch: nn.Module) -> None:
+        super().__init__()
+        self.original = original
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sum of both ways. The branch goes first: the original may overwrite its input in place."""
+        added = self.branch(x)
+        return self.original(x) + added
+
+
+def _bottleneck(span: Span) -> nn.Module:
+    return nn.Sequential(
+        *_conv_bn_relu(span.channels_in, span.width, 1),
+        *_conv_bn_relu(span.width, span.width, 3, stride=span.stride),
+        nn.Conv2d(span.width, span.channels_out, 1),
+    )
+
+
+def _separable(span: Span, *, dilation: int = 1) -> nn.Module:
+    depthwise = nn.Conv2d(
+        span.channels_in, span.channels_in, 3, span.stride, dilation, dilation, groups=span.channels_in, bias=False
+    )
+    return nn.Sequential(
+        depthwise, nn.BatchNorm2d(span.channels_in), nn.ReLU(), nn.Conv2d(span.channels_in, span.channels_out, 1)
+    )
+
+
+def _pointwise(span: Span) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(span.channels_in, span.width, 1, stride=span.stride, bias=False),
+        nn.Conv2d(span.width, span.channels_out, 1),
+    )
+
+
+def _low_rank(span: Span) -> nn.Module:
+    return nn.Sequential(nn.Linear(span.channels_in, span.width, bias=False), nn.Linear(span.width, span.channels_out))
+
+
+def _adapter(span: Span) -> nn.Module:
+    return nn.Sequential(nn.Linear(span.channels_in, span.width), nn.GELU(), nn.Linear(span.width, span.channels_out))
+
+
+def _conv_bn_relu(channels_in: int, channels_out: int, size: int, *, stride: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=False)
+    return [conv, nn.BatchNorm2d(channels_out), nn.ReLU()]
+
+
+Primitive = Callable[[Span], nn.Module]
+IMAGE_PRIMITIVES: dict[str, Primitive] = {
+    "bottleneck": _bottleneck,
+    "separable_conv_3x3": _separable,
+    "dilated_conv_3x3": lambda span: _separable(span, dilation=2),
+    "low_rank_1x1": _pointwise,
+}
+FEATURE_PRIMITIVES: dict[str, Primitive] = {"low_rank": _low_rank, "adapter": _adapter}
+
+
+def primitives_for(block: Block) -> dict[str, Primitive]:
+    """The primitives that fit the block's shapes; empty where none does."""
+    if _span_of(block) is None:
+        return {}
+    return IMAGE_PRIMITIVES if len(block.input_shape) == 3 else FEATURE_PRIMITIVES
+
+
+def build_branch(block: Block, primitive: str) -> Branch:
+    """A fresh zero branch for `block`, in eval mode. The primitive must be one of `primitives_for(block)`."""
+    span = _span_of(block)
+    assert span is not None, f"{primitive} was offered for {block.name}, whose shapes no branch can bridge"
+    scale_shape = (span.channels_out, 1, 1) if len(block.output_shape) == 3 else (span.channels_out,)
+    return Branch(primitives_for(block)[primitive](span), scale_shape).eval()
+
+
+def _span_of(block: Block) -> Span | None:
+    entered, left = block.input_shape, block.output_shape
+    if len(entered) == len(left) == 3:
+        strides = {-(-entered[axis] // left[axis]) for axis in (1, 2)}
+        stride = strides.pop()
+        fits = not strides and all(-(-entered[axis] // stride) == left[axis] for axis in (1, 2))
+        return Span(entered[0], left[0], stride) if fits else None
+    if len(entered) == len(left) in (1, 2) and entered[:-1] == left[:-1]:
+        return Span(entered[-1], left[-1])
+    return None

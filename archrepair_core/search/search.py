@@ -1,0 +1,158 @@
+"""Race genotypes by successive halving on cached features; validation decides.
+
+Jamieson & Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016: every
+candidate gets a little training, the better part gets more, the best gets what is left of the budget.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from archrepair_core.blocks import Block
+from archrepair_core.cost import latency_ratio
+from archrepair_core.cut import cut_at
+from archrepair_core.data.preprocessing import to_tensor
+from archrepair_core.prefix_cache import INPUT, PrefixCache
+from archrepair_core.search.genotype import Genotype, build_
+from archrepair_core.selection import ValidationScore, choose_alpha_
+from archrepair_core.spec import Repair
+from archrepair_core.training import Scope, TrainingPlan, TrainingRun, scoped_state, train
+
+KEEP_SHARE = 3  # one candidate in three goes on to the next rung
+RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
+# The rungs together may use this share of the time; the rest trains the winner.
+RACING_SHARE = 0.5
+MAX_FINAL_EPOCHS = 40
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trained candidate: the model at its chosen α, what validation says of it, and how it was trained."""
+
+    genotype: Genotype
+    model: nn.Module
+    alpha: float
+    score: ValidationScore
+    run: TrainingRun
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What every trial shares: cached features of where repairs start, blocks by name, limits and the seed."""
+
+    cache: PrefixCache
+    blocks: dict[str, Block]
+    limits: Repair
+    max_broken: float
+    seed: int
+    on_progress: Callable[[str], None]
+
+    def sample(self) -> Tensor:
+        """A few repair images as model input, to check cuts and measure cost with."""
+        images = self.cache.splits["repair"].images[:8]
+        return to_tensor(images, self.cache.preprocessing).to(self.cache.device)
+
+
+def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs: int | None) -> list[Trial]:
+    """Every trial, best first: rungs of growing length for shrinking fields, then the winner for the time that is left.
+
+    `genotypes` come in order of prior belief: when time runs short the later ones are not tried. `epochs` fixes the
+    length of the last training, None derives it from the deadline (a `time.monotonic()` value).
+    """
+    started = time.monotonic()
+    racing_until = started + RACING_SHARE * (deadline - started)
+    field = [genotype for genotype in genotypes if _affordable(arena, genotype)]
+    trials: list[Trial] = []
+    rung_epochs = RUNG_EPOCHS
+    while len(field) > 1 and time.monotonic() < racing_until:
+        rung = _run_rung(arena, field, epochs=rung_epochs, until=racing_until)
+        trials += rung
+        field = [trial.genotype for trial in _best_first(rung)[: max(1, len(rung) // KEEP_SHARE)]]
+        rung_epochs *= KEEP_SHARE
+    if field:
+        trials.append(_run_final(arena, field[0], trials, deadline=deadline, epochs=epochs))
+    return _best_first(trials)
+
+
+def run_trial(arena: Arena, genotype: Genotype, *, epochs: int, deadline: float) -> Trial:
+    """Train one genotype from the common start and walk it back to the α that validation likes best."""
+    cache = arena.cache
+    model = build_(copy.deepcopy(cache.model), genotype, arena.blocks, seed=arena.seed)
+    cut_name, tail = _cut_before(arena, model, genotype.scope)
+    start = {name: value.clone() for name, value in scoped_state(model, genotype.scope).items()}
+    run = train(
+        model,
+        tail,
+        cache.features(cut_name, "repair"),
+        scope=genotype.scope,
+        plan=TrainingPlan(epochs=epochs, deadline=deadline, seed=arena.seed),
+        on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
+    )
+    alpha, score = choose_alpha_(
+        model,
+        tail,
+        cache.features(cut_name, "validation"),
+        scope=genotype.scope,
+        start=start,
+        max_broken=arena.max_broken,
+    )
+    return Trial(genotype, model, alpha, score, run)
+
+
+def _run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: float) -> list[Trial]:
+    rung: list[Trial] = []
+    for genotype in field:
+        if rung and time.monotonic() > until:
+            break
+        rung.append(run_trial(arena, genotype, epochs=epochs, deadline=math.inf))
+    return rung
+
+
+def _run_final(
+    arena: Arena, genotype: Genotype, trials: Sequence[Trial], *, deadline: float, epochs: int | None
+) -> Trial:
+    """The last training of the winner; its length comes from what its earlier epochs cost."""
+    if epochs is None:
+        seconds = [t.run.seconds / max(1, len(t.run.losses)) for t in trials if t.genotype == genotype]
+        per_epoch = min(seconds) if seconds else _measure_epoch(arena, genotype)
+        epochs = int((deadline - time.monotonic()) / max(per_epoch, 1e-3))
+        epochs = min(max(1, epochs), MAX_FINAL_EPOCHS)
+    return run_trial(arena, genotype, epochs=epochs, deadline=deadline)
+
+
+def _measure_epoch(arena: Arena, genotype: Genotype) -> float:
+    return run_trial(arena, genotype, epochs=1, deadline=math.inf).run.seconds
+
+
+def _cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Where training of `scope` can start: at its earliest block when the model can be cut there, else at the input."""
+    if all(name in arena.blocks for name in scope):
+        first = min(scope, key=lambda name: arena.blocks[name].depth)
+        cut = cut_at(model, first, arena.sample())
+        if cut is not None:
+            return first, cut.tail
+    return INPUT, model
+
+
+def _affordable(arena: Arena, genotype: Genotype) -> bool:
+    """Whether the edited model stays within the limits on parameters and latency; both are measured, not estimated."""
+    if not genotype.edits:
+        return True
+    original = arena.cache.original
+    edited = build_(copy.deepcopy(original), genotype, arena.blocks, seed=arena.seed)
+    if count_parameters(edited) > arena.limits.max_params_ratio * count_parameters(original):
+        return False
+    return latency_ratio(original, edited, arena.sample()) <= arena.limits.max_latency_ratio
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of scalar parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _best_first(trials: Sequence[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: -trial.score.utility)

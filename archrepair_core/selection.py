@@ -1,0 +1,116 @@
+"""What validation says: how good a repaired model is, and how far to walk from the original towards it.
+
+Nothing here ever sees test data. Shapes: N inputs (every view of every validation item), K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from archrepair_core.prefix_cache import Features
+from archrepair_core.training import Scope, load_scoped_state, scoped_state
+
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+# Margins are smoothed by this share of their standard deviation, so that a few hundred items give a smooth utility.
+MARGIN_SMOOTHING = 0.15
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """Shares of the validation inputs: right now, change against the original, broken; `utility` orders candidates.
+
+    Utility is the smoothed accuracy change minus the smoothed broken share: a fixed input counts once, a broken one
+    twice, because the customer relies on what works today.
+    """
+
+    accuracy: float
+    change: float
+    broken: float
+    utility: float
+
+
+NO_CHANGE_UTILITY = 0.0
+
+
+def score_logits(after_NK: Tensor, before_NK: Tensor, labels_N: Tensor) -> ValidationScore:
+    """Compare new logits with the original's on the same inputs."""
+    margin_before, margin_after = _margins(before_NK, labels_N), _margins(after_NK, labels_N)
+    width = MARGIN_SMOOTHING * float(margin_before.std(unbiased=False)) + 1e-6
+    right_before, right_after = margin_before > 0, margin_after > 0
+    likely_before, likely_after = torch.sigmoid(margin_before / width), torch.sigmoid(margin_after / width)
+    smooth_broken = float((likely_before * (1 - likely_after)).mean() - (likely_before * (1 - likely_before)).mean())
+    broken = float((right_before & ~right_after).float().mean())
+    return ValidationScore(
+        accuracy=float(right_after.float().mean()),
+        change=float(right_after.float().mean() - right_before.float().mean()),
+        broken=broken,
+        utility=float((likely_after - likely_before).mean()) - max(0.0, (smooth_broken + broken) / 2),
+    )
+
+
+def run_tail(tail: Callable[[Tensor], Tensor], features: Features, device: torch.device) -> Tensor:
+    """Logits [V·N, K] of every view of every item, on the CPU."""
+    num_views, num_items = features.inputs_VN.shape[:2]
+    with torch.inference_mode():
+        parts = [
+            tail(torch.from_numpy(features.inputs_VN[view, start : start + BATCH_SIZE]).to(device, torch.float32))
+            for view in range(num_views)
+            for start in range(0, num_items, BATCH_SIZE)
+        ]
+    return torch.cat(parts).float().cpu()
+
+
+def score_tail(tail: Callable[[Tensor], Tensor], features: Features, device: torch.device) -> ValidationScore:
+    """Score a model in eval mode from its cut onwards."""
+    num_views = len(features.inputs_VN)
+    return score_logits(
+        run_tail(tail, features, device), features.original_VNK.flatten(0, 1), features.labels_N.repeat(num_views)
+    )
+
+
+def interpolate_(model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], alpha: float) -> None:
+    """Put θ(α) = (1−α)·start + α·end into `model` (WiSE-FT; Wortsman et al., CVPR 2022, eq. 1).
+
+    Inside a new branch only its scale is walked, from zero: half-way weights of a random start compute nothing useful.
+    """
+    blended = {}
+    for name, final in end.items():
+        whole = not final.is_floating_point() or (".branch." in name and not name.endswith(".branch.scale"))
+        blended[name] = final if whole else torch.lerp(start[name], final, alpha)
+    load_scoped_state(model, blended)
+
+
+def choose_alpha_(
+    model: nn.Module,
+    tail: Callable[[Tensor], Tensor],
+    features: Features,
+    *,
+    scope: Scope,
+    start: dict[str, Tensor],
+    max_broken: float,
+    alphas: Sequence[float] = ALPHAS,
+) -> tuple[float, ValidationScore]:
+    """Leave `model` at the α of highest utility whose broken share on validation stays below `max_broken`.
+
+    Where even the smallest α breaks more than that, the smallest is taken: its utility will not win.
+    """
+    end = {name: value.clone() for name, value in scoped_state(model, scope).items()}
+    device = next(model.parameters()).device
+    scored = []
+    for alpha in alphas:
+        interpolate_(model, start, end, alpha)
+        scored.append((alpha, score_tail(tail, features, device)))
+    allowed = [pair for pair in scored if pair[1].broken <= max_broken] or scored[:1]
+    alpha, score = max(allowed, key=lambda pair: pair[1].utility)
+    interpolate_(model, start, end, alpha)
+    return alpha, score
+
+
+def _margins(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Logit of the true class minus the largest other one; positive means right."""
+    true_N1 = logits_NK.gather(1, labels_N[:, None])
+    others_NK = logits_NK.scatter(1, labels_N[:, None], float("-inf"))
+    return (true_N1 - others_NK.max(1, keepdim=True).values).squeeze(1)

@@ -1,0 +1,247 @@
+"""The one training loop of every repair: distilled against regressions, clipped, averaged, stopped when it diverges.
+
+A *scope* is the names of the modules that train; `NETWORK` trains everything. Only modules inside the scope are in
+train mode: what lies below the cut was cached in eval mode, and what lies after it keeps its statistics.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archrepair_core.prefix_cache import Features
+
+Scope = tuple[str, ...]
+NETWORK: Scope = ("",)
+
+# One step moves the weights by this share of their norm at the peak of the schedule; see `find_learning_rate`.
+RELATIVE_STEP = 5e-4
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+MAX_GRADIENT_NORM = 1.0
+WARM_UP_SHARE = 0.25
+# A run whose loss stands above this multiple of where it began (plus one) will not come back.
+DIVERGED_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and how hard: `epochs` passes, `deadline` in `time.monotonic()` seconds, λ of the distillation."""
+
+    epochs: int
+    deadline: float
+    seed: int
+    batch_size: int = 64
+    distillation: float = 1.0
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What training did: mean loss per epoch, the learning rate it found, steps, seconds, and whether it diverged."""
+
+    losses: tuple[float, ...]
+    learning_rate: float
+    steps: int
+    seconds: float
+    diverged: bool
+
+
+def in_scope(name: str, scope: Scope) -> bool:
+    """Whether the parameter, buffer or module `name` lies in one of the modules of `scope`."""
+    return any(part == "" or name == part or name.startswith(f"{part}.") for part in scope)
+
+
+def train(
+    model: nn.Module,
+    tail: Callable[[Tensor], Tensor],
+    features: Features,
+    *,
+    scope: Scope,
+    plan: TrainingPlan,
+    on_step: Callable[[int, int], None] = lambda _step, _total: None,
+) -> TrainingRun:
+    """Train `scope` of `model` in place on cached features; afterwards its weights are the moving average.
+
+    Loss: cross-entropy + λ·KL(original ‖ new) on inputs the original got right (focal distillation; Yan et al.,
+    "Positive-Congruent Training", CVPR 2021). A diverging run starts again at a quarter of the learning rate, twice.
+    """
+    began = {name: value.clone() for name, value in scoped_state(model, scope).items()}
+    learning_rate = plan.learning_rate or find_learning_rate(model, tail, features, scope=scope, plan=plan)
+    for attempt in range(3):
+        attempted = replace(plan, learning_rate=learning_rate / 4**attempt)
+        run = _train_once(model, tail, features, scope=scope, plan=attempted, on_step=on_step)
+        if not run.diverged:
+            return run
+        load_scoped_state(model, began)
+    return run
+
+
+def scoped_state(model: nn.Module, scope: Scope) -> dict[str, Tensor]:
+    """The live tensors of the state dict that lie in `scope`."""
+    return {name: value for name, value in model.state_dict().items() if in_scope(name, scope)}
+
+
+def load_scoped_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy `state` into the tensors of the same names, in place; the others stay as they are."""
+    live = model.state_dict()
+    with torch.no_grad():
+        for name, value in state.items():
+            live[name].copy_(value)
+
+
+def find_learning_rate(
+    model: nn.Module, tail: Callable[[Tensor], Tensor], features: Features, *, scope: Scope, plan: TrainingPlan
+) -> float:
+    """The rate at which one clipped step moves the scope's weights by `RELATIVE_STEP` of their norm.
+
+    Found on the data: the gradient norm is the mean over the first three batches, the weight norm the scope's own, so
+    a model with weights or losses of another size needs no other constant.
+    """
+    parameters = _select_parameters(model, scope)
+    norms = []
+    with _training_mode(model, scope), torch.enable_grad():
+        for batch in _first(_batches(features, plan, device=parameters[0].device), 3):
+            gradients = torch.autograd.grad(_loss(tail, batch, plan), parameters, allow_unused=True)
+            norms.append(_norm([g for g in gradients if g is not None]))
+    gradient_norm = min(float(np.mean(norms)), MAX_GRADIENT_NORM)
+    weight_norm = _norm([parameter.detach() for parameter in parameters])
+    return RELATIVE_STEP * max(weight_norm, 1e-3) / max(gradient_norm, 1e-3)
+
+
+def _train_once(
+    model: nn.Module,
+    tail: Callable[[Tensor], Tensor],
+    features: Features,
+    *,
+    scope: Scope,
+    plan: TrainingPlan,
+    on_step: Callable[[int, int], None],
+) -> TrainingRun:
+    started = time.monotonic()
+    parameters = _select_parameters(model, scope)
+    rate = plan.learning_rate or 0.0
+    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+    total_steps = plan.epochs * math.ceil(len(features) / plan.batch_size)
+    average = _MovingAverage(scoped_state(model, scope), horizon=total_steps)
+    losses: list[float] = []
+    with _training_mode(model, scope), torch.enable_grad():
+        for step, batch in enumerate(_batches(features, plan, device=parameters[0].device)):
+            if time.monotonic() > plan.deadline:
+                break
+            optimizer.param_groups[0]["lr"] = rate * _one_cycle(step / total_steps)
+            loss = _loss(tail, batch, plan)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+            optimizer.step()
+            average.update(scoped_state(model, scope))
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]) or np.mean(losses[-5:]) > DIVERGED_FACTOR * losses[0] + 1:
+                return TrainingRun(tuple(losses), rate, step, time.monotonic() - started, diverged=True)
+            on_step(step + 1, total_steps)
+    load_scoped_state(model, average.state)
+    return TrainingRun(
+        _per_epoch(losses, plan, len(features)), rate, len(losses), time.monotonic() - started, diverged=False
+    )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    inputs: Tensor
+    labels_N: Tensor
+    original_NK: Tensor
+
+
+def _batches(features: Features, plan: TrainingPlan, *, device: torch.device) -> Iterator[_Batch]:
+    """`plan.epochs` shuffled passes, every input under a view drawn anew; a last batch of one would break batch-norm."""
+    rng = np.random.default_rng(plan.seed)
+    num_views, num_items = features.inputs_VN.shape[:2]
+    for _ in range(plan.epochs):
+        order = rng.permutation(num_items)
+        for start in range(0, num_items, plan.batch_size):
+            items = order[start : start + plan.batch_size]
+            if len(items) == 1 and num_items > 1:
+                items = np.concatenate([items, order[:1]])
+            views = rng.integers(num_views, size=len(items))
+            yield _Batch(
+                features.batch(views, items, device),
+                features.labels_N[items].to(device),
+                features.original_VNK[views, items].to(device),
+            )
+
+
+def _loss(tail: Callable[[Tensor], Tensor], batch: _Batch, plan: TrainingPlan) -> Tensor:
+    logits = tail(batch.inputs)
+    loss = F.cross_entropy(logits, batch.labels_N)
+    if not plan.distillation:
+        return loss
+    was_right = batch.original_NK.argmax(1) == batch.labels_N
+    divergence = F.kl_div(
+        F.log_softmax(logits, 1), F.log_softmax(batch.original_NK, 1), reduction="none", log_target=True
+    )
+    return loss + plan.distillation * (divergence.sum(1) * was_right).mean()
+
+
+def _select_parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:
+    selected = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(in_scope(name, scope))
+        if parameter.requires_grad:
+            selected.append(parameter)
+    return selected
+
+
+class _training_mode:
+    """Modules of the scope in train mode, all others in eval mode; everything in eval mode afterwards."""
+
+    def __init__(self, model: nn.Module, scope: Scope) -> None:
+        self.model, self.scope = model, scope
+
+    def __enter__(self) -> None:
+        for name, module in self.model.named_modules():
+            module.training = in_scope(name, self.scope)
+
+    def __exit__(self, *_exc: object) -> None:
+        self.model.eval()
+
+
+class _MovingAverage:
+    """Exponential moving average whose memory is a tenth of the run, so short runs do not average in their start."""
+
+    def __init__(self, state: dict[str, Tensor], *, horizon: int) -> None:
+        self.state = {name: value.clone() for name, value in state.items()}
+        self.weight = 1 / (1 + 0.1 * horizon)
+
+    def update(self, live: dict[str, Tensor]) -> None:
+        for name, value in live.items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value.detach(), self.weight)
+            else:
+                self.state[name].copy_(value)
+
+
+def _one_cycle(progress: float) -> float:
+    """Share of the peak rate: linear warm-up, then cosine to zero."""
+    if progress < WARM_UP_SHARE:
+        return 0.1 + 0.9 * progress / WARM_UP_SHARE
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP_SHARE) / (1 - WARM_UP_SHARE)))
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.stack([tensor.norm() for tensor in tensors]).norm()) if tensors else 0.0
+
+
+def _first(batches: Iterator[_Batch], count: int) -> Iterator[_Batch]:
+    for _, batch in zip(range(count), batches, strict=False):
+        yield batch
+
+
+def _per_epoch(losses: list[float], plan: TrainingPlan, num_items: int) -> tuple[float, ...]:
+    steps = math.ceil(num_items / plan.batch_size)
+    return tuple(float(np.mean(losses[i : i + steps])) for i in range(0, len(losses), steps))
