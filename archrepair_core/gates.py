@@ -27,6 +27,8 @@ METRICS = {
     "params_ratio": "parameters after, divided by before",
 }
 GATED_SPLITS = ("test", "regression", "cost")
+# The pattern's time grows with the square of the length, and the gateway runs it on what strangers send.
+MAX_GATE_CHARACTERS = 200
 _GATE = re.compile(
     r"^\s*(?P<split>\w+)\.(?P<metric>\w+)\s*(?P<op>>=|<=|>|<)\s*"
     r"(?:(?P<before>before)\s*(?:(?P<sign>[+-])\s*(?P<delta>\d*\.?\d+(?:[eE][+-]?\d+)?))?"
@@ -73,6 +75,8 @@ class GateResult:
 
 def parse_gate(expression: str) -> Gate:
     """Parse `METRIC OP LIMIT`. Raises ValueError naming the part that is wrong and what is allowed there."""
+    if len(expression) > MAX_GATE_CHARACTERS:
+        raise ValueError(f"gate {expression[:40]!r}… has {len(expression)} characters, more than {MAX_GATE_CHARACTERS}")
     match = _GATE.match(expression)
     if match is None:
         raise ValueError(f"gate {expression!r} is not METRIC OP LIMIT, e.g. 'test.accuracy >= before + 0.005'")
@@ -83,7 +87,10 @@ def parse_gate(expression: str) -> Gate:
         raise ValueError(f"gate {expression!r}: {metric!r} is not one of {', '.join(METRICS)}")
     relative = match["before"] is not None
     delta = float(match["delta"] or 0) * (-1 if match["sign"] == "-" else 1)
-    return Gate(expression, f"{split}.{metric}", match["op"], delta if relative else float(match["limit"]), relative)
+    limit = delta if relative else float(match["limit"])
+    if not math.isfinite(limit):
+        raise ValueError(f"gate {expression!r}: its limit is too large for a number")
+    return Gate(expression, f"{split}.{metric}", match["op"], limit, relative)
 
 
 def evaluate_gate(gate: Gate, metrics: Mapping[str, Metric]) -> GateResult:
@@ -91,7 +98,7 @@ def evaluate_gate(gate: Gate, metrics: Mapping[str, Metric]) -> GateResult:
     metric = metrics.get(gate.metric)
     if metric is None or math.isnan(metric.value):
         return GateResult(gate.expression, "not_evaluated", f"{gate.metric} was not measured: its data was not given")
-    if gate.relative and metric.before is None:
+    if gate.relative and (metric.before is None or math.isnan(metric.before)):
         return GateResult(gate.expression, "not_evaluated", f"{gate.metric} has no value before the repair")
     observed = metric.value - metric.before if gate.relative and metric.before is not None else metric.value
     interval = metric.change_interval if gate.relative else metric.interval

@@ -17,7 +17,7 @@ DatasetReference = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DatasetReferences(Strict):

@@ -134,12 +134,30 @@ def _digest(sample_digests: np.ndarray, labels: np.ndarray) -> str:
     return hasher.hexdigest()
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of an error, short enough to stand inside another message."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def check_count(count: int) -> None:
+    """Refuse a dataset without samples, or with more than memory is kept for."""
+    if count < 1:
+        raise DatasetError("empty", "there are no images in the file", hint="send at least one image")
+    if count > MAX_SAMPLES:
+        raise DatasetError(
+            "too_large", f"the file holds {count} images, more than {MAX_SAMPLES}", hint="send fewer images"
+        )
+
+
 def check_size(shape: tuple[int, int, int, int], dtype: np.dtype, *, max_bytes: int) -> None:
     """Refuse a dataset that is empty or larger than allowed, before a byte of it is read."""
     count, height, width, channels = shape
-    if min(shape) < 1:
+    check_count(count)
+    if min(height, width, channels) < 1:
         raise DatasetError(
-            "empty", f"images have the shape {_by(shape)}: there is nothing in them", hint="send at least one image"
+            "empty",
+            f"images are {height}×{width} with {channels} channels: there is nothing in them",
+            hint="send images of at least one pixel",
         )
     if height * width > MAX_IMAGE_PIXELS or channels > MAX_CHANNELS:
         raise DatasetError(
@@ -149,11 +167,11 @@ def check_size(shape: tuple[int, int, int, int], dtype: np.dtype, *, max_bytes: 
             hint="send smaller images, as N×H×W×C",
         )
     total_bytes = count * height * width * channels * dtype.itemsize
-    if total_bytes > max_bytes or count > MAX_SAMPLES:
+    if total_bytes > max_bytes:
         raise DatasetError(
             "too_large",
             f"{count} images of {height}×{width}×{channels} are {total_bytes} bytes once "
-            f"unpacked, more than the {max_bytes} bytes or {MAX_SAMPLES} images allowed",
+            f"unpacked, more than the {max_bytes} allowed",
             hint="send fewer or smaller images",
         )
 
@@ -169,7 +187,3 @@ def check_labels_usable(labels: np.ndarray) -> np.ndarray:
             hint="labels are 0, 1, 2, … in the order of the model's outputs",
         )
     return labels.astype(np.int64)
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "×".join(str(size) for size in shape)

@@ -14,14 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
-from archrepair_core.data.images import PixelChunk, SampleStream, check_labels_usable, check_size, sample_digest
+from archrepair_core.data.images import (
+    PixelChunk,
+    SampleStream,
+    check_labels_usable,
+    check_size,
+    reason_of,
+    sample_digest,
+)
 from archrepair_core.errors import DatasetError
 
 MAX_RATIO = 200
 # Small members may compress as well as they like: blank images do.
 RATIO_FREE_BYTES = 64 * 2**20
 CHUNK_BYTES = 4 * 2**20
-COMMON_CHANNELS = (1, 3, 4)
+# Tried in this order: 4 is as often a tiny image's side as it is RGBA.
+COMMON_CHANNELS = ((1, 3), (4,))
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # What zipfile, zlib and numpy's header parser raise for bytes that are not what they claim to be.
 _BROKEN = (
@@ -55,8 +63,8 @@ class _Member:
 def read_npz(path: Path, *, max_bytes: int) -> SampleStream:
     """Stream `images` and `labels` of an .npz file.
 
-    Images: N×H×W (grey), N×H×W×C or N×C×H×W. Four axes are read as N×H×W×C when the last is 1, 3 or 4; else as N×C×H×W
-    when the second is; else the smaller of the two is C. Bytes and integers 0–255 become uint8, floats float32.
+    Images: N×H×W (grey), N×H×W×C or N×C×H×W. Of four axes the last is C when it is 1 or 3, else the second when it
+    is; then the same with 4; else the smaller of the two. Bytes and integers 0–255 become uint8, floats float32.
     """
     images, labels = _members(path, max_bytes=max_bytes)
     channels_first, shape = _layout(images.shape)
@@ -79,7 +87,7 @@ def _unpacking(path: Path) -> Iterator[None]:
     except _BROKEN as error:
         raise DatasetError(
             "archive_broken",
-            f"the .npz file cannot be unpacked: {error or type(error).__name__}",
+            f"the .npz file cannot be unpacked: {reason_of(error)}",
             hint="it may be truncated: write it again with numpy.savez and compare its size",
         ) from error
 
@@ -189,15 +197,16 @@ def _layout(shape: tuple[int, ...]) -> tuple[bool, tuple[int, int, int, int]]:
             hint="save N×H×W (grey), N×H×W×C or N×C×H×W",
         )
     count, second, third, last = shape
-    if last in COMMON_CHANNELS or (second not in COMMON_CHANNELS and last < second):
+    usual = [channels for group in COMMON_CHANNELS for channels in (last, second) if channels in group]
+    if not usual and second == last:
+        raise DatasetError(
+            "layout_ambiguous",
+            f"'images' has the shape {shape}: channels could be first or last",
+            hint="save N×H×W×C with 1, 3 or 4 channels, or N×H×W",
+        )
+    if last == (usual[0] if usual else min(second, last)):
         return False, (count, second, third, last)
-    if second in COMMON_CHANNELS or second < last:
-        return True, (count, third, last, second)
-    raise DatasetError(
-        "layout_ambiguous",
-        f"'images' has the shape {shape}: channels could be first or last",
-        hint="save N×H×W×C with 1, 3 or 4 channels, or N×H×W",
-    )
+    return True, (count, third, last, second)
 
 
 def _row_chunks(member: _Member) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,6 +1,7 @@
 """Read Parquet as Hugging Face writes it: `image` (struct{bytes, path} or plain binary), `label` (integer)."""
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from archrepair_core.data.images import (
     MAX_IMAGE_PIXELS,
     PixelChunk,
     SampleStream,
+    check_count,
     check_labels_usable,
     check_size,
+    reason_of,
     sample_digest,
 )
 from archrepair_core.errors import DatasetError
@@ -65,10 +68,9 @@ def _reading() -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, DatasetError):
             raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise DatasetError(
             "parquet_broken",
-            f"the Parquet file cannot be read: {reason}",
+            f"the Parquet file cannot be read: {reason_of(error)}",
             hint="it may be truncated: write it again and compare its size",
         ) from error
 
@@ -82,7 +84,7 @@ def _decoding(row: int) -> Iterator[None]:
             raise
         raise DatasetError(
             "image_broken",
-            f"image in row {row} cannot be decoded: {error or type(error).__name__}",
+            f"image in row {row} cannot be decoded: {reason_of(error)}",
             hint=f"images are {', '.join(IMAGE_FORMATS)} files, whole and not truncated",
         ) from error
 
@@ -104,8 +106,7 @@ def _check_schema(path: Path) -> tuple[str, np.ndarray]:
                 f"it holds: {', '.join(schema.names[:20]) or 'nothing'}",
                 hint="name the columns 'image' (struct{bytes, path} or binary) and 'label' (integer)",
             )
-        if file.metadata.num_rows < 1:
-            raise DatasetError("empty", "the Parquet file has no rows", hint="send at least one image")
+        check_count(file.metadata.num_rows)
         column = _image_leaf(schema.field("image").type)
         label_type = schema.field("label").type
         if not pa.types.is_integer(label_type):
@@ -115,6 +116,7 @@ def _check_schema(path: Path) -> tuple[str, np.ndarray]:
                 hint="write class indices as int64",
             )
         labels = file.read(columns=["label"], use_threads=False).column("label")
+        _check_rows(len(labels), at_least=file.metadata.num_rows, at_most=file.metadata.num_rows)
         if labels.null_count:
             row = labels.is_null().to_pylist().index(True)
             raise DatasetError("label_missing", f"row {row} has no label", hint="leave unlabelled rows out")
@@ -141,10 +143,7 @@ def _encoded(path: Path, column: str) -> Iterator[list[bytes]]:
     """The encoded images in order, as many at a time as fit the batch size."""
     row = 0
     with _reading(), _open(path) as file:
-        total_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-        row_bytes = max(1, total_bytes // file.metadata.num_rows)
-        batch_rows = min(1024, max(1, BATCH_BYTES // row_bytes))
-        for batch in file.iter_batches(batch_size=batch_rows, columns=[column], use_threads=False):
+        for batch in file.iter_batches(batch_size=_batch_rows(file.metadata), columns=[column], use_threads=False):
             images = batch.column(0)
             encoded = (images if column == "image" else images.field("bytes")).to_pylist()
             if None in encoded:
@@ -153,8 +152,21 @@ def _encoded(path: Path, column: str) -> Iterator[list[bytes]]:
                     f"row {row + encoded.index(None)} has no image bytes",
                     hint="store the encoded file itself in the row, not only its path",
                 )
+            _check_rows(row + len(encoded), at_most=file.metadata.num_rows)
             row += len(encoded)
-            yield encoded
+            if encoded:
+                yield encoded
+        _check_rows(row, at_least=file.metadata.num_rows)
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    total_bytes = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    return min(1024, max(1, BATCH_BYTES * metadata.num_rows // max(1, total_bytes)))
+
+
+def _check_rows(rows: int, *, at_most: float = math.inf, at_least: int = 0) -> None:
+    if not at_least <= rows <= at_most:
+        raise ValueError(f"it has {rows} rows or more, which is not what its footer says")
 
 
 def _channels(path: Path, column: str) -> int:
@@ -187,10 +199,12 @@ def _open_image(data: bytes, row: int) -> Image.Image:
 
 
 def _decode(data: bytes, row: int, *, channels: int) -> np.ndarray:
+    mode = "RGB" if channels == 3 else "L"
     with _decoding(row), _open_image(data, row) as image:
         # A palette with transparency has to pass through RGBA, or Pillow warns.
         flat = image.convert("RGBA") if image.mode in ("P", "PA") else image
-        return np.array(flat.convert("RGB" if channels == 3 else "L")).reshape(image.height, image.width, channels)
+        pixels = np.array(flat if flat.mode == mode else flat.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _pixel_chunks(

@@ -21,8 +21,8 @@ def resolve_reference(reference: str, uploads: Mapping[str, Path]) -> Path | Bui
 
     Raises DatasetError for a part that was not sent, an unknown builtin, or a kind of reference not supported.
     """
-    scheme, _, name = reference.partition(":")
-    if scheme == "builtin":
+    scheme, colon, name = reference.partition(":")
+    if colon and scheme == "builtin":
         if name not in BUILTIN_NAMES:
             raise DatasetError(
                 "builtin_unknown",
@@ -30,7 +30,7 @@ def resolve_reference(reference: str, uploads: Mapping[str, Path]) -> Path | Bui
                 hint=f"use one of: {', '.join(f'builtin:{known}' for known in BUILTIN_NAMES)}",
             )
         return BuiltinDataset(name)
-    if scheme != "upload":
+    if not colon or scheme != "upload":
         raise DatasetError(
             "reference_not_supported",
             f"dataset reference {reference!r} is not supported",

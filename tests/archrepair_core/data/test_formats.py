@@ -1,0 +1,116 @@
+import contextlib
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from archrepair_core.data.formats import load_dataset
+from archrepair_core.errors import DatasetError
+
+
+def npz_bytes(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def load_bytes(tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("data")
+
+    def load(content):
+        file = work_dir / "file"
+        file.write_bytes(content)
+        return load_dataset("upload:x", {"upload:x": file}, name="x", work_dir=work_dir)
+
+    return load
+
+
+def test_the_built_in_digits_are_real_handwriting_as_bytes(tmp_path):
+    digits = load_dataset("builtin:digits", {}, name="repair", work_dir=tmp_path)
+    assert digits.images.shape == (1797, 8, 8, 1)
+    assert digits.images.dtype == np.uint8
+    assert digits.images[:].min() == 0
+    assert digits.images[:].max() == 255
+    assert np.bincount(digits.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert digits.source == "builtin:digits"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"\x89PNG\r\n\x1a\n....", "looks like one PNG image"),
+        (b"\x93NUMPY\x01\x00", "looks like a single .npy array"),
+        (b"\x80\x04\x95", "looks like a pickle"),
+        (b"PK\x05\x06" + bytes(18), "looks like an empty zip archive"),
+        (b"a,b,c\n1,2,3\n", r"begins with b'a,b,c\n1,2,3\n'"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(load_bytes, content, said):
+    with pytest.raises(DatasetError, match=r"neither \.npz nor Parquet") as caught:
+        load_bytes(content)
+    assert caught.value.code == "dataset.format_unknown"
+    assert said in caught.value.detail
+
+
+@settings(max_examples=300, deadline=None)
+@given(magic=st.sampled_from([b"", b"PK\x03\x04", b"PAR1", b"\x93NUMPY"]), rest=st.binary(max_size=300))
+def test_arbitrary_bytes_are_a_dataset_error_and_nothing_else(load_bytes, magic, rest):
+    with pytest.raises(DatasetError) as caught:
+        load_bytes(magic + rest)
+    assert caught.value.hint
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_damaged_npz_loads_or_is_a_dataset_error(load_bytes, data):
+    whole = npz_bytes(images=np.zeros((5, 3, 3), np.uint8), labels=np.arange(5))
+    content = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for _ in range(data.draw(st.integers(0, 4)) if content else 0):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(DatasetError):
+        assert len(load_bytes(bytes(content))) == 5
+
+
+def test_a_dataset_that_fails_half_way_leaves_no_file_behind(tmp_path):
+    images = np.zeros((5, 3, 3))
+    images[4, 1, 1] = np.nan
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(5))
+    with pytest.raises(DatasetError, match="row 4"):
+        load_dataset("upload:x", {"upload:x": tmp_path / "x.npz"}, name="x", work_dir=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_the_digest_is_of_content_and_not_of_the_file(load_bytes):
+    images, labels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3), np.array([0, 1])
+    digest = load_bytes(npz_bytes(images=images, labels=labels)).digest
+    assert load_bytes(npz_bytes(images=images.transpose(0, 3, 1, 2), labels=labels.astype(np.uint8))).digest == digest
+    assert load_bytes(npz_bytes(images=images, labels=labels[::-1])).digest != digest
+    images[0, 0, 0, 0] += 1
+    assert load_bytes(npz_bytes(images=images, labels=labels)).digest != digest
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from archrepair_core.data.formats import load_dataset
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+path = Path(sys.argv[1])
+load_dataset("upload:x", {"upload:x": path}, name="x", work_dir=path.parent)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_dataset(tmp_path):
+    file = tmp_path / "large.npz"
+    np.savez(
+        file, images=np.random.default_rng(0).integers(0, 256, (2000, 256, 256), np.uint8), labels=np.zeros(2000, int)
+    )
+    run = subprocess.run([sys.executable, "-c", MEASURE, file], capture_output=True, text=True, check=True)
+    assert file.stat().st_size > 130e6
+    assert int(run.stdout) < 60

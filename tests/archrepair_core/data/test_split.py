@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archrepair_core.data.images import DIGEST_DTYPE, labelled_images, sample_digest
+from archrepair_core.data.split import check_labels, find_leaks, prepare_splits, stratified_split
+from archrepair_core.errors import DatasetError
+from archrepair_core.spec import RepairSpec
+
+
+def images(values, labels=None, dtype=np.uint8):
+    """One 1×1 image per value: equal values are equal samples."""
+    values = np.asarray(values)
+    pixels = values.astype(dtype).reshape(-1, 1, 1, 1)
+    digests = np.array([sample_digest(image) for image in pixels], DIGEST_DTYPE)
+    labels = values % 4 if labels is None else np.asarray(labels)
+    return labelled_images(pixels, labels.astype(np.int64), digests, name="any", source="upload:any")
+
+
+def spec(**datasets):
+    return RepairSpec.model_validate({"datasets": {"repair": "upload:repair", **datasets}})
+
+
+def values_of(dataset):
+    return set(dataset.images[:].ravel().tolist())
+
+
+@given(
+    labels=st.lists(st.integers(0, 5), min_size=1, max_size=80), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 9)
+)
+def test_a_split_is_a_partition_with_every_larger_class_on_both_sides(labels, fraction, seed):
+    labels = np.array(labels)
+    kept, held = stratified_split(labels, fraction=fraction, seed=seed)
+    assert sorted([*kept, *held]) == list(range(len(labels)))
+    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        n_held = int((labels[held] == label).sum())
+        assert (1 <= n_held <= count - 1) if count > 1 else n_held == 0
+        assert abs(n_held - fraction * count) < 1.01 or count == 1
+
+
+def test_a_split_depends_on_the_seed_and_on_nothing_else():
+    labels = np.arange(100) % 5
+    again = [stratified_split(labels, fraction=0.3, seed=seed)[1].tolist() for seed in (1, 1, 2)]
+    assert again[0] == again[1] != again[2]
+    assert len(again[0]) == 30
+
+
+def test_absent_test_and_validation_are_cut_from_repair_and_noted():
+    splits = prepare_splits({"repair": images(range(200))}, spec(), seed=3)
+    sizes = {role: len(dataset) for role, dataset in splits.present().items()}
+    assert sizes == {"repair": 112, "validation": 28, "test": 60}
+    parts = [values_of(dataset) for dataset in splits.present().values()]
+    assert len(set.union(*parts)) == 200
+    assert splits.notes == (
+        "test was cut from repair: 60 samples, stratified by label, seed 3",
+        "validation was cut from repair: 28 samples, stratified by label, seed 3",
+    )
+    assert splits.test.name == "test"
+    assert np.bincount(splits.test.labels).tolist() == [15] * 4
+
+
+def test_given_sets_are_used_as_they_are():
+    given_sets = {"repair": images(range(40)), "validation": images(range(50, 60)), "test": images(range(100, 140)),
+                  "replay": images(range(150, 160)), "regression": images(range(200, 220))}  # fmt: skip
+    splits = prepare_splits(given_sets, spec(), seed=0)
+    assert {role: dataset.digest for role, dataset in splits.present().items()} == {
+        role: dataset.digest for role, dataset in given_sets.items()
+    }
+    assert splits.notes == ()
+
+
+@pytest.mark.parametrize("role", ["repair", "validation", "replay"])
+def test_a_sample_learned_from_that_is_in_a_given_test_is_an_error(role):
+    sets = {"repair": images(range(40)), "validation": images(range(50, 60)), "replay": images(range(60, 70))}
+    sets["test"] = images([100, int(sets[role].images[3][0, 0, 0]), 101])
+    with pytest.raises(DatasetError, match=f"1 of .* samples of {role} stand in test too.* row 3") as caught:
+        prepare_splits(sets, spec(), seed=0)
+    assert caught.value.code == "dataset.leak"
+
+
+def test_a_leak_that_the_spec_accepts_is_noted():
+    sets = {"repair": images(range(40)), "test": images(range(35, 60))}
+    splits = prepare_splits(sets, spec(allow_leak=True), seed=0)
+    assert "5 samples of repair stand in test too; allow_leak accepted them" in splits.notes
+    assert len(splits.repair) + len(splits.validation) == 40
+
+
+def test_copies_of_a_sample_never_stand_on_both_sides_of_a_cut():
+    splits = prepare_splits({"repair": images(list(range(60)) * 2), "replay": images(range(60))}, spec(), seed=0)
+    learned = values_of(splits.repair) | values_of(splits.validation) | values_of(splits.replay)
+    assert not values_of(splits.test) & learned
+    assert not values_of(splits.validation) & (values_of(splits.repair) | values_of(splits.replay))
+    assert any("of repair that stand in test too were left out" in note for note in splits.notes)
+
+
+def test_repair_gives_way_to_a_given_validation():
+    splits = prepare_splits(
+        {"repair": images(range(40)), "validation": images(range(36, 50)), "test": images(range(60, 80))},
+        spec(),
+        seed=0,
+    )
+    assert values_of(splits.repair) == set(range(36))
+    assert splits.notes == ("4 samples of repair that stand in validation too were left out of it",)
+
+
+def test_validation_may_not_be_all_of_repair():
+    sets = {"repair": images(range(40)), "validation": images(range(40)), "test": images(range(60, 80))}
+    with pytest.raises(DatasetError, match="40 of 40 samples of repair stand in validation"):
+        prepare_splits(sets, spec(), seed=0)
+
+
+def test_learning_from_the_regression_set_is_noted():
+    sets = {"repair": images(range(40)), "test": images(range(60, 80)), "replay": images(range(100, 120)),
+            "regression": images(range(110, 130))}  # fmt: skip
+    assert any(
+        "10 samples of regression stand in replay too" in note for note in prepare_splits(sets, spec(), seed=0).notes
+    )
+
+
+def test_too_few_samples_to_cut_from_is_an_error():
+    with pytest.raises(DatasetError, match="test cannot be cut from the 3 samples") as caught:
+        prepare_splits({"repair": images([0, 1, 2])}, spec(), seed=0)
+    assert caught.value.code == "dataset.too_few_samples"
+
+
+def test_bytes_beside_floats_need_an_explicit_scale():
+    sets = {"repair": images(range(40)), "test": images(range(60, 80), dtype=np.float32)}
+    with pytest.raises(DatasetError, match="repair uint8, test float32"):
+        prepare_splits(sets, spec(), seed=0)
+    explicit = spec().model_copy(update={"preprocessing": spec().preprocessing.model_copy(update={"scale": "0-255"})})
+    assert len(prepare_splits(sets, explicit, seed=0).test) == 20
+
+
+def test_leaks_are_found_by_pixels():
+    assert find_leaks(images([5, 6, 7, 5]), images([9, 5])).tolist() == [0, 3]
+
+
+def test_a_label_without_an_output_names_its_row_in_the_source():
+    labels = [0, 1] * 20
+    labels[12] = 37
+    splits = prepare_splits({"repair": images(range(40), labels), "test": images(range(60, 80))}, spec(), seed=0)
+    with pytest.raises(DatasetError) as caught:
+        check_labels(splits, 10)
+    assert caught.value.detail == "label 37 in repair row 12, but the model has 10 outputs"
+    check_labels(splits, 38)
