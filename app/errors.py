@@ -142,8 +142,16 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
         405: f"{request.url.path} does not take {request.method}.",
     }
     detail = details.get(error.status_code) or str(error.detail or http.HTTPStatus(error.status_code).phrase)
-    problem = ApiProblem(code, detail, hint="See /docs for what there is.", headers=error.headers)
+    headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
+    problem = ApiProblem(code, detail, hint="See /docs for what there is.", headers=headers)
     return problem_response(request, problem, status=error.status_code)
+
+
+def _allowed_methods(request: Request) -> str:
+    """All methods of a path: the framework only names those of the first route that fits it."""
+    path = request.url.path.removeprefix("/v1")
+    fitting = [route for route in request.app.state.api_routes if route.path_regex.match(path)]
+    return ", ".join(sorted({method for route in fitting for method in route.methods})) or "GET"
 
 
 def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from app.errors import ApiProblem
 
 JSON_BODY_BYTES = 64 * 1024
-NAME_CHARACTERS = 200
 
 
 async def limit_body(stream: AsyncIterator[bytes], *, max_bytes: int) -> AsyncIterator[bytes]:
@@ -33,4 +32,15 @@ async def read_spec_bytes(chunks: AsyncIterator[bytes], *, max_bytes: int) -> by
         if len(raw) > max_bytes:
             detail = f"The spec is larger than the limit spec_bytes of {max_bytes:,} bytes."
             raise ApiProblem("spec.too_large", detail, hint="Data belongs into file parts, not into the spec.")
+    return bytes(raw)
+
+
+async def read_small_body(stream: AsyncIterator[bytes]) -> bytes:
+    """A body that is never more than a few fields."""
+    raw = bytearray()
+    async for chunk in stream:
+        raw += chunk
+        if len(raw) > JSON_BODY_BYTES:
+            detail = f"The body is larger than the {JSON_BODY_BYTES:,} bytes this path takes."
+            raise ApiProblem("request.too_large", detail, hint="See /docs for the fields it has.")
     return bytes(raw)

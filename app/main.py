@@ -38,7 +38,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestBorder)
     install_error_handlers(app)
     install_openapi(app)
-    for module in (jobs, artifacts, models, system):
+    modules = (jobs, artifacts, models, system)
+    app.state.api_routes = [route for module in modules for route in module.router.routes]
+    for module in modules:
         app.include_router(module.router, prefix="/v1")
         app.include_router(module.router, include_in_schema=False)
     return app

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.schemas import JobCreate, Problem
+from app.schemas import CancelRequest, JobCreate, Problem
 
 BINARY = {"type": "string", "format": "binary"}
 SUBMIT_BODY: dict[str, Any] = {
@@ -31,6 +31,10 @@ SUBMIT_BODY: dict[str, Any] = {
         "application/json": {"schema": {"$ref": "#/components/schemas/JobCreate"}},
     },
 }
+CANCEL_BODY: dict[str, Any] = {
+    "required": False,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CancelRequest"}}},
+}
 DESCRIPTION = """Repair as a service for trained classifiers: send a TorchScript model and the inputs it fails on, get
 back a repaired model with the evidence that it is better. Every path also answers without `/v1`."""
 
@@ -51,7 +55,8 @@ def install_openapi(app: FastAPI) -> None:
 def _add_schemas(document: dict[str, Any]) -> None:
     """Add the schemas no route names in its signature, and drop FastAPI's error schemas, which are never sent."""
     _, added = models_json_schema(
-        [(JobCreate, "validation"), (Problem, "serialization")], ref_template="#/components/schemas/{model}"
+        [(JobCreate, "validation"), (CancelRequest, "validation"), (Problem, "serialization")],
+        ref_template="#/components/schemas/{model}",
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(added.get("$defs", {}))

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from obstore.exceptions import BaseError as StoreError
 from obstore.store import ObjectStore
@@ -31,44 +32,55 @@ class ReceivedFile:
     stored: StoredFile
 
 
-@dataclass
-class Submission:
-    """What a request has brought so far; `files` by part name, the model's is `model`."""
-
-    spec: JobCreate
-    files: dict[str, ReceivedFile] = field(default_factory=dict)
-
-
-async def read_submission(request: Request, *, store: ObjectStore, settings: Settings, only_spec: bool) -> Submission:
-    """Read `POST /jobs`. The spec is checked before any byte of a file is read; with `only_spec` files never are."""
+async def open_submission(request: Request, settings: Settings) -> tuple[JobCreate, AsyncIterator[Part] | None]:
+    """The spec of a `POST /jobs`, checked before any byte of a file is read, and the parts that follow it, if any."""
     limit = settings.one_shot_body_bytes
     if int(request.headers.get("content-length") or 0) > limit:
         raise body_too_large(limit)
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     body = limit_body(request.stream(), max_bytes=limit)
-    if media_type == "application/json":
-        spec = parse_spec(await read_spec_bytes(body, max_bytes=settings.spec_bytes))
-        submission = Submission(spec)
-        if not only_spec:
-            _require_everything(submission)
-        return submission
-    if media_type != "multipart/form-data":
-        hint = "Send multipart/form-data with the parts spec, model and files, or application/json with a model_id."
-        raise ApiProblem("request.unsupported_media_type", f"Content-Type {media_type!r} is not taken here.", hint=hint)
-    parts = read_parts(body, content_type)
-    submission = Submission(await _read_spec(parts, settings))
-    if not only_spec:
-        await _receive_files(parts, submission, store)
-    return submission
+    try:
+        if media_type == "application/json":
+            return parse_spec(await read_spec_bytes(body, max_bytes=settings.spec_bytes)), None
+        if media_type == "multipart/form-data":
+            parts = read_parts(body, content_type)
+            return await _read_spec(parts, settings), parts
+    except ClientDisconnect:
+        raise _disconnected() from None
+    hint = "Send multipart/form-data with the parts spec, model and files, or application/json with a model_id."
+    raise ApiProblem("request.unsupported_media_type", f"Content-Type {media_type!r} is not taken here.", hint=hint)
 
 
-async def keep_files(submission: Submission, store: ObjectStore) -> dict[str, ReceivedFile]:
+@asynccontextmanager
+async def receive_files(
+    parts: AsyncIterator[Part] | None, spec: JobCreate, store: ObjectStore
+) -> AsyncIterator[dict[str, ReceivedFile]]:
+    """All files the spec refers to, by part name, under temporary keys. If the block fails, they are removed."""
+    files: dict[str, ReceivedFile] = {}
+    try:
+        if parts is not None:
+            await _store_parts(parts, spec, store, files=files)
+        _require_everything(spec, files)
+        yield files
+    except ClientDisconnect:
+        await run_in_threadpool(_forget, files, store)
+        raise _disconnected() from None
+    except StoreError as error:
+        await run_in_threadpool(_forget, files, store)
+        raise ApiProblem("platform.store_unavailable", "The files could not be stored.") from error
+    except BaseException:  # a cancelled request must not leave bytes behind either
+        await run_in_threadpool(_forget, files, store)
+        raise
+
+
+async def keep_files(files: dict[str, ReceivedFile], store: ObjectStore) -> dict[str, ReceivedFile]:
     """Move the received files to the keys of their contents."""
-    with_keys = {}
-    for name, file in submission.files.items():
-        with_keys[name] = ReceivedFile(file.filename, await keep_upload(store, file.stored))
-    return with_keys
+    return {name: ReceivedFile(file.filename, await keep_upload(store, file.stored)) for name, file in files.items()}
+
+
+def _disconnected() -> ApiProblem:
+    return ApiProblem("upload.truncated", "The connection was closed during the upload.")
 
 
 async def _read_spec(parts: AsyncIterator[Part], settings: Settings) -> JobCreate:
@@ -81,39 +93,31 @@ async def _read_spec(parts: AsyncIterator[Part], settings: Settings) -> JobCreat
     return parse_spec(await read_spec_bytes(part.chunks, max_bytes=settings.spec_bytes))
 
 
-async def _receive_files(parts: AsyncIterator[Part], submission: Submission, store: ObjectStore) -> None:
-    try:
-        async for part in parts:
-            _expect(part, submission)
-            chunks = _torchscript(part.chunks) if part.name == MODEL_PART else part.chunks
-            stored = await put_stream(store, chunks)
-            submission.files[part.name] = ReceivedFile(safe_filename(part.filename, part.name), stored)
-        _require_everything(submission)
-    except BaseException as error:
-        # BaseException: a cancelled request must not leave bytes behind either.
-        await run_in_threadpool(_forget, submission, store)
-        if isinstance(error, ClientDisconnect):
-            raise ApiProblem("upload.truncated", "The connection was closed during the upload.") from None
-        if isinstance(error, StoreError | OSError):
-            raise ApiProblem("platform.store_unavailable", "The file could not be stored.") from error
-        raise
+async def _store_parts(
+    parts: AsyncIterator[Part], spec: JobCreate, store: ObjectStore, *, files: dict[str, ReceivedFile]
+) -> None:
+    async for part in parts:
+        _expect(part, spec, files)
+        chunks = _torchscript(part.chunks) if part.name == MODEL_PART else part.chunks
+        stored = await put_stream(store, chunks)
+        files[part.name] = ReceivedFile(safe_filename(part.filename, part.name), stored)
 
 
-def _forget(submission: Submission, store: ObjectStore) -> None:
-    for file in submission.files.values():
+def _forget(files: dict[str, ReceivedFile], store: ObjectStore) -> None:
+    for file in files.values():
         delete(store, file.stored.storage_key)
 
 
-def _expect(part: Part, submission: Submission) -> None:
+def _expect(part: Part, spec: JobCreate, files: dict[str, ReceivedFile]) -> None:
     """Refuse a part nobody asked for, by its header alone."""
-    if part.name in submission.files or part.name == SPEC_PART:
+    if part.name in files or part.name == SPEC_PART:
         raise ApiProblem("upload.duplicate_part", f"A second part is named {part.name!r}.", hint="Name each part once.")
     if part.name == MODEL_PART:
-        if submission.spec.model_id is not None:
+        if spec.model_id is not None:
             detail = "The spec has a model_id and the request has a model part."
             raise ApiProblem("model.given_twice", detail, hint="Send one of them.")
         return
-    wanted = upload_names(submission.spec)
+    wanted = upload_names(spec)
     if part.name not in wanted:
         known = ", ".join(sorted(wanted)) or "none"
         detail = f"The part {part.name!r} is not referred to by any dataset of the spec (referred to: {known})."
@@ -121,9 +125,9 @@ def _expect(part: Part, submission: Submission) -> None:
         raise ApiProblem("dataset.unreferenced_upload", detail, hint=hint)
 
 
-def _require_everything(submission: Submission) -> None:
-    received = ", ".join(submission.files) or "none"
-    missing = {name: splits for name, splits in upload_names(submission.spec).items() if name not in submission.files}
+def _require_everything(spec: JobCreate, files: dict[str, ReceivedFile]) -> None:
+    received = ", ".join(files) or "none"
+    missing = {name: splits for name, splits in upload_names(spec).items() if name not in files}
     if missing:
         errors = [
             {"pointer": f"#/datasets/{split}", "detail": f"'{UPLOAD}{name}' needs a file part named {name!r}."}
@@ -133,7 +137,7 @@ def _require_everything(submission: Submission) -> None:
         names = ", ".join(f"'{UPLOAD}{name}'" for name in missing)
         detail = f"The spec refers to {names}, but no such part came; file parts received: {received}."
         raise ApiProblem("dataset.missing_upload", detail, hint="Add the file parts, e.g. -F NAME=@file", errors=errors)
-    if MODEL_PART not in submission.files and submission.spec.model_id is None:
+    if MODEL_PART not in files and spec.model_id is None:
         detail = f"There is no model part and no model_id; file parts received: {received}."
         raise ApiProblem("model.missing", detail, hint="Send the TorchScript file as the part `model`.")
 

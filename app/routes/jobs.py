@@ -5,24 +5,26 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import AwareDatetime
+from fastapi.exceptions import RequestValidationError
+from pydantic import AwareDatetime, ValidationError
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from app.auth import JobsReader, JobsWriter
 from app.deps import IDENTIFIER, CurrentGateway, Gateway, ReadSession, WriteSession
 from app.errors import ApiProblem, problem_responses
-from app.limits import JSON_BODY_BYTES
-from app.openapi import SUBMIT_BODY
+from app.limits import read_small_body
+from app.openapi import CANCEL_BODY, SUBMIT_BODY
 from app.pages import Cursor, Limit, cut, page_of
 from app.rendering import render_event, render_job, render_jobs
-from app.schemas import CancelRequest, EventPage, JobPage, JobRead, Validation
+from app.schemas import CancelRequest, EventPage, JobCreate, JobPage, JobRead, Validation
 from app.shared.ids import new_id
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
 from app.shared.tables import Job, JobEvent, JobInput, Model
 from app.specs import UPLOAD
-from app.uploads import MODEL_PART, ReceivedFile, Submission, keep_files, read_submission
+from app.uploads import MODEL_PART, ReceivedFile, keep_files, open_submission, receive_files
 
 router = APIRouter(tags=["jobs"], responses=problem_responses(401, 403, 422, 500, 503))
 RETRY_AFTER_SECONDS = 2
@@ -66,47 +68,51 @@ async def create_job(
     validate_only: Annotated[bool, Query(description="Check the spec, create nothing.")] = False,
 ) -> Response:
     """Submit a repair: a spec with its model and dataset files in one multipart body, or JSON with a `model_id`."""
-    submission = await read_submission(request, store=gateway.store, settings=gateway.settings, only_spec=validate_only)
+    spec, parts = await open_submission(request, gateway.settings)
+    if spec.model_id is not None:
+        await run_in_threadpool(_check_model, gateway, spec.model_id, project_id=caller.project_id)
     if validate_only:
-        return JSONResponse(Validation(spec=submission.spec.repair_spec()).model_dump(mode="json"))
-    files = await keep_files(submission, gateway.store)
-    job = await run_in_threadpool(_submit, gateway, caller.project_id, submission=submission, files=files)
+        return JSONResponse(Validation(spec=spec.repair_spec()).model_dump(mode="json"))
+    async with receive_files(parts, spec, gateway.store) as received:
+        files = await keep_files(received, gateway.store)
+        job = await run_in_threadpool(_submit, gateway, caller.project_id, spec=spec, files=files)
     gateway.relay.wake()
     headers = {"Location": job.links["self"], "Retry-After": str(RETRY_AFTER_SECONDS)}
     return JSONResponse(job.model_dump(mode="json"), 202, headers)
 
 
-def _submit(gateway: Gateway, project_id: str, *, submission: Submission, files: dict[str, ReceivedFile]) -> JobRead:
+def _submit(gateway: Gateway, project_id: str, *, spec: JobCreate, files: dict[str, ReceivedFile]) -> JobRead:
     with gateway.sessions.begin() as session:
-        if submission.spec.model_id is not None:
-            model = _registered_model(session, submission.spec.model_id, project_id=project_id)
-        else:
-            model = Model(id=new_id("mdl"), project_id=project_id, **_columns(files[MODEL_PART]))
-            session.add(model)
-            session.flush()
         job = submit_job(
             session,
             project_id=project_id,
-            spec=submission.spec.repair_spec(),
-            kind=submission.spec.kind,
-            model_id=model.id,
+            spec=spec.repair_spec(),
+            kind=spec.kind,
+            model_id=spec.model_id or _new_model(session, project_id, files[MODEL_PART]),
             inputs=[
                 JobInput(name=f"{UPLOAD}{name}", **_columns(file)) for name, file in files.items() if name != MODEL_PART
             ],
-            metadata=submission.spec.metadata,
+            metadata=spec.metadata,
             max_attempts=gateway.settings.max_attempts,
         )
         return render_job(session, job)
 
 
-def _registered_model(session: WriteSession, model_id: str, *, project_id: str) -> Model:
-    found = select(Model).where(Model.id == model_id, Model.project_id == project_id)
-    model = session.scalar(found) if IDENTIFIER.fullmatch(model_id) else None
-    if model is None:
-        detail = f"There is no model {model_id!r} in your project."
-        errors = [{"pointer": "#/model_id", "detail": detail}]
-        raise ApiProblem("model.unknown_id", detail, hint="GET /v1/models lists them.", errors=errors)
-    return model
+def _new_model(session: Session, project_id: str, file: ReceivedFile) -> str:
+    model = Model(id=new_id("mdl"), project_id=project_id, **_columns(file))
+    session.add(model)
+    session.flush()
+    return model.id
+
+
+def _check_model(gateway: Gateway, model_id: str, *, project_id: str) -> None:
+    with gateway.readers() as session:
+        found = select(Model.id).where(Model.id == model_id, Model.project_id == project_id)
+        if IDENTIFIER.fullmatch(model_id) and session.scalar(found):
+            return
+    detail = f"There is no model {model_id!r} in your project."
+    errors = [{"pointer": "#/model_id", "detail": detail}]
+    raise ApiProblem("model.unknown_id", detail, hint="GET /v1/models lists them.", errors=errors)
 
 
 def _columns(file: ReceivedFile) -> dict[str, Any]:
@@ -181,18 +187,29 @@ def _look(gateway: Gateway, job_id: str, *, project_id: str) -> tuple[JobRead, s
         return job, f'W/"{row.version}.{job.queue.position if job.queue else 0}"'
 
 
+async def read_cancel(request: Request) -> CancelRequest:
+    """The optional body of a cancel, read by hand so that an oversized one is refused as a problem."""
+    raw = await read_small_body(request.stream())
+    try:
+        return CancelRequest.model_validate_json(raw or b"{}")
+    except ValidationError as error:
+        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in error.errors()]) from None
+
+
 @router.post(
     "/jobs/{job_id}/cancel",
     status_code=202,
     response_model=JobRead,
     responses=problem_responses(404, 409, 413),
-    max_body_size=JSON_BODY_BYTES,
+    openapi_extra={"requestBody": CANCEL_BODY},
 )
-def cancel_job(job_id: str, session: WriteSession, caller: JobsWriter, asked: CancelRequest | None = None) -> JobRead:
+def cancel_job(
+    job_id: str, session: WriteSession, caller: JobsWriter, asked: Annotated[CancelRequest, Depends(read_cancel)]
+) -> JobRead:
     """Ask a job to stop. A waiting job is cancelled at once, a running one when its engine is gone."""
     job = find_job(session, job_id=job_id, project_id=caller.project_id)
     try:
-        job = request_cancel(session, job, keep_best=asked.keep_best if asked else False)
+        job = request_cancel(session, job, keep_best=asked.keep_best)
     except JobAlreadyDone as error:
         raise ApiProblem("job.already_done", f"Job {job_id}: {error}.", hint="There is nothing to cancel.") from None
     return render_job(session, job)
