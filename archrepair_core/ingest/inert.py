@@ -100,6 +100,13 @@ def children_of(value: Any) -> list[Any]:
     return []
 
 
+def describe(value: Any) -> str:
+    """A short text for messages; never the inside of a container, which may be exponentially large when printed."""
+    if isinstance(value, str | int | float | Global):
+        return repr(str(value)[:80])
+    return f"a {type(value).__name__}"
+
+
 def unsafe_pickle(name: str, what: str) -> ModelError:
     """The error for anything torch.jit.save does not write; `name` is the record."""
     return ModelError("unsafe_pickle", f"{name} holds {what}; torch.jit.save does not write that.", hint=_HINT)

@@ -19,6 +19,7 @@ from archrepair_core.ingest.inert import (
     Storage,
     Tensor,
     children_of,
+    describe,
     quantized,
     tensor_geometry,
     unsafe_pickle,
@@ -53,7 +54,7 @@ def _check_depth(root: Any, name: str) -> None:
         value, is_leaving = stack.pop()
         children = children_of(value)
         if isinstance(value, Global | Storage):
-            raise unsafe_pickle(name, f"a bare reference to {value}")
+            raise unsafe_pickle(name, f"a bare reference to {describe(value)}")
         if is_leaving:
             height[id(value)] = 1 + max((height.get(id(child), 0) for child in children), default=0)
         elif children and id(value) not in height:
@@ -202,7 +203,7 @@ def _set_items(machine: _Machine, items: list[Any]) -> None:
         raise machine.unsafe("a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(key) not in (str, int, float, bool) or key in target:
-            raise machine.unsafe(f"the dictionary key {str(key)[:60]!r} twice or of a type that is not allowed")
+            raise machine.unsafe(f"the dictionary key {describe(key)} twice or of a type that is not allowed")
         target[key] = value
 
 
@@ -216,13 +217,13 @@ def _new_object(machine: _Machine) -> None:
     arguments = machine.pop()
     reference = machine.top(Global)
     if arguments != () or not reference.is_own_class:
-        raise machine.unsafe(f"a new {reference} with arguments {str(arguments)[:60]}")
+        raise machine.unsafe(f"a new {reference} with arguments {describe(arguments)}")
 
 
 def _build(machine: _Machine) -> None:
     state, reference = machine.pop(), machine.pop()
     if not isinstance(reference, Global) or not reference.is_own_class:
-        raise machine.unsafe(f"state for {str(reference)[:60]!r}, which is no class of the archive")
+        raise machine.unsafe(f"state for {describe(reference)}, which is no class of the archive")
     if type(state) is not dict or not all(isinstance(key, str) for key in state):
         raise machine.unsafe(f"state for {reference} that is no attribute dictionary (__setstate__)")
     machine.push(Object(str(reference), dict(state)))
@@ -231,15 +232,15 @@ def _build(machine: _Machine) -> None:
 def _reduce(machine: _Machine) -> None:
     arguments, reference = machine.pop(), machine.pop()
     if not isinstance(reference, Global):
-        raise machine.unsafe(f"a call of {str(reference)[:60]!r}")
+        raise machine.unsafe(f"a call of {describe(reference)}")
     if reference.is_own_class:
         if type(arguments) not in (str, int, float):
-            raise machine.unsafe(f"an enum member {reference} of value {str(arguments)[:60]!r}")
+            raise machine.unsafe(f"an enum member {reference} of value {describe(arguments)}")
         machine.push(EnumMember(str(reference), arguments))
         return
     arity, builder = _BUILDERS.get((reference.module, reference.name), (-1, _empty_hooks))
     if type(arguments) is not tuple or len(arguments) != arity:
-        raise machine.unsafe(f"a call of {str(reference)!r} with {str(arguments)[:60]}")
+        raise machine.unsafe(f"a call of {str(reference)!r} with {describe(arguments)}")
     machine.push(builder(machine, *arguments))
 
 
@@ -250,7 +251,7 @@ def _load_storage(machine: _Machine) -> None:
         ):
             machine.push(Storage(key, dtype, count))
         case other:
-            raise machine.unsafe(f"a storage reference {str(other)[:120]}")
+            raise machine.unsafe(f"a storage reference {describe(other)}")
 
 
 def _rebuild_tensor(
@@ -302,7 +303,7 @@ def _restore_type(machine: _Machine, value: Any, type_name: Any) -> Any:
 
 def _build_device(machine: _Machine, name: Any) -> Device:
     if type(name) is not str or not _DEVICE.fullmatch(name):
-        raise machine.unsafe(f"the device {str(name)[:60]!r}")
+        raise machine.unsafe(f"the device {describe(name)}")
     return Device(name)
 
 
