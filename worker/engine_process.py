@@ -23,7 +23,7 @@ from worker.limits import EngineLimits, rlimits
 
 # -P: the working directory must never be searched for modules.
 STANDBY = (sys.executable, "-P", "-m", "archrepair_core.standby")
-MAX_LINE_BYTES = 16 << 20
+MAX_LINE_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
 
@@ -61,7 +61,7 @@ class EngineProcess:
             start_new_session=True,
             preexec_fn=_child_setup(limits),
         )
-        self._pending = b""
+        self._unfinished = bytearray()
         self._output = selectors.DefaultSelector()
         for stream in (self._process.stdout, self._process.stderr):
             assert stream is not None
@@ -86,6 +86,7 @@ class EngineProcess:
         if not self._output.get_map():
             time.sleep(timeout_seconds)
             return []
+        lines: list[bytes] = []
         for key, _ in self._output.select(timeout_seconds):
             chunk = os.read(key.fd, _CHUNK_BYTES)
             if not chunk:
@@ -93,11 +94,20 @@ class EngineProcess:
             elif key.fileobj is self._process.stderr:
                 self.log.append(chunk)
             else:
-                self._pending += chunk
-        *lines, self._pending = self._pending.split(b"\n")
-        if len(self._pending) > MAX_LINE_BYTES:
-            raise ProtocolError(f"a line of more than {MAX_LINE_BYTES} bytes")
+                lines = self._complete_lines(chunk)
         return [_event(line) for line in lines]
+
+    def _complete_lines(self, chunk: bytes) -> list[bytes]:
+        """The lines that end in this chunk. Only the chunk is searched: a long line must not cost its square."""
+        first, *rest = chunk.split(b"\n")
+        self._unfinished += first
+        if len(self._unfinished) > MAX_LINE_BYTES:
+            raise ProtocolError(f"a line of more than {MAX_LINE_BYTES} bytes")
+        if not rest:
+            return []
+        lines = [bytes(self._unfinished), *rest[:-1]]
+        self._unfinished = bytearray(rest[-1])
+        return lines
 
     def drain(self) -> list[Event]:
         """Everything it wrote that nobody has read yet. Raises ProtocolError."""

@@ -18,7 +18,7 @@ class EngineLimits(BaseSettings):
     start_seconds: float = Field(120, gt=0, description="Importing torch may take this long, on a cold disk too.")
     grace_seconds: float = Field(2, ge=0, description="Between SIGTERM and SIGKILL.")
     data_bytes: int | None = Field(None, gt=0, description="RLIMIT_DATA; RLIMIT_AS would break CUDA's reservations.")
-    file_bytes: int = Field(16 * GIB, gt=0, description="RLIMIT_FSIZE: the largest file the engine may write.")
+    file_bytes: int = Field(64 * GIB, gt=0, description="RLIMIT_FSIZE: the largest file the engine may write.")
     open_files: int = Field(4096, gt=0, description="RLIMIT_NOFILE.")
     log_bytes: int = Field(8 * MIB, ge=64 * 1024, description="What is kept of the engine's stderr.")
 

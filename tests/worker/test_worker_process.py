@@ -32,7 +32,7 @@ def worker(settings, tmp_path):
     command = (sys.executable, "-P", str(Path(__file__).with_name("worker_with_double.py")))
     child = Child(Program("worker", command, dict(os.environ), stop_seconds=8), tmp_path / "worker.log")
     yield child
-    child.stop()
+    child.stop(lambda: True)
 
 
 @pytest.fixture
