@@ -8,7 +8,7 @@ import ast
 import itertools
 import re
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -85,7 +85,7 @@ class _Rebuild:
 
     def module(self, original: torch.jit.ScriptModule, path: str) -> nn.Module:
         children = {
-            child: self.module(module, f"{path}.{child}" if path else child)
+            child: self.module(cast(torch.jit.ScriptModule, module), f"{path}.{child}" if path else child)
             for child, module in original.named_children()
         }
         module = self._torch_nn(original)
@@ -171,7 +171,8 @@ class _Rebuild:
         if compiled is None:
             raise UnsupportedNodeError(f"prim::CallFunction of {bare_name(qualified_name)}")
         scope_name, _, last = bare_name(qualified_name).rpartition(".")
-        identifier = self._unused(FUNCTION_PREFIX + _identifier(last).removeprefix(FUNCTION_PREFIX))
+        # Exported archives hold the prefixed names: they do not get a second one.
+        identifier = self._unused(FUNCTION_PREFIX + _identifier(last.removeprefix(FUNCTION_PREFIX)))
         # Registered before its body is read: TorchScript has no recursion, a crafted archive might.
         self._functions[qualified_name] = (identifier, None)
         own = Scope(

@@ -75,6 +75,8 @@ class _Body:
     def fresh(self, hint: str) -> str:
         plain = re.sub(r"\.\d+$", "", hint)
         stem = f"v{plain}" if plain.isdigit() else plain
+        if is_identifier(stem) and is_reserved(stem):
+            stem = f"{stem}_"
         if not is_identifier(stem) or is_reserved(stem):
             stem = "v_" + re.sub(r"\W|[^\x00-\x7f]", "_", stem)
         candidate, count = stem, 0

@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -84,7 +84,8 @@ def _canonical(graph: Graph) -> tuple[str, list[str]]:
 
 def modules_by_type(root: torch.jit.ScriptModule) -> Mapping[str, torch.jit.ScriptModule]:
     """One module for each TorchScript class in the tree: those of a class have the same graphs."""
-    return {type_name(module): module for module in root.modules()}
+    modules = cast(Iterator[torch.jit.ScriptModule], root.modules())
+    return {type_name(module): module for module in modules}
 
 
 def called_methods(root: torch.jit.ScriptModule) -> Mapping[str, frozenset[str]]:

@@ -37,5 +37,5 @@ def fill_tensors(module: nn.Module, original: torch.jit.ScriptModule, copies: Te
     """Give `module` the parameters and buffers of `original` itself (not of its children), under the same names."""
     for name, tensor in original.named_parameters(recurse=False, remove_duplicate=False):
         module._parameters[name] = copies.parameter(tensor)
-    for name, tensor in original.named_buffers(recurse=False, remove_duplicate=False):
-        module._buffers[name] = copies.tensor(tensor)
+    for name, buffer in original.named_buffers(recurse=False, remove_duplicate=False):
+        module._buffers[name] = copies.tensor(buffer)

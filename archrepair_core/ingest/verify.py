@@ -1,0 +1,205 @@
+"""Proof that a rebuilt model is the archive: same answers, same names, and every parameter can be trained."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archrepair_core.errors import ModelError
+from archrepair_core.ingest.graphs import method_names
+from archrepair_core.ingest.outputs import largest_difference, largest_relative_difference, tensors_in
+from archrepair_core.modes import eval_mode
+
+_TOLERANCE = 1e-5
+_HINT = "report the model's architecture; until then, export it by tracing instead of scripting, or the other way round"
+# What running somebody's network, or source generated from it, can raise.
+_RUN_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    NameError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How alike archive and rebuilt model are; `untrained` parameters take no part in the archive's answers either."""
+
+    batch_sizes: tuple[int, ...]
+    max_abs_diff: float
+    num_state_entries: int
+    num_trainable: int
+    untrained: tuple[str, ...]
+
+
+def verify_decompiled(root: torch.jit.ScriptModule, module: nn.Module, inputs: Tensor) -> Parity:
+    """Compare `module` with its archive in eval mode on `inputs` (batch first), whole and the first item alone.
+
+    Both are left as they were. Raises ModelError: `not_reproducible`, naming the first submodule that differs, or
+    `fails_on_inputs` where the archive itself cannot run.
+    """
+    _check_names(root, module)
+    batches = [inputs[:1], inputs] if len(inputs) > 1 else [inputs]
+    with _undisturbed(root), _undisturbed(module):
+        differences = [_compare(root, module, batch) for batch in batches]
+        untrained = _untrained(root, module, inputs)
+    return Parity(
+        batch_sizes=tuple(len(batch) for batch in batches),
+        max_abs_diff=max(differences),
+        num_state_entries=len(module.state_dict()),
+        num_trainable=sum(parameter.requires_grad for parameter in module.parameters()),
+        untrained=untrained,
+    )
+
+
+def _check_names(root: torch.jit.ScriptModule, module: nn.Module) -> None:
+    expected, found = set(root.state_dict()), set(module.state_dict())
+    if expected != found:
+        raise ModelError(
+            "not_reproducible",
+            f"the rebuilt model's state_dict lacks {sorted(expected - found)} and adds {sorted(found - expected)}",
+            hint=_HINT,
+        )
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; buffers, gradients and random numbers afterwards as before."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    try:
+        with torch.random.fork_rng(devices=[]), eval_mode(module):
+            yield
+    finally:
+        for buffer, before in buffers:
+            buffer.detach().copy_(before)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def _compare(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> float:
+    with torch.no_grad():
+        expected = _run_archive(root, batch)
+        answer = _run_rebuilt(module, batch)
+        if answer is not None and largest_relative_difference(answer, expected) <= _TOLERANCE:
+            return largest_difference(answer, expected)
+        raise _not_reproducible(root, module, batch)
+
+
+def _run_archive(root: torch.jit.ScriptModule, batch: Tensor) -> Any:
+    try:
+        return _seeded(root, batch)
+    except _RUN_ERRORS as error:
+        raise ModelError(
+            "fails_on_inputs",
+            f"the model cannot run on inputs of shape {list(batch.shape)}: {_last_line(error)}",
+            hint="check the preprocessing; a model traced with a fixed batch size must be traced with another one",
+        ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _run_rebuilt(module: nn.Module, batch: Tensor) -> Any:
+    try:
+        return _seeded(module, batch)
+    except _RUN_ERRORS:
+        return None
+
+
+def _seeded(run: Callable[..., Any], *arguments: Any) -> Any:
+    # Some archives draw random numbers even in eval mode; from the same seed they draw the same.
+    torch.manual_seed(0)
+    return run(*arguments)
+
+
+def _not_reproducible(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> ModelError:
+    path, difference = _culprit(root, module, batch)
+    where = f"submodule {path!r}" if path else "the model's own forward"
+    return ModelError(
+        "not_reproducible",
+        f"the rebuilt model does not answer as the archive does: {where} differs first, by {difference:.3g}",
+        hint=_HINT,
+    )
+
+
+def _culprit(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> tuple[str, float]:
+    """The innermost module to answer unlike its ScriptModule on the same inputs; "" for the model itself."""
+    found: list[tuple[str, float]] = []
+    pending: dict[str, tuple[Any, ...]] = {}
+
+    def before(path: str) -> Callable[..., None]:
+        return lambda _, arguments: pending.update({path: _copied(arguments)})
+
+    def after(path: str) -> Callable[..., None]:
+        def compare(_: nn.Module, __: Any, answer: Any) -> None:
+            difference = _difference_to_twin(root, path, pending.pop(path), answer)
+            if difference > 0 and not found:
+                found.append((path, difference))
+
+        return compare
+
+    children = [(path, child) for path, child in module.named_modules() if path]
+    hooks = [child.register_forward_pre_hook(before(path)) for path, child in children]
+    hooks += [child.register_forward_hook(after(path)) for path, child in children]
+    try:
+        _run_rebuilt(module, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Left over: modules that were entered and never came back, the innermost of them last.
+    return found[0] if found else (next(reversed(pending), ""), float("inf"))
+
+
+def _copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    # In-place layers overwrite what they are given.
+    return tuple(item.clone() if isinstance(item, Tensor) else item for item in arguments)
+
+
+def _difference_to_twin(root: torch.jit.ScriptModule, path: str, arguments: tuple[Any, ...], answer: Any) -> float:
+    twin: Any = root
+    for child in path.split("."):
+        twin = twin._modules[child]
+    forward = next((name for name in method_names(twin) if name.startswith("forward")), None)
+    if forward is None:
+        return 0.0
+    try:
+        expected = twin(*arguments) if forward == "forward" else getattr(twin, forward)(*arguments)
+    except _RUN_ERRORS:
+        return float("inf")
+    scaled = largest_relative_difference(answer, expected)
+    return largest_difference(answer, expected) if scaled > _TOLERANCE else 0.0
+
+
+def _untrained(root: torch.jit.ScriptModule, module: nn.Module, inputs: Tensor) -> tuple[str, ...]:
+    missing = _without_gradient(module, inputs)
+    if not missing:
+        return ()
+    # Heads that only training uses get none in the archive either.
+    lost = missing - _without_gradient(root, inputs)
+    if lost:
+        raise ModelError(
+            "not_reproducible",
+            f"{len(lost)} parameters lost their gradient, among them {min(lost)!r}",
+            hint=_HINT,
+        )
+    return tuple(sorted(missing))
+
+
+def _without_gradient(module: nn.Module, inputs: Tensor) -> set[str]:
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for parameter in parameters.values():
+        parameter.grad = None
+    answers = [tensor for tensor in tensors_in(_seeded(module, inputs)).values() if tensor.requires_grad]
+    if answers:
+        torch.stack([answer.sum() for answer in answers]).sum().backward()
+    return {name for name, parameter in parameters.items() if parameter.grad is None}
