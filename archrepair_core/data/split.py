@@ -98,14 +98,26 @@ def check_labels(splits: Splits, num_classes: int) -> None:
 
 
 def _check_alike(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> None:
+    """What is trained and compared together must reach the model in one size and one scale."""
     dtypes = {role: str(dataset.images.dtype) for role, dataset in parts.items()}
     if spec.preprocessing.scale == "auto" and len(set(dtypes.values())) > 1:
-        listed = ", ".join(f"{role} {dtype}" for role, dtype in dtypes.items())
         raise DatasetError(
             "mixed_dtypes",
-            f"some images are bytes and some are floats ({listed}), and scale 'auto' would treat them differently",
+            f"some images are bytes and some are floats ({_listed(dtypes)}), and scale 'auto' would treat them "
+            "differently",
             hint="set preprocessing.scale, or save all alike",
         )
+    sizes = {role: "{}×{}".format(*dataset.images.shape[1:3]) for role, dataset in parts.items()}
+    if spec.preprocessing.resize is None and len(set(sizes.values())) > 1:
+        raise DatasetError(
+            "mixed_sizes",
+            f"the sets hold images of different height×width ({_listed(sizes)})",
+            hint="set preprocessing.resize to [height, width], or save all alike",
+        )
+
+
+def _listed(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{role} {value}" for role, value in values.items())
 
 
 def _cut(repair: LabelledImages, role: str, *, fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages]:

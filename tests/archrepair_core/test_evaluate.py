@@ -164,12 +164,8 @@ def test_a_class_that_got_worse_stands_out_even_when_accuracy_rises():
     assert summary["worst_class"]["label"] == 1
     assert summary["worst_class"]["p_holm"] == pytest.approx(3 * 0.5**15)
     assert summary["accuracy"]["change"] > 0.2
-    assert (
-        evaluate_gate(
-            parse_gate("test.worst_class_p >= 0.05"), {"test.worst_class_p": metrics_of(summary)["worst_class_p"]}
-        ).state
-        == "fail"
-    )
+    metrics = {"test.worst_class_p": metrics_of(summary)["worst_class_p"]}
+    assert evaluate_gate(parse_gate("test.worst_class_p >= 0.05"), metrics).state == "fail"
 
 
 def test_nothing_changed_is_no_evidence_and_breaks_nothing():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -130,6 +132,17 @@ def test_bytes_beside_floats_need_an_explicit_scale():
         prepare_splits(sets, spec(), seed=0)
     explicit = spec().model_copy(update={"preprocessing": spec().preprocessing.model_copy(update={"scale": "0-255"})})
     assert len(prepare_splits(sets, explicit, seed=0).test) == 20
+
+
+def test_sets_of_different_sizes_need_a_resize():
+    wide = images(range(60, 80))
+    wide = replace(wide, images=replace(wide.images, pixels=np.repeat(wide.images.pixels, 2, axis=2)))
+    sets = {"repair": images(range(40)), "test": wide}
+    with pytest.raises(DatasetError, match="repair 1×1, test 1×2") as caught:
+        prepare_splits(sets, spec(), seed=0)
+    assert caught.value.code == "dataset.mixed_sizes"
+    resized = RepairSpec.model_validate({"datasets": {"repair": "upload:x"}, "preprocessing": {"resize": [2, 2]}})
+    assert len(prepare_splits(sets, resized, seed=0).test) == 20
 
 
 def test_leaks_are_found_by_pixels():
