@@ -176,7 +176,9 @@ def start_gateway(settings: Settings, log: Path) -> RunningGateway:
 
 
 @pytest.fixture(scope="module")
-def gateway(migrated_state: Path, broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+def gateway(
+    migrated_state: Path, broker_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
     """A real gateway under uvicorn, one per test module, with its own database and store."""
     directory = tmp_path_factory.mktemp("gateway")
     state_dir = Path(shutil.copytree(migrated_state, directory / "state"))

@@ -29,6 +29,11 @@ def make_celery(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "socket_keepalive": True,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 10,
+            # One immediate retry: kombu's default waits 6 s in every ring while the broker is down.
+            "max_retries": 1,
+            "interval_start": 0,
             "health_check_interval": 25,
             "global_keyprefix": "archrepair:",
         },

@@ -1,0 +1,88 @@
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.shared.db import db_now, make_engine, make_sessions, migration_config, read_only, upgrade_schema
+from app.shared.settings import Settings
+from app.shared.tables import Base, Project
+
+
+def test_the_database_clock_is_epoch_seconds_with_a_fraction(sessions: sessionmaker[Session]):
+    with sessions() as session:
+        readings = []
+        for _ in range(5):
+            readings.append(session.scalar(select(db_now())))
+            time.sleep(0.003)
+    assert abs(readings[-1] - time.time()) < 2
+    assert len(set(readings)) > 1, "the clock must move within a second, or short leases never expire"
+
+
+def test_migrations_make_exactly_the_tables_of_the_code(settings: Settings):
+    engine = make_engine(settings.database_url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    engine.dispose()
+
+
+def test_the_schema_can_be_taken_down_and_up_again(settings: Settings):
+    command.downgrade(migration_config(settings.database_url), "base")
+    engine = make_engine(settings.database_url)
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+    upgrade_schema(settings.database_url)
+    assert set(Base.metadata.tables) < set(inspect(engine).get_table_names())
+    engine.dispose()
+
+
+def test_several_processes_may_migrate_at_once(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/new.db"
+    code = f"from app.shared.db import upgrade_schema; upgrade_schema({url!r})"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+
+
+def test_migrating_does_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    upgrade_schema(f"sqlite:///{tmp_path}/100%.db")
+    assert (tmp_path / "100%.db").exists()
+
+
+def test_a_reader_does_not_wait_for_the_writer(settings: Settings):
+    engine = make_engine(settings.database_url)
+    writers, readers = make_sessions(engine), make_sessions(read_only(engine))
+    with writers.begin() as writer:
+        writer.add(Project(id="prj_x", name="unfinished"))
+        writer.flush()
+        started = time.monotonic()
+        with readers() as reader:
+            assert reader.scalar(select(Project.name).where(Project.id == "prj_x")) is None
+        assert time.monotonic() - started < 1
+    engine.dispose()
+
+
+def test_two_writers_take_turns_instead_of_failing(sessions: sessionmaker[Session]):
+    names = [f"p{number}" for number in range(8)]
+
+    def write(name: str):
+        with sessions.begin() as session:
+            seen = session.scalars(select(Project.id)).all()
+            session.add(Project(id=f"prj_{name}", name=f"{name} after {len(seen)}"))
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with sessions() as session:
+        counts = {
+            int(name.split()[-1]) for name in session.scalars(select(Project.name).where(Project.name.like("p%")))
+        }
+    assert len(counts) == len(names), "each must have seen the rows of those before it"

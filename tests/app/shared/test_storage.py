@@ -1,0 +1,71 @@
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.shared.storage import delete, download, keep_upload, open_range, open_store, put_file, put_stream
+
+
+def files_in(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+async def pieces(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+def test_an_upload_is_kept_under_the_hash_of_its_content(tmp_path: Path):
+    store = open_store((tmp_path / "objects with space").as_uri())
+
+    async def upload():
+        return await keep_upload(store, await put_stream(store, pieces(b"abc", b"defg")))
+
+    first, second = asyncio.run(upload()), asyncio.run(upload())
+    sha256 = hashlib.sha256(b"abcdefg").hexdigest()
+    assert first == second
+    assert (first.storage_key, first.sha256, first.size_bytes) == (f"blobs/sha256/{sha256}", sha256, 7)
+    assert files_in(tmp_path / "objects with space") == [f"blobs/sha256/{sha256}"]
+
+
+def test_a_stream_that_breaks_off_leaves_nothing(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x" * 6_000_000
+        raise ConnectionError("the client went away")
+
+    with pytest.raises(ConnectionError, match="went away"):
+        asyncio.run(put_stream(store, broken()))
+    assert files_in(tmp_path) == []
+
+
+def test_a_file_goes_in_and_comes_out(tmp_path: Path):
+    store = open_store((tmp_path / "objects").as_uri())
+    (tmp_path / "in").write_bytes(bytes(range(256)) * 40_000)
+    stored = put_file(store, "jobs/job_1/attempt-1/repaired.pt", tmp_path / "in")
+    download(store, stored.storage_key, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "in").read_bytes()
+    assert stored.sha256 == hashlib.sha256((tmp_path / "in").read_bytes()).hexdigest()
+    delete(store, stored.storage_key)
+    delete(store, stored.storage_key)
+    with pytest.raises(FileNotFoundError):
+        download(store, stored.storage_key, tmp_path / "again")
+
+
+def test_a_range_is_just_those_bytes(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    (tmp_path / "in").write_bytes(b"0123456789")
+
+    async def read(start: int, stop: int) -> bytes:
+        return b"".join([piece async for piece in await open_range(store, "in", start=start, stop=stop)])
+
+    assert asyncio.run(read(2, 5)) == b"234"
+    assert asyncio.run(read(0, 0)) == b""
+
+
+def test_a_store_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="ftp://host"):
+        open_store("ftp://host/x")
