@@ -36,7 +36,8 @@ def check_objects(root: Any, classes: Mapping[str, ClassSource], name: str) -> N
             if attribute not in value.attributes:
                 raise unsafe_pickle(name, f"no value for {value.class_name}.{attribute}")
             if not _matches(value.attributes[attribute], annotation, declarations):
-                kind = type(value.attributes[attribute]).__name__
+                found = value.attributes[attribute]
+                kind = found.class_name if isinstance(found, Object) else type(found).__name__
                 what = f"{value.class_name}.{attribute} of type {kind}, declared {ast.unparse(annotation)}"
                 raise unsafe_pickle(name, what)
 

@@ -22,6 +22,7 @@ from archrepair_core.ingest.records import (
 _FORMAT_VERSIONS = range(3, 11)
 _SOURCE = re.compile(r"code/(__torch__(?:/[A-Za-z_][A-Za-z0-9_]*)*)\.py")
 _TENSOR = re.compile(r"(data|constants)/[0-9]{1,9}")
+_NESTED = re.compile(r"\.(zip|pt|pth|pt2|ptl|jar|whl|npz|gz|bz2|xz|7z|tar|tgz|zst|rar)$", re.IGNORECASE)
 _METADATA = {"data.pkl", "constants.pkl", "version", ".data/version", "byteorder"}
 # Written by torch but not needed to rebuild the model: checked as zip records, never opened, never copied.
 _IGNORED = re.compile(
@@ -127,6 +128,8 @@ def _refuse_other_formats(records: Mapping[str, Record]) -> None:
 
 def _check_record_names(records: Mapping[str, Record]) -> None:
     for name, record in records.items():
+        if _NESTED.search(name):
+            raise unsafe_archive(f"Record {name!r} is an archive inside the archive.")
         is_tensor = _TENSOR.fullmatch(name) is not None
         if not (is_tensor or name in _METADATA or _SOURCE.fullmatch(name) or _IGNORED.fullmatch(name)):
             raise unsafe_archive(f"Record {name!r} is none that TorchScript writes.")

@@ -29,7 +29,6 @@ _MAX_DESCRIPTOR_BYTES = 24
 _CHUNK_BYTES = 1 << 20
 # The top folder is the name of the file torch.jit.save wrote, so it may hold anything but separators and controls.
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f:]{1,255}(/[A-Za-z0-9_.\-]{1,200}){1,40}")
-_NESTED = re.compile(r"\.(zip|pt|pth|pt2|ptl|jar|whl|npz|gz|bz2|xz|7z|tar|tgz|zst|rar)$", re.IGNORECASE)
 
 _RE_EXPORT = (
     "Export the model again with torch.jit.save(torch.jit.script(model.eval()), 'model.pt') and upload that file."
@@ -220,20 +219,18 @@ def _check_sizes(entries: list[zipfile.ZipInfo], limits: ArchiveLimits) -> None:
 
 
 def _check_names(entries: list[zipfile.ZipInfo]) -> None:
-    if not entries:
-        raise ModelError("not_torchscript", "The zip archive is empty.", hint=_RE_EXPORT)
+    if not any(entry.filename.endswith(("/data.pkl", "/archive_format")) for entry in entries):
+        names = ", ".join(entry.filename for entry in entries[:4])
+        detail = f"The file is a zip archive, but no TorchScript: it holds {names}."
+        raise ModelError("not_torchscript", detail, hint=_RE_EXPORT)
     seen: set[str] = set()
     for entry in entries:
         name = entry.filename
-        parts = name.split("/")
-        if name != entry.orig_filename or not _NAME.fullmatch(name) or {".", ".."} & set(parts):
-            raise unsafe_archive(
-                f"Record name {entry.orig_filename!r} is not allowed (path traversal or odd characters)."
-            )
+        if name != entry.orig_filename or not _NAME.fullmatch(name) or {".", ".."} & set(name.split("/")):
+            detail = f"Record name {entry.orig_filename!r} is not allowed (path traversal or odd characters)."
+            raise unsafe_archive(detail)
         if name.casefold() in seen:
             raise unsafe_archive(f"Record {name!r} occurs twice.")
-        if _NESTED.search(name):
-            raise unsafe_archive(f"Record {name!r} is an archive inside the archive.")
         seen.add(name.casefold())
     folders = {entry.filename.split("/", 1)[0] for entry in entries}
     if len(folders) > 1:

