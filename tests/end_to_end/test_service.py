@@ -1,0 +1,197 @@
+"""The service as a whole: broker, worker, gateway and engine, started by one command and used over HTTP."""
+
+import hashlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+SPEC = {
+    "datasets": {"repair": "upload:repair", "test": "upload:test"},
+    "gates": ["test.accuracy > before", "test.mcnemar_p < 0.05"],
+    "repair": {"method": "weights", "budget_seconds": 5},
+}
+LONG_SPEC = {**SPEC, "repair": {"method": "weights", "epochs": 1000, "budget_seconds": 600}}
+PROBLEM = {"code", "detail", "hint"}
+
+
+def submit_case(client, case, spec):
+    answer = client.submit(spec=spec, model=case.model, repair=case.repair, test=case.test)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+def wait_for_phase(client, job_id, phase, eventually):
+    def reached():
+        job = client.job(job_id)
+        assert not job["done"], job
+        return job["phase"] == phase
+
+    eventually(reached, 60)
+
+
+def pids_of(tree, words):
+    return [pid for (pid, _), command in tree.items() if words in command]
+
+
+def test_a_faulty_model_comes_back_repaired(client, case, tmp_path):
+    job_id = submit_case(client, case, SPEC)
+    job = client.wait(job_id)
+
+    assert (job["status"], job["verdict"]) == ("succeeded", "pass"), job
+    assert job["result"]["outcome"] == "repaired"
+    assert job["phases"][0]["name"] == "ingesting"
+    assert all(phase["finished_at"] for phase in job["phases"])
+    assert job["resolved_spec"]["repair"]["method"] == "weights"
+
+    answer = client.http.get(f"/v1/jobs/{job_id}/model").raise_for_status()
+    artifacts = client.http.get(f"/v1/jobs/{job_id}/artifacts").raise_for_status().json()["data"]
+    by_name = {artifact["name"]: artifact for artifact in artifacts}
+    repaired = next(artifact for artifact in artifacts if artifact["kind"] == "model")
+    assert repaired["sha256"] == hashlib.sha256(answer.content).hexdigest()
+    assert {"report.json", "engine.log"} <= set(by_name)
+    (tmp_path / "repaired.pt").write_bytes(answer.content)
+    assert accuracy(tmp_path / "repaired.pt", case.test) > accuracy(case.model, case.test) + 0.05
+
+
+def accuracy(model, data):
+    """By plain torch, in a process that does not know this project."""
+    code = (
+        "import sys, numpy as np, torch\n"
+        "data = np.load(sys.argv[2])\n"
+        "x = torch.tensor(data['images'])[:, None].float() / 255\n"
+        "print((torch.jit.load(sys.argv[1])(x).argmax(1).numpy() == data['labels']).mean())\n"
+    )
+    done = subprocess.run(
+        (sys.executable, "-W", "ignore", "-P", "-c", code, str(model), str(data)),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    return float(done.stdout)
+
+
+def test_cancel_frees_the_machine_within_seconds(client, case, processes, eventually):
+    job_id = submit_case(client, case, LONG_SPEC)
+    wait_for_phase(client, job_id, "repairing", eventually)
+    before = processes.tree(client.service.pid)
+    (engine,) = pids_of(before, "archrepair_core.standby")
+
+    asked_at = time.monotonic()
+    assert client.http.post(f"/v1/jobs/{job_id}/cancel", json={}).status_code == 202
+    job = client.wait(job_id)
+
+    assert job["status"] == "cancelled"
+    processes.wait_until_gone({key: command for key, command in before.items() if key[0] == engine}, 5)
+    assert time.monotonic() - asked_at < 5
+    assert client.http.post(f"/v1/jobs/{job_id}/cancel", json={}).status_code == 409
+
+
+def test_a_job_survives_the_killing_of_its_worker(client, case, processes, eventually):
+    job_id = submit_case(client, case, SPEC)
+    wait_for_phase(client, job_id, "repairing", eventually)
+    tree = processes.tree(client.service.pid)
+    worker = min(pids_of(tree, "worker.celery_app"))
+
+    os.kill(worker, signal.SIGKILL)
+    job = client.wait(job_id)
+
+    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
+    assert "worker was killed by SIGKILL; starting it again" in (client.state_dir / "up.log").read_text()
+    assert list((client.state_dir / "scratch").iterdir()) == []
+
+
+def test_the_gateway_comes_back_after_being_killed(client, processes, eventually):
+    (gateway,) = pids_of(processes.tree(client.service.pid), "app.main:create_app")
+    os.kill(gateway, signal.SIGKILL)
+
+    def answers():
+        try:
+            return client.http.get("/readyz").is_success
+        except httpx.TransportError:
+            return False
+
+    eventually(answers, 30)
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def random_bytes(tmp_path, case):
+    return {"model": write(tmp_path / "model.pt", os.urandom(5000)), "repair": case.repair, "test": case.test}
+
+
+def pickle_as_model(tmp_path, case):
+    content = pickle.dumps({"weights": [1.0, 2.0]})
+    return {"model": write(tmp_path / "model.pt", content), "repair": case.repair, "test": case.test}
+
+
+def images_of_the_wrong_shape(tmp_path, case):
+    path = tmp_path / "wide.npz"
+    np.savez(path, images=np.zeros((50, 8, 8, 3), np.uint8), labels=np.arange(50) % 10)
+    return {"model": case.model, "repair": path, "test": case.test}
+
+
+@pytest.mark.parametrize(
+    ("files", "family"),
+    [(random_bytes, "model"), (pickle_as_model, "model"), (images_of_the_wrong_shape, "dataset")],
+)
+def test_a_bad_upload_is_a_clear_error_and_the_service_lives(client, case, tmp_path, files, family):
+    answer = client.submit(spec=SPEC, **files(tmp_path, case))
+    error = answer.json()
+    if answer.status_code == 202:
+        job = client.wait(error["id"], seconds=30)
+        assert job["status"] == "failed", job
+        error = job["error"]
+        assert error["category"] == "user"
+        assert error["phase"] == "ingesting"
+    else:
+        assert 400 <= answer.status_code < 500
+    assert error.keys() >= PROBLEM
+    assert error["code"].startswith(f"{family}."), error
+    assert error["hint"]
+    assert client.http.get("/readyz").is_success
+
+
+def test_a_request_that_contradicts_itself_is_refused_at_once(client, case):
+    unknown = client.submit(spec={**SPEC, "sede": 1}, model=case.model, repair=case.repair, test=case.test)
+    missing = client.submit(spec=SPEC, model=case.model, repair=case.repair)
+    broken = client.submit(spec="{", model=case.model, repair=case.repair)
+    for answer in (unknown, missing, broken):
+        assert 400 <= answer.status_code < 500
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json().keys() >= PROBLEM
+    assert "seed" in unknown.text
+
+
+def test_nothing_is_left_of_a_service_whose_supervisor_was_killed(own_client, case, processes, eventually):
+    job_id = submit_case(own_client, case, LONG_SPEC)
+    wait_for_phase(own_client, job_id, "repairing", eventually)
+    tree = processes.tree(own_client.service.pid)
+    commands = "\n".join(tree.values())
+    for part in ("valkey-server", "worker.celery_app", "spawn_main", "archrepair_core.standby", "app.main:create_app"):
+        assert part in commands
+    secret = own_client.http.headers["Authorization"].removeprefix("Bearer ")
+    assert secret not in commands
+    assert "redis://" not in commands
+
+    os.kill(own_client.service.pid, signal.SIGKILL)
+
+    processes.wait_until_gone(tree, 5)
+
+
+def test_a_second_service_on_the_same_directory_is_refused(client):
+    command = (sys.executable, "-P", "-m", "archrepair_client", "up", "--state-dir", str(client.state_dir))
+    done = subprocess.run((*command, "--port", "0"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"pid {client.service.pid}" in done.stderr
+    assert client.http.get("/healthz").is_success
