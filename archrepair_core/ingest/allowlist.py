@@ -63,8 +63,8 @@ _ACTIVATION = """
 # Python's own values: numbers, strings, lists, dicts.
 _LANGUAGE = """
     Bool Delete Float FloatImplicit Int IntImplicit ScalarImplicit __getitem__ __range_length _set_item _unwrap_optional
-    append clear copy count device dict extend find floordiv format get insert items index item join keys len list lower
-    ord pop remove replace reverse setdefault split startswith endswith str strip upper values warn
+    append clear copy count device dict extend find floordiv format get insert items index item join keys len list
+    list_with_default lower ord pop remove replace reverse setdefault split startswith endswith str strip upper values warn
     __derive_index mathremainder
 """
 

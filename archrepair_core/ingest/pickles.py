@@ -254,9 +254,8 @@ def _load_storage(machine: _Machine) -> None:
             raise machine.unsafe(f"a storage reference {describe(other)}")
 
 
-def _rebuild_tensor(
-    machine: _Machine, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any
-) -> Tensor:
+def _rebuild_tensor(machine: _Machine, *arguments: Any) -> Tensor:
+    storage, offset, shape, stride, requires_grad, hooks = arguments
     is_typed = isinstance(storage, Storage) and type(offset) is int and type(requires_grad) is bool and hooks is None
     if not is_typed or not _is_sizes(shape) or not _is_sizes(stride) or len(shape) != len(stride) or offset < 0:
         raise machine.unsafe("a tensor with malformed arguments")

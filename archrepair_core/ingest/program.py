@@ -154,7 +154,7 @@ def _check_class(definition: ast.ClassDef, name: str, findings: _Findings) -> No
         if isinstance(statement, ast.FunctionDef):
             _check_method(statement, name, findings)
         elif not isinstance(statement, ast.Pass):
-            _check_member(statement, name, base_name, lists=lists, attributes=attributes, findings=findings)
+            _check_member(statement, name, base=base_name, lists=lists, attributes=attributes, findings=findings)
     for hook in lists.get("__forward_hooks__", []) + lists.get("__forward_pre_hooks__", []):
         findings.refuse(f"forward hook {hook!r}", name)
     findings.declared |= attributes.keys()
@@ -172,8 +172,8 @@ def _check_method(function: ast.FunctionDef, owner: str, findings: _Findings) ->
 def _check_member(
     statement: ast.stmt,
     owner: str,
-    base: str,
     *,
+    base: str,
     lists: dict[str, list[str]],
     attributes: dict[str, ast.expr],
     findings: _Findings,
@@ -188,21 +188,23 @@ def _check_member(
             attributes[name] = value
             _check_nodes(value, owner, frozenset(), findings)
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=None):
-            _declare(name, annotation, owner, attributes, findings)
+            _declare(name, annotation, owner=owner, attributes=attributes, findings=findings)
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
             # `x : Final[T] = 3` is a constant of the class: its instances hold no value for it.
-            _declare(name, annotation, owner, {}, findings)
+            _declare(name, annotation, owner=owner, attributes={}, findings=findings)
             _check_nodes(value, owner, frozenset(), findings)
         case ast.Assign(
             targets=[ast.Subscript(value=ast.Name(id="__annotations__"), slice=ast.Constant(value=str(name)))],
             value=annotation,
         ):
-            _declare(name, annotation, owner, attributes, findings)
+            _declare(name, annotation, owner=owner, attributes=attributes, findings=findings)
         case _:
             findings.refuse(f"class-level {type(statement).__name__}", owner)
 
 
-def _declare(name: str, annotation: ast.expr, owner: str, attributes: dict[str, ast.expr], findings: _Findings) -> None:
+def _declare(
+    name: str, annotation: ast.expr, *, owner: str, attributes: dict[str, ast.expr], findings: _Findings
+) -> None:
     if not _ATTRIBUTE.fullmatch(name) or name in attributes:
         findings.refuse(f"attribute {name!r}", owner)
     _check_nodes(annotation, owner, frozenset(), findings)

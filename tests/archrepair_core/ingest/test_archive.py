@@ -184,14 +184,14 @@ def test_dangerous_operators_are_not_listed(name):
 
 
 MORE_MODELS = """
-    densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf
-    shufflenet_v2_x0_5 squeezenet1_0 convnext_tiny swin_t swin_v2_t maxvit_t inception_v3 resnext50_32x4d vit_b_16
+    resnet34 densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf
+    regnet_y_400mf shufflenet_v2_x0_5 squeezenet1_0 convnext_tiny swin_t swin_v2_t maxvit_t inception_v3 resnext50_32x4d vit_b_16
 """
 
 
 def torchvision_models() -> list:
     more = [pytest.param(name, marks=pytest.mark.models) for name in MORE_MODELS.split()]
-    return ["resnet18", "resnet34", "resnet50", *more]
+    return ["resnet18", "resnet50", *more]
 
 
 @pytest.mark.filterwarnings("ignore")
