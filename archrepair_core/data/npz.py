@@ -220,7 +220,6 @@ def _row_chunks(member: _Member) -> Iterator[tuple[int, np.ndarray]]:
             rows = min(step, member.shape[0] - row)
             flat = np.frombuffer(stream.read(rows * row_bytes), dtype=member.dtype)
             yield row, flat.reshape(rows, *member.shape[1:])
-        stream.read()  # the checksum is compared at the end of the member
 
 
 def _pixel_chunk(rows: np.ndarray, first_row: int, *, channels_first: bool) -> PixelChunk:

@@ -200,6 +200,15 @@ def test_a_method_other_than_deflate_is_refused(tmp_path):
     assert caught.value.code == "dataset.archive_unsupported"
 
 
+def test_an_encrypted_member_is_refused(tmp_path):
+    zip_of(tmp_path / "x.npz", {"images.npy": npy(IMAGES), "labels.npy": npy(LABELS)})
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(DatasetError, match="encrypted"):
+        load(tmp_path / "x.npz", work_dir=tmp_path)
+
+
 def test_a_header_that_promises_more_than_the_member_holds_is_broken(tmp_path):
     header = npy_with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (999999999, 32, 32)}")
     zip_of(tmp_path / "x.npz", {"images.npy": header + b"abc", "labels.npy": npy(LABELS)})

@@ -169,6 +169,23 @@ def parquet_bytes():
 WHOLE = parquet_bytes()
 
 
+@pytest.mark.parametrize("claimed", [4, 6, 500])
+def test_a_footer_that_counts_other_rows_than_there_are_is_broken(tmp_path, claimed):
+    footer = WHOLE.rindex(b"PAR1") - 4 - int.from_bytes(WHOLE[-8:-4], "little")
+    # Thrift's compact form: an i64 field is 0x16, then the number doubled; the first in the footer is num_rows.
+    place = WHOLE.index(b"\x16\x0a", footer)
+    doubled = 2 * claimed
+    number = bytes([doubled]) if doubled < 128 else bytes([doubled % 128 | 128, doubled // 128])
+    content = WHOLE[:place] + b"\x16" + number + WHOLE[place + 2 : -8]
+    path = tmp_path / "x.parquet"
+    path.write_bytes(content + (len(content) - footer).to_bytes(4, "little") + b"PAR1")
+    assert pq.ParquetFile(path).metadata.num_rows == claimed
+    with pytest.raises(DatasetError) as caught:
+        load_dataset("upload:x", {"upload:x": path}, name="x", work_dir=tmp_path)
+    assert caught.value.code == "dataset.parquet_broken"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     kept=st.integers(0, len(WHOLE) - 1),
