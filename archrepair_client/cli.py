@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from archrepair_client.demo import run_demo
 from archrepair_client.up import CannotStart, serve
 
 app = typer.Typer(name="archrepair", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -33,3 +34,12 @@ def up(
     except CannotStart as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"archrepair up: {error}", markup=False)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where models, images and report go.")] = Path("demo-output"),
+) -> None:
+    """Repair a faulty model end to end, over HTTP. Exit code 0 only when the verdict is `pass`."""
+    passed = run_demo(directory, console=Console(soft_wrap=True))
+    raise typer.Exit(0 if passed else 1)

@@ -1,0 +1,43 @@
+# One word per task; `make` alone lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-models check up bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,embedded,dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## repair a faulty model end to end, over HTTP
+	$(BIN)/archrepair demo
+
+test: $(INSTALLED)  ## every fast test, on real servers
+	$(BIN)/pytest
+
+test-slow: $(INSTALLED)  ## the tests that take longer
+	$(BIN)/pytest -m slow
+
+test-models: $(INSTALLED)  ## ingest every torchvision model family, scripted and traced
+	$(BIN)/pytest -m models --timeout 900
+
+check: $(INSTALLED)  ## lint, format, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+up: $(INSTALLED)  ## start the service on port 8000; Ctrl-C stops it
+	$(BIN)/archrepair up
+
+bench: $(INSTALLED)  ## the realistic case: ResNet-20 behind a lossy camera (needs $$ARCHREPAIR_DATA)
+	$(BIN)/python benchmarks/jpeg_shift.py
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
