@@ -97,7 +97,8 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
     except Exception as error:  # the border of a job: a defect here must end this job, not the worker
         job.log.exception("the worker failed")
         engine.kill()
-        ending, stored = _failure_of(error), []
+        # Told to stop while waiting for the store: the job goes back and runs again, it did not fail.
+        ending, stored = _interruption(job.lease, job.bench.stopping) or _failure_of(error), []
     return _with_log_tail(ending, engine), [*stored, *_store_log(job, ending, engine)]
 
 

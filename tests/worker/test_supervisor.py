@@ -237,3 +237,29 @@ def test_an_engine_that_died_while_idle_is_replaced_for_the_next_job(service):
     job_id = service.submit("succeed")
     run_next_job(service.bench)
     assert service.job(job_id).status == "succeeded"
+
+
+def test_a_short_outage_of_the_store_does_not_lose_the_result(service, tmp_path, eventually):
+    blocker = tmp_path / "objects" / "jobs"
+    blocker.write_text("a file where a directory has to be")
+    job_id = service.submit("succeed")
+    thread = in_thread(partial(run_next_job, service.bench))
+    eventually(lambda: service.job(job_id).resolved_spec)
+    time.sleep(0.3)
+    assert service.job(job_id).status == "running"
+
+    blocker.unlink()
+    thread.join(10)
+
+    assert service.job(job_id).status == "succeeded"
+    assert set(service.artifacts(job_id)) == {"repaired.pt", "report.json", "engine.log"}
+
+
+def test_a_stopping_worker_gives_its_job_back_instead_of_waiting_for_the_store(service, tmp_path, eventually):
+    (tmp_path / "objects" / "jobs").write_text("a file where a directory has to be")
+    job_id = service.submit("succeed")
+    thread = in_thread(partial(run_next_job, service.bench))
+    eventually(lambda: service.job(job_id).resolved_spec)
+    service.bench.stopping.set()
+    thread.join(5)
+    assert (service.job(job_id).status, service.job(job_id).attempt) == ("queued", 0)

@@ -52,7 +52,7 @@ def submit(service, settings):
 
 def test_a_ring_starts_the_job_and_sigterm_gives_it_back(service, submit, worker, processes, eventually):
     first, second = submit("succeed"), submit("run_for_ever")
-    eventually(lambda: service.job(second).progress, 20)
+    eventually(lambda: service.job(second).progress, 45)
     assert service.job(first).status == "succeeded"
     tree = processes.tree(worker.pid)
     engine = int(service.job(second).progress["message"])
@@ -70,7 +70,7 @@ def test_a_ring_starts_the_job_and_sigterm_gives_it_back(service, submit, worker
 
 def test_a_killed_worker_leaves_no_process_and_its_job_runs_again(service, submit, worker, processes, eventually):
     job_id = submit("run_for_ever")
-    eventually(lambda: service.job(job_id).progress, 20)
+    eventually(lambda: service.job(job_id).progress, 45)
     tree = processes.tree(worker.pid)
     assert str(service.job(job_id).progress["message"]) in {str(pid) for pid, _ in tree}
 
@@ -79,5 +79,5 @@ def test_a_killed_worker_leaves_no_process_and_its_job_runs_again(service, submi
     assert worker.ended() == "was killed by SIGKILL"
     worker.start()
 
-    eventually(lambda: service.job(job_id).attempt == 2 and service.job(job_id).progress, 20)
+    eventually(lambda: service.job(job_id).attempt == 2 and service.job(job_id).progress, 45)
     assert [event.data["cause"] for event in service.events(job_id, "job.requeued")] == ["worker_lost"]

@@ -1,0 +1,75 @@
+import threading
+
+import pytest
+from sqlalchemy import select, update
+
+from app.shared.jobs import claim_job
+from app.shared.tables import Job, OutboxMessage
+from worker import reaper
+from worker.reaper import sweep, sweep_until
+
+
+def unsent(service):
+    with service.bench.sessions() as session:
+        return len(session.scalars(select(OutboxMessage).where(OutboxMessage.sent_at.is_(None))).all())
+
+
+def silence_the_worker_of(service):
+    with service.bench.sessions.begin() as session:
+        claim_job(session, owner="worker-1", lease_seconds=60)
+        session.execute(update(Job).values(lease_until=1.0))
+
+
+def test_a_silent_workers_job_waits_again_and_the_bell_rings(service):
+    job_id = service.submit("succeed")
+    silence_the_worker_of(service)
+    rings = []
+
+    assert sweep(service.bench.sessions, lambda: rings.append(1)) == [job_id]
+
+    assert service.job(job_id).status == "queued"
+    assert rings
+    assert unsent(service) == 0
+
+
+def test_a_broker_outage_keeps_the_rings_for_later(service):
+    service.submit("succeed")
+
+    def refuse():
+        raise ConnectionError("no broker")
+
+    with pytest.raises(ConnectionError):
+        sweep(service.bench.sessions, refuse)
+    assert unsent(service) == 1
+    rings = []
+    sweep(service.bench.sessions, lambda: rings.append(1))
+    assert (len(rings), unsent(service)) == (1, 0)
+
+
+def test_a_waiting_job_whose_ring_the_broker_lost_is_rung_for_again(service):
+    service.submit("succeed")
+    sweep(service.bench.sessions, lambda: None)
+    rings = []
+    sweep(service.bench.sessions, lambda: rings.append(1))
+    assert rings == []
+    with service.bench.sessions.begin() as session:
+        session.execute(update(OutboxMessage).values(sent_at=1.0))
+    sweep(service.bench.sessions, lambda: rings.append(1))
+    assert rings == [1]
+
+
+def test_the_sweeps_go_on_after_an_outage(service, monkeypatch):
+    monkeypatch.setattr(reaper, "SWEEP_SECONDS", 0.01)
+    job_id = service.submit("succeed")
+    silence_the_worker_of(service)
+    stopped, calls = threading.Event(), []
+
+    def ring():
+        calls.append(1)
+        if len(calls) < 4:
+            raise ConnectionError("no broker")
+        stopped.set()
+
+    sweep_until(stopped, service.bench.sessions, ring)
+    assert service.job(job_id).status == "queued"
+    assert unsent(service) == 0
