@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.deps import ReadSession
+from app.deps import CurrentGateway
 from app.errors import ApiProblem
 from app.keys import find_api_key
 
@@ -25,12 +25,13 @@ class Caller:
 
 
 def authenticate(
-    session: ReadSession, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    gateway: CurrentGateway, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> Caller:
     """The caller of this request. Raises ApiProblem `auth.*`."""
     if credentials is None:
         raise ApiProblem("auth.missing_key", "The request has no API key.", hint=HINT, headers=CHALLENGE)
-    row = find_api_key(session, credentials.credentials)
+    with gateway.readers() as session:
+        row = find_api_key(session, credentials.credentials)
     if row is None:
         raise ApiProblem("auth.invalid_key", "This API key is not known here.", hint=HINT, headers=CHALLENGE)
     return Caller(row.project_id, frozenset(row.scopes))

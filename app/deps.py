@@ -1,8 +1,12 @@
-"""What routes ask for by type: the gateway's connections, a session, and the row that a path names."""
+"""What routes ask for by type: the gateway's connections.
+
+There is no session among them on purpose. A session given to a request would keep its connection while the request
+waits for a thread, a slow reader or a long poll; enough of those, and nobody gets a connection. Routes open one where
+they use it, in one call of one thread.
+"""
 
 import re
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -36,19 +40,3 @@ def _gateway(request: Request) -> Gateway:
 
 
 CurrentGateway = Annotated[Gateway, Depends(_gateway)]
-
-
-def _reading(gateway: CurrentGateway) -> Iterator[Session]:
-    with gateway.readers() as session:
-        yield session
-
-
-def _writing(gateway: CurrentGateway) -> Iterator[Session]:
-    with gateway.sessions.begin() as session:
-        yield session
-
-
-# scope="function": committed and given back before the answer goes out, so that what was answered is true, and a
-# slow download holds no connection.
-ReadSession = Annotated[Session, Depends(_reading, scope="function")]
-WriteSession = Annotated[Session, Depends(_writing, scope="function")]

@@ -5,6 +5,7 @@ And who is alive of the processes they are, read from /proc, zombies not counted
 
 import ctypes
 import importlib.util
+import json
 import os
 import platform
 import secrets
@@ -14,9 +15,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,10 +28,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.keys import ensure_project
 from app.prepare import prepare
 from app.shared.db import make_engine, make_sessions
+from app.shared.jobs import StoredArtifact, claim_job, finish_job
 from app.shared.settings import Settings
-from app.shared.tables import Model
+from app.shared.storage import artifact_key, open_store, put_file
+from app.shared.tables import Job, Model
 
 PR_SET_PDEATHSIG = 1
+SPEC = {"datasets": {"repair": "upload:repair"}}
+MODEL_BYTES = b"PK\x03\x04" + bytes(range(256)) * 40
 
 
 def die_with_parent() -> None:
@@ -154,7 +161,7 @@ class RunningGateway:
     client: httpx.Client
 
 
-def start_gateway(settings: Settings, log: Path) -> RunningGateway:
+def launch_gateway(settings: Settings, log: Path) -> RunningGateway:
     port = free_port()
     environment = os.environ | {
         "ARCHREPAIR_STATE_DIR": str(settings.state_dir),
@@ -175,77 +182,84 @@ def start_gateway(settings: Settings, log: Path) -> RunningGateway:
     return RunningGateway(url, key, settings, process, client)
 
 
-@pytest.fixture(scope="module")
-def gateway(
-    migrated_state: Path, broker_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningGateway]:
-    """A real gateway under uvicorn, one per test module, with its own database and store."""
-    directory = tmp_path_factory.mktemp("gateway")
-    state_dir = Path(shutil.copytree(migrated_state, directory / "state"))
-    settings = settings_in(state_dir, broker_url, spec_bytes=16 * 1024, one_shot_body_bytes=8 * 1024 * 1024)
-    running = start_gateway(settings, directory / "gateway.log")
+@contextmanager
+def _running_gateway(state_dir: Path, broker_url: str, **values: Any) -> Iterator[RunningGateway]:
+    running = launch_gateway(settings_in(state_dir, broker_url, **values), state_dir.parent / "gateway.log")
     yield running
     running.client.close()
     stop(running.process)
 
 
-def _stat(pid):
-    """(state, parent, start time) of a process, or None when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return fields[0], int(fields[1]), int(fields[19])
-
-
-class Processes:
-    """Processes are known by pid and start time, because pids come again."""
-
-    def tree(self, pid):
-        """The process and all its descendants, as {(pid, start time): command line}."""
-        stats = {int(path.name): _stat(path.name) for path in Path("/proc").glob("[0-9]*")}
-        found = {pid}
-        while more := {child for child, stat in stats.items() if stat and stat[1] in found} - found:
-            found |= more
-        return {(member, stats[member][2]): self._command(member) for member in found if stats.get(member)}
-
-    def alive(self, tree):
-        """Those of `tree` that still run, by command line."""
-        return [command for (pid, start), command in tree.items() if self._runs(pid, start)]
-
-    def wait_until_gone(self, tree, seconds):
-        """Assert that all of `tree` end in time; returns the seconds it took."""
-        started_at = time.monotonic()
-        while left := self.alive(tree):
-            assert time.monotonic() - started_at < seconds, f"still running: {left}"
-            time.sleep(0.02)
-        return time.monotonic() - started_at
-
-    def _runs(self, pid, start):
-        stat = _stat(pid)
-        return stat is not None and stat[0] not in "ZX" and stat[2] == start
-
-    def _command(self, pid):
-        try:
-            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
+@pytest.fixture(scope="session")
+def start_gateway() -> Callable[..., AbstractContextManager[RunningGateway]]:
+    """Starts a gateway process on a prepared state directory."""
+    return _running_gateway
 
 
 @pytest.fixture(scope="session")
-def processes():
-    return Processes()
+def gateway(
+    migrated_state: Path, broker_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    """A real gateway under uvicorn, one for the whole run: its tests must bear each other's jobs."""
+    state_dir = Path(shutil.copytree(migrated_state, tmp_path_factory.mktemp("gateway") / "state"))
+    with _running_gateway(state_dir, broker_url, spec_bytes=16 * 1024, one_shot_body_bytes=8 * 1024 * 1024) as running:
+        yield running
+
+
+def _submission(spec: Any = SPEC, **files: bytes) -> list[tuple[str, tuple]]:
+    raw = spec if isinstance(spec, bytes) else json.dumps(spec).encode()
+    parts: list[tuple[str, tuple]] = [("spec", (None, raw, "application/json"))]
+    for name, content in (files or {"model": MODEL_BYTES, "repair": b"images and labels"}).items():
+        filename = "resnet18.pt" if name == "model" else f"{name}.npz"
+        parts.append((name, (filename, content, "application/octet-stream")))
+    return parts
 
 
 @pytest.fixture(scope="session")
-def eventually():
-    """Wait for a condition and return its first true value."""
+def submission() -> Callable[..., list[tuple[str, tuple]]]:
+    """Makes the parts of `POST /jobs`, spec first; without files named, a model and a repair set."""
+    return _submission
 
-    def wait(condition, seconds=10.0):
-        deadline = time.monotonic() + seconds
-        while not (value := condition()):
-            assert time.monotonic() < deadline, f"did not happen within {seconds} s"
-            time.sleep(0.02)
-        return value
 
-    return wait
+@pytest.fixture
+def submit(gateway: RunningGateway) -> Callable[..., dict[str, Any]]:
+    """Submits over HTTP and gives the job."""
+
+    def submit_one(spec: Any = SPEC, **files: bytes) -> dict[str, Any]:
+        answer = gateway.client.post("/v1/jobs", files=_submission(spec, **files))
+        assert answer.status_code == 202, answer.text
+        return dict(answer.json())
+
+    return submit_one
+
+
+@pytest.fixture
+def gateway_sessions(gateway: RunningGateway) -> Iterator[sessionmaker[Session]]:
+    """The gateway's database, as a worker sees it."""
+    engine = make_engine(gateway.settings.database_url)
+    yield make_sessions(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def finish(gateway: RunningGateway, gateway_sessions: sessionmaker[Session], tmp_path: Path) -> Callable[..., None]:
+    """Plays the worker for one job: claims it, stores `files` of (name, kind, bytes), and ends it."""
+    store = open_store(gateway.settings.store_url)
+
+    def finish_one(job_id: str, status: str = "succeeded", files: Sequence[tuple] = (), **ends: Any) -> None:
+        with gateway_sessions.begin() as session:
+            session.get_one(Job, job_id).priority = 1  # the next in the queue, whatever other tests left
+        with gateway_sessions.begin() as session:
+            claim = claim_job(session, owner="test-worker", lease_seconds=600)
+        assert claim is not None
+        assert claim.job_id == job_id
+        stored = []
+        for name, kind, content in files:
+            (tmp_path / name).write_bytes(content)
+            kept = put_file(store, artifact_key(job_id, claim.attempt, name), tmp_path / name)
+            media_type = "application/json" if name.endswith(".json") else "application/octet-stream"
+            stored.append(StoredArtifact(name, kind, media_type, kept.size_bytes, kept.sha256, kept.storage_key))
+        with gateway_sessions.begin() as session:
+            assert finish_job(session, claim, status=status, artifacts=stored, cause="completed", **ends)
+
+    return finish_one

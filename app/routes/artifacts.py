@@ -1,21 +1,21 @@
 """What a job leaves: its files by id, and by what they are: model, localization, report, log."""
 
-from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
 from app.auth import JobsReader
-from app.deps import IDENTIFIER, CurrentGateway, ReadSession
+from app.deps import IDENTIFIER, CurrentGateway, Gateway
 from app.downloads import DOWNLOAD_RESPONSES, Download, download_of, send_file
 from app.errors import ApiProblem, problem_responses
 from app.joblog import event_lines, last_lines
 from app.rendering import render_artifact
-from app.routes.jobs import RETRY_AFTER_SECONDS, OwnJob
+from app.routes.jobs import RETRY_AFTER_SECONDS, find_job
 from app.schemas import ArtifactPage
 from app.shared.jobs import DONE
 from app.shared.tables import Artifact, Job, Model
@@ -24,28 +24,33 @@ router = APIRouter(tags=["artifacts"], responses=problem_responses(401, 403, 404
 JSON_FILE = {200: {"content": {"application/json": {}}, "description": "The file"}}
 
 
-def own_artifact(artifact_id: str, session: ReadSession, caller: JobsReader) -> Artifact:
+def artifact_file(artifact_id: str, gateway: CurrentGateway, caller: JobsReader) -> Download:
     """The artifact a path names. Another project's is as absent as one that never was."""
     found = select(Artifact).join(Job).where(Artifact.id == artifact_id, Job.project_id == caller.project_id)
-    artifact = session.scalar(found) if IDENTIFIER.fullmatch(artifact_id) else None
+    with gateway.readers() as session:
+        artifact = session.scalar(found) if IDENTIFIER.fullmatch(artifact_id) else None
     if artifact is None:
         detail = f"There is no artifact {artifact_id!r} in your project."
         raise ApiProblem("artifact.not_found", detail, hint="GET /v1/jobs/{id}/artifacts lists them.")
-    return artifact
+    return download_of(artifact)
 
 
 def repaired_model(
-    job: OwnJob,
-    session: ReadSession,
+    job_id: str,
+    gateway: CurrentGateway,
+    caller: JobsReader,
     candidate: Annotated[bool, Query(description="Also a model that the gates refused.")] = False,
 ) -> Download:
     """The repaired model of a job, named after the file that was uploaded."""
-    artifact = _artifact_of(session, job, ("model", "candidate") if candidate else ("model",))
+    with gateway.readers() as session:
+        job = find_job(session, job_id=job_id, project_id=caller.project_id)
+        best = _artifact_of(session, job, "model")
+        refused = _artifact_of(session, job, "candidate")
+        uploaded = PurePath(session.get_one(Model, job.model_id).filename)
+    artifact = best or (refused if candidate else None)
     if artifact is None:
-        offered = _artifact_of(session, job, ("candidate",)) is not None
-        hint = "Add ?candidate=true for the model the gates refused." if offered else "See the job's result and error."
+        hint = "Add ?candidate=true for the model the gates refused." if refused else "See the job's result and error."
         raise ApiProblem("job.no_repaired_model", _why_no_model(job), hint=hint)
-    uploaded = PurePath(session.get_one(Model, job.model_id).filename)
     suffix = PurePath(artifact.name).suffix or uploaded.suffix
     return download_of(artifact, filename=f"{uploaded.stem}.{_stem_of(artifact)}{suffix}")
 
@@ -62,46 +67,51 @@ def _why_no_model(job: Job) -> str:
     return f"Job {job.id} has no repaired model: it {job.status} with kind {job.kind!r}."
 
 
-def _artifact_of(session: Session, job: Job, kinds: Sequence[str]) -> Artifact | None:
-    """The job's artifact of the first of `kinds` there is, from the newest attempt. Raises ApiProblem while it runs."""
+def _artifact_of(session: Session, job: Job, kind: str) -> Artifact | None:
+    """The job's artifact of that kind, from the newest attempt. Raises ApiProblem while the job runs."""
     if job.status not in DONE:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         detail = f"Job {job.id} is {job.status}."
         raise ApiProblem("job.not_finished", detail, hint="GET /v1/jobs/{id}?wait=60 waits for it.", headers=headers)
-    rows = select(Artifact).where(Artifact.job_id == job.id, Artifact.kind.in_(kinds))
-    found = session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id)).all()
-    return min(found, key=lambda artifact: kinds.index(artifact.kind), default=None)
+    rows = select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == kind)
+    return session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id).limit(1)).first()
 
 
-def localization_file(job: OwnJob, session: ReadSession) -> Download:
+def localization_file(job_id: str, gateway: CurrentGateway, caller: JobsReader) -> Download:
     """The ranked blocks of a job."""
-    artifact = _artifact_of(session, job, ("localization",))
+    with gateway.readers() as session:
+        job = find_job(session, job_id=job_id, project_id=caller.project_id)
+        artifact = _artifact_of(session, job, "localization")
     if artifact is None:
         raise ApiProblem("job.no_localization", f"Job {job.id} {job.status} before blocks were ranked.")
     return download_of(artifact, inline=True)
 
 
-def report_file(job: OwnJob, session: ReadSession) -> Download:
+def report_file(job_id: str, gateway: CurrentGateway, caller: JobsReader) -> Download:
     """The report of a job, as JSON."""
-    artifact = _artifact_of(session, job, ("report",))
+    with gateway.readers() as session:
+        job = find_job(session, job_id=job_id, project_id=caller.project_id)
+        artifact = _artifact_of(session, job, "report")
     if artifact is None:
         raise ApiProblem("job.no_report", f"Job {job.id} {job.status} without a report.", hint="See the job's error.")
     return download_of(artifact, inline=True)
 
 
 @router.get("/jobs/{job_id}/artifacts", response_model=ArtifactPage)
-def list_artifacts(job: OwnJob, session: ReadSession) -> ArtifactPage:
+def list_artifacts(job_id: str, gateway: CurrentGateway, caller: JobsReader) -> ArtifactPage:
     """All files of a job."""
-    rows = select(Artifact).where(Artifact.job_id == job.id).order_by(Artifact.created_at, Artifact.id)
-    return ArtifactPage(data=[render_artifact(row) for row in session.scalars(rows)], has_more=False)
+    rows = select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.created_at, Artifact.id)
+    with gateway.readers() as session:
+        find_job(session, job_id=job_id, project_id=caller.project_id)
+        return ArtifactPage(data=[render_artifact(row) for row in session.scalars(rows)], has_more=False)
 
 
 @router.get("/artifacts/{artifact_id}/content", response_class=Response, responses=DOWNLOAD_RESPONSES)
 async def get_content(
-    artifact: Annotated[Artifact, Depends(own_artifact)], request: Request, gateway: CurrentGateway
+    file: Annotated[Download, Depends(artifact_file)], request: Request, gateway: CurrentGateway
 ) -> Response:
     """One file, resumable by Range."""
-    return await send_file(request, gateway.store, download_of(artifact))
+    return await send_file(request, gateway.store, file)
 
 
 @router.get("/jobs/{job_id}/model", response_class=Response, responses=DOWNLOAD_RESPONSES | problem_responses(409))
@@ -145,15 +155,21 @@ async def get_report(
 
 @router.get("/jobs/{job_id}/logs", response_class=PlainTextResponse)
 async def get_logs(
-    job: OwnJob,
-    session: ReadSession,
+    job_id: str,
     gateway: CurrentGateway,
+    caller: JobsReader,
     tail: Annotated[int, Query(ge=1, le=10_000, description="Only this many of the last lines.")] = 1000,
 ) -> PlainTextResponse:
     """The engine's log; until it is stored, at the end of the attempt, the job's events as lines."""
-    rows = select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == "log")
-    artifact = session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id.desc()).limit(1)).first()
-    if artifact is None:
-        return PlainTextResponse(event_lines(session, job.id, tail=tail))
-    text = await last_lines(gateway.store, artifact.storage_key, size_bytes=artifact.size_bytes, tail=tail)
-    return PlainTextResponse(text)
+    log = await run_in_threadpool(_find_log, gateway, job_id, project_id=caller.project_id, tail=tail)
+    if isinstance(log, Artifact):
+        log = await last_lines(gateway.store, log.storage_key, size_bytes=log.size_bytes, tail=tail)
+    return PlainTextResponse(log)
+
+
+def _find_log(gateway: Gateway, job_id: str, *, project_id: str, tail: int) -> Artifact | str:
+    rows = select(Artifact).where(Artifact.job_id == job_id, Artifact.kind == "log")
+    with gateway.readers() as session:
+        find_job(session, job_id=job_id, project_id=project_id)
+        stored = session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id.desc()).limit(1)).first()
+        return stored or event_lines(session, job_id, tail=tail)

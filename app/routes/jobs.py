@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from app.auth import JobsReader, JobsWriter
-from app.deps import IDENTIFIER, CurrentGateway, Gateway, ReadSession, WriteSession
+from app.deps import IDENTIFIER, CurrentGateway, Gateway
 from app.errors import ApiProblem, problem_responses
 from app.limits import read_small_body
 from app.openapi import CANCEL_BODY, SUBMIT_BODY
@@ -32,7 +32,7 @@ WAIT_POLL_SECONDS = (0.1, 0.2, 0.4, 0.5)
 Filter = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_]{1,40}$")]
 
 
-def find_job(session: ReadSession, *, job_id: str, project_id: str) -> Job:
+def find_job(session: Session, *, job_id: str, project_id: str) -> Job:
     """The project's job of that id. Another project's job is as absent as one that never was."""
     found = select(Job).where(Job.id == job_id, Job.project_id == project_id)
     job = session.scalar(found) if IDENTIFIER.fullmatch(job_id) else None
@@ -41,14 +41,6 @@ def find_job(session: ReadSession, *, job_id: str, project_id: str) -> Job:
             "job.not_found", f"There is no job {job_id!r} in your project.", hint="GET /v1/jobs lists them."
         )
     return job
-
-
-def own_job(job_id: str, session: ReadSession, caller: JobsReader) -> Job:
-    """The job a path names."""
-    return find_job(session, job_id=job_id, project_id=caller.project_id)
-
-
-OwnJob = Annotated[Job, Depends(own_job)]
 
 
 @router.post(
@@ -121,7 +113,7 @@ def _columns(file: ReceivedFile) -> dict[str, Any]:
 
 @router.get("/jobs", response_model=JobPage)
 def list_jobs(
-    session: ReadSession,
+    gateway: CurrentGateway,
     caller: JobsReader,
     *,
     status: Filter = None,
@@ -139,9 +131,11 @@ def list_jobs(
             rows = rows.where(column == wanted)
     if created_after is not None:
         rows = rows.where(Job.created_at > created_after.timestamp())
-    found = session.scalars(page_of(rows, Job, limit=limit, cursor=cursor)).all()
-    jobs, next_cursor = cut(found, limit)
-    return JobPage(data=render_jobs(session, jobs), has_more=next_cursor is not None, next_cursor=next_cursor)
+    page = page_of(rows, Job, limit=limit, cursor=cursor)
+    with gateway.readers() as session:
+        jobs, next_cursor = cut(session.scalars(page).all(), limit)
+        data = render_jobs(session, jobs)
+    return JobPage(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
 
 
 @router.get(
@@ -204,27 +198,31 @@ async def read_cancel(request: Request) -> CancelRequest:
     openapi_extra={"requestBody": CANCEL_BODY},
 )
 def cancel_job(
-    job_id: str, session: WriteSession, caller: JobsWriter, asked: Annotated[CancelRequest, Depends(read_cancel)]
+    job_id: str, gateway: CurrentGateway, caller: JobsWriter, asked: Annotated[CancelRequest, Depends(read_cancel)]
 ) -> JobRead:
     """Ask a job to stop. A waiting job is cancelled at once, a running one when its engine is gone."""
-    job = find_job(session, job_id=job_id, project_id=caller.project_id)
     try:
-        job = request_cancel(session, job, keep_best=asked.keep_best)
+        with gateway.sessions.begin() as session:
+            job = find_job(session, job_id=job_id, project_id=caller.project_id)
+            return render_job(session, request_cancel(session, job, keep_best=asked.keep_best))
     except JobAlreadyDone as error:
         raise ApiProblem("job.already_done", f"Job {job_id}: {error}.", hint="There is nothing to cancel.") from None
-    return render_job(session, job)
 
 
 @router.get("/jobs/{job_id}/events", response_model=EventPage, responses=problem_responses(404))
 def list_events(
-    job: OwnJob,
-    session: ReadSession,
+    job_id: str,
+    gateway: CurrentGateway,
+    caller: JobsReader,
+    *,
     after: Annotated[int, Query(ge=0, lt=2**53, description="Only events with a greater `seq`.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> EventPage:
     """What happened to the job, oldest first; `next_cursor` is the `after` of the next page."""
-    rows = select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.seq > after)
-    found = session.scalars(rows.order_by(JobEvent.seq).limit(limit + 1)).all()
+    rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after)
+    with gateway.readers() as session:
+        find_job(session, job_id=job_id, project_id=caller.project_id)
+        found = session.scalars(rows.order_by(JobEvent.seq).limit(limit + 1)).all()
     has_more = len(found) > limit
     events = [render_event(row) for row in found[:limit]]
     return EventPage(data=events, has_more=has_more, next_cursor=str(events[-1].seq) if has_more else None)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse
 
 from app.auth import SystemReader
-from app.deps import CurrentGateway, Gateway, ReadSession
+from app.deps import CurrentGateway, Gateway
 from app.errors import problem_responses
 from app.schemas import Health, QueueState, Readiness, System, WorkerSeen
 from app.shared.db import db_now
@@ -72,18 +72,22 @@ CHECKS = {"database": _check_database, "broker": _check_broker, "store": _check_
 
 
 @router.get("/system", response_model=System, responses=problem_responses(401, 403, 500, 503))
-def get_system(session: ReadSession, _: SystemReader) -> System:
+def get_system(gateway: CurrentGateway, _: SystemReader) -> System:
     """How long the queue is, and which workers were seen in the last hour."""
+    with gateway.readers() as session:
+        return System(version=version("archrepair"), queue=_queue(session), workers=_workers(session))
+
+
+def _queue(session: Session) -> QueueState:
     rows = session.execute(select(Job.status, func.count()).where(Job.status.in_(LIVE)).group_by(Job.status))
     counts: dict[str, int] = {row[0]: row[1] for row in rows}
     oldest = session.scalar(select(func.min(Job.created_at)).where(Job.status == "queued"))
-    queue = QueueState(
+    return QueueState(
         queued=counts.get("queued", 0),
         running=counts.get("running", 0),
         cancelling=counts.get("cancelling", 0),
         oldest_queued_at=rfc3339(oldest),
     )
-    return System(version=version("archrepair"), queue=queue, workers=_workers(session))
 
 
 def _workers(session: Session) -> list[WorkerSeen]:

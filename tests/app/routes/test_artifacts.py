@@ -1,0 +1,139 @@
+import base64
+import hashlib
+
+import pytest
+
+REPAIRED = bytes(range(256)) * 4000
+REPORT = b'{"verdict": "pass"}'
+
+
+@pytest.fixture
+def repaired_job(submit, finish) -> dict:
+    """A job that ended with a repaired model, a report and a log."""
+    job = submit()
+    log = "".join(f"line {number}\n" for number in range(20_000)).encode()
+    files = [("repaired.pt", "model", REPAIRED), ("report.json", "report", REPORT), ("engine.log", "log", log)]
+    finish(job["id"], files=files, verdict="pass", result={"outcome": "repaired", "recommended": True})
+    return job
+
+
+def test_the_repaired_model_comes_under_the_name_of_the_upload(gateway, repaired_job):
+    answer = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/model")
+    sha256 = hashlib.sha256(REPAIRED)
+    assert (answer.status_code, answer.content) == (200, REPAIRED)
+    assert 'filename="resnet18.repaired.pt"' in answer.headers["content-disposition"]
+    assert answer.headers["etag"] == f'"{sha256.hexdigest()}"'
+    assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(sha256.digest()).decode()}:"
+    assert answer.headers["content-length"] == str(len(REPAIRED))
+
+
+def test_artifacts_are_listed_with_the_link_to_their_bytes(gateway, repaired_job):
+    page = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/artifacts").json()
+    shown = {item["kind"]: item for item in page["data"]}
+    assert set(shown) == {"model", "report", "log"}
+    assert shown["model"]["sha256"] == hashlib.sha256(REPAIRED).hexdigest()
+    assert gateway.client.get(shown["report"]["links"]["content"]).content == REPORT
+    assert gateway.client.get(f"/v1/jobs/{repaired_job['id']}").json()["artifacts"] == page["data"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [("bytes=0-9", 0, 10), ("bytes=1000000-", 1_000_000, 1_024_000), ("bytes=-5", 1_023_995, 1_024_000),
+     ("bytes=10-99999999", 10, 1_024_000)],
+)  # fmt: skip
+def test_a_broken_download_is_resumed_by_range(gateway, repaired_job, asked, start, stop):
+    answer = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/model", headers={"Range": asked})
+    assert (answer.status_code, answer.content) == (206, REPAIRED[start:stop])
+    assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(REPAIRED)}"
+
+
+def test_a_range_of_another_version_or_kind_gives_the_whole_file(gateway, repaired_job):
+    path = f"/v1/jobs/{repaired_job['id']}/model"
+    for headers in (
+        {"Range": "bytes=0-9", "If-Range": '"other"'},
+        {"Range": "bytes=0-1,4-5"},
+        {"Range": "bytes=9-0"},
+        {"Range": "lines=0-9"},
+    ):
+        assert gateway.client.get(path, headers=headers).status_code == 200
+    etag = gateway.client.get(path).headers["etag"]
+    assert gateway.client.get(path, headers={"Range": "bytes=0-9", "If-Range": etag}).status_code == 206
+
+
+def test_a_range_outside_of_the_file_is_refused_with_its_size(gateway, repaired_job):
+    answer = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/model", headers={"Range": "bytes=1024000-"})
+    assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */1024000")
+    assert answer.json()["code"] == "request.range_not_satisfiable"
+
+
+def test_a_file_the_client_has_is_not_sent_again(gateway, repaired_job):
+    path = f"/v1/jobs/{repaired_job['id']}/model"
+    etag = gateway.client.get(path).headers["etag"]
+    answer = gateway.client.get(path, headers={"If-None-Match": f'"x", {etag}'})
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+def test_the_report_is_json_and_another_format_is_refused(gateway, repaired_job):
+    path = f"/v1/jobs/{repaired_job['id']}/report"
+    answer = gateway.client.get(path)
+    assert (answer.json(), answer.headers["content-type"]) == ({"verdict": "pass"}, "application/json")
+    assert gateway.client.get(path, params={"format": "html"}).status_code == 422
+    refused = gateway.client.get(path, headers={"Accept": "text/html"})
+    assert (refused.status_code, refused.json()["code"]) == (406, "request.not_acceptable")
+
+
+def test_a_log_is_read_from_its_end(gateway, repaired_job):
+    path = f"/v1/jobs/{repaired_job['id']}/logs"
+    assert gateway.client.get(path, params={"tail": 2}).text == "line 19998\nline 19999\n"
+    assert len(gateway.client.get(path, params={"tail": 9000}).text.splitlines()) == 9000
+    assert len(gateway.client.get(path).text.splitlines()) == 1000
+
+
+def test_there_is_a_log_in_every_state(gateway, submit):
+    answer = gateway.client.get(f"/v1/jobs/{submit()['id']}/logs")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "job.created" in answer.text
+
+
+@pytest.mark.parametrize("path", ["model", "localization", "report"])
+def test_a_result_asked_for_too_early_is_a_409_that_can_be_repeated(gateway, submit, path):
+    answer = gateway.client.get(f"/v1/jobs/{submit()['id']}/{path}")
+    body = answer.json()
+    assert (answer.status_code, body["code"], body["retryable"]) == (409, "job.not_finished", True)
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_without_an_improvement_the_reason_is_given_and_the_candidate_only_on_request(gateway, submit, finish):
+    job = submit()
+    result = {"outcome": "no_improvement", "reason": "the test set got worse by 1.2 points"}
+    finish(job["id"], files=[("candidate.pt", "candidate", b"PK\x03\x04worse")], verdict="fail", result=result)
+    path = f"/v1/jobs/{job['id']}/model"
+    refused = gateway.client.get(path)
+    assert (refused.status_code, refused.json()["code"]) == (404, "job.no_repaired_model")
+    assert "worse by 1.2 points" in refused.json()["detail"]
+    assert "candidate=true" in refused.json()["hint"]
+    candidate = gateway.client.get(path, params={"candidate": "true"})
+    assert candidate.content == b"PK\x03\x04worse"
+    assert "resnet18.candidate.pt" in candidate.headers["content-disposition"]
+
+
+def test_a_failed_job_says_why_there_is_no_model(gateway, submit, finish):
+    job = submit()
+    finish(job["id"], "failed", error={"code": "model.frozen_graph", "detail": "the archive is frozen"})
+    for path, code in (("model", "job.no_repaired_model"), ("report", "job.no_report")):
+        answer = gateway.client.get(f"/v1/jobs/{job['id']}/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (404, code)
+    assert "the archive is frozen" in gateway.client.get(f"/v1/jobs/{job['id']}/model").json()["detail"]
+
+
+def test_bytes_that_are_gone_are_our_fault(gateway, repaired_job):
+    (gateway.settings.state_dir / "objects" / "jobs" / repaired_job["id"] / "attempt-1" / "repaired.pt").unlink()
+    answer = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/model")
+    assert (answer.status_code, answer.json()["code"]) == (500, "platform.content_missing")
+
+
+def test_an_artifact_of_another_project_or_of_none_is_a_404(gateway, repaired_job, stranger_key):
+    link = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/artifacts").json()["data"][0]["links"]["content"]
+    answer = gateway.client.get(link, headers={"Authorization": f"Bearer {stranger_key}"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "artifact.not_found")
+    assert gateway.client.get("/v1/artifacts/art_%00/content").status_code == 404
