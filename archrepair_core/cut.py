@@ -68,8 +68,6 @@ def _steps_to(name: str, calls: dict[str, Call]) -> list[_Step]:
     """The modules that call one another from the root to the block, innermost first. Raises Unsliceable."""
     # Containers that only hold modules (ModuleList) are never called and are no step.
     path = [host for host in _ancestors(name) if host in calls] + [name]
-    if any(calls[step].count != 1 for step in path):
-        raise Unsliceable("a module on the way to the block runs more than once")
     return [
         _Step(host, calls[host].module, rest_after(calls[host].module, calls[child].module))
         for host, child in reversed(list(pairwise(path)))
@@ -86,6 +84,7 @@ def _make_prefix(model: nn.Module, name: str) -> Callable[[Tensor], Tensor]:
         raise _BlockReached(args[0])
 
     def prefix(inputs: Tensor) -> Tensor:
+        # First of all hooks: one that changes what enters must run once, in the tail.
         handle = model.get_submodule(name).register_forward_pre_hook(stop, prepend=True)
         try:
             model(inputs)

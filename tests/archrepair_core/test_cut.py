@@ -281,6 +281,12 @@ def test_train_and_eval_flags_are_respected_in_the_tail():
     assert net.layers[0].bn1.num_batches_tracked == 0
 
 
+def test_a_hook_on_the_block_that_changes_its_input_runs_once():
+    net = settled(CifarResNet())
+    net.layer2[1].register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
+    assert_cuts_everywhere(net, images(), ["layer2.1"])
+
+
 def test_a_block_that_begins_in_place_does_not_wear_its_input_away():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3)
