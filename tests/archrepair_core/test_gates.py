@@ -3,7 +3,7 @@ import math
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archrepair_core.gates import (
@@ -66,13 +66,14 @@ def test_what_is_not_a_gate_says_which_part_is_wrong(expression, said):
 
 
 def test_a_long_expression_costs_no_time():
-    begun = time.perf_counter()
+    begun = time.process_time()
     for expression in ("test.accuracy > " + "1" * 100_000 + "x", "test.accuracy > before" + " " * 100_000 + "x"):
         with pytest.raises(ValueError):
             parse_gate(expression)
-    assert time.perf_counter() - begun < 0.1
+    assert time.process_time() - begun < 0.1
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_a_gate_or_a_value_error(text):
     try:
@@ -86,6 +87,7 @@ spaces = st.sampled_from(["", " ", "  "])
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(abs)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(GATED_SPLITS), st.sampled_from(sorted(METRICS)), st.sampled_from(sorted(OPERATORS)),
        st.sampled_from([None, "+", "-"]), numbers, spaces)  # fmt: skip
 def test_every_gate_that_can_be_written_is_read_back(split, metric, op, sign, number, space):
@@ -155,6 +157,7 @@ def test_the_reason_carries_the_numbers_and_the_result_is_json():
 ends = st.floats(-1, 1)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(OPERATORS)), st.tuples(ends, ends, ends).map(sorted), ends)
 def test_a_gate_passes_when_every_value_in_the_interval_does_and_fails_when_none_does(op, values, limit):
     low, observed, high = values

@@ -59,6 +59,7 @@ def test_the_paired_interval_is_defined_at_every_edge(fixed, broken, n):
 counts = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 400)).map(lambda c: (c[0], c[1], sum(c)))
 
 
+@settings(deadline=None)
 @given(counts)
 def test_the_paired_interval_is_symmetric_and_holds_the_estimate(count):
     fixed, broken, n = count
@@ -68,7 +69,7 @@ def test_the_paired_interval_is_symmetric_and_holds_the_estimate(count):
     assert (-mirrored[1], -mirrored[0]) == pytest.approx((low, high), abs=1e-9)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(counts)
 def test_the_ends_of_the_paired_interval_are_where_the_score_test_begins_to_reject(count):
     fixed, broken, n = count
@@ -104,6 +105,7 @@ def test_the_paired_interval_covers_the_truth_as_often_as_it_says(p_fixed, p_bro
     assert 0.935 < covered < 0.97
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(100, 400))
 def test_the_paired_interval_excludes_zero_when_the_asymptotic_mcnemar_test_rejects(fixed, broken, still):
     low, high = paired_difference_interval(fixed, broken, fixed + broken + still)
@@ -118,6 +120,7 @@ def test_holm_agrees_with_a_hand_count():
     assert holm([]) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=30))
 def test_holm_keeps_the_order_and_never_falls_below_the_p_value(p_values):
     adjusted = holm(p_values)

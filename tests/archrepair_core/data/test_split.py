@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archrepair_core.data.images import DIGEST_DTYPE, labelled_images, sample_digest
@@ -28,6 +28,7 @@ def values_of(dataset):
     return set(dataset.images[:].ravel().tolist())
 
 
+@settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 5), min_size=1, max_size=80), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 9)
 )
