@@ -27,7 +27,7 @@ PERCENT_STEP = 10
 
 
 def run_demo(directory: Path, *, console: Console) -> bool:
-    """Make the fault, repair it over HTTP, judge the download. True only on verdict `pass`; files stay in `directory`."""
+    """Make the fault, repair it over HTTP, judge the download. True only on verdict `pass`; files stay."""
     directory = directory.expanduser().absolute()
     directory.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -49,7 +49,7 @@ def run_demo(directory: Path, *, console: Console) -> bool:
 
 
 def _repair(service: RunningService, directory: Path, console: Console) -> Job:
-    shown = {"phase": "", "percent": -100.0}
+    shown: dict[str, Any] = {"phase": "", "percent": -100.0}
 
     def show(job: Job) -> None:
         progress = job["progress"]

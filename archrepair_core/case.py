@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +87,7 @@ def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path)
 def rebuild_host(archive: LoadedArchive, data: Data) -> Host:
     """Decompile the archive, prove the twin equal on the customer's own images, and find its blocks."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    few = data.splits.repair.subset(range(min(VERIFY_BATCH, len(data.splits.repair))))
+    few = data.splits.repair.subset(np.arange(min(VERIFY_BATCH, len(data.splits.repair))))
     logits = predict(archive.root, few, data.preprocessing, batch_size=VERIFY_BATCH, device="cpu")
     check_labels(data.splits, num_classes=logits.shape[1])
     inputs = data.tensors("repair", slice(0, VERIFY_BATCH))
@@ -105,9 +106,7 @@ def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:
         for role, images in data.splits.present().items()
     }
     speed = sum(map(len, logits.values())) / (time.monotonic() - started)
-    augment = spec.repair.augment
-    if augment == "auto":
-        augment = _allowed_augmentation(host, data)
+    augment = _allowed_augmentation(host, data) if spec.repair.augment == "auto" else str(spec.repair.augment)
     return Baseline(logits, speed, augment, AUGMENTATIONS[augment])
 
 

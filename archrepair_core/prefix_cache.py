@@ -24,6 +24,8 @@ from archrepair_core.errors import EngineError
 from archrepair_core.modes import eval_mode
 from archrepair_core.spec import Preprocessing
 
+# What a name of features stands for, where it is not the name of one split.
+ROLES = {"training": ("repair", "replay")}
 INPUT = ""  # the cut before everything: features are the preprocessed images themselves
 FP16_MAX = 65504.0
 
@@ -64,7 +66,7 @@ class PrefixCache:
     _logits: dict[str, Tensor] = field(default_factory=dict)
 
     def features(self, cut_name: str, split: str) -> Features:
-        """The features of `split` at `cut_name` (`INPUT` for the whole network)."""
+        """Features of a split, or of `training` (repair and replay), at `cut_name` (`INPUT` for the whole network)."""
         key = (cut_name, split)
         if key not in self._features:
             self._features[key] = self._compute(cut_name, split)
@@ -76,24 +78,28 @@ class PrefixCache:
         return replace(self, model=model, _features=shared, _logits=self._logits)
 
     def _compute(self, cut_name: str, split: str) -> Features:
-        data = self.splits[split]
+        data = [self.splits[role] for role in ROLES.get(split, (split,)) if role in self.splits]
         with torch.inference_mode(), eval_mode(self.model), eval_mode(self.original):
-            return self._run_prefix(cut_name, split, data)
+            if split not in self._logits:
+                self._logits[split] = self._original_logits(data)
+            inputs_VN = self._entering(cut_name, split, data)
+        labels_N = torch.from_numpy(np.concatenate([images.labels for images in data]))
+        return Features(inputs_VN, self._logits[split], labels_N)
 
-    def _run_prefix(self, cut_name: str, split: str, data: LabelledImages) -> Features:
-        prefix = self._prefix(cut_name, data)
-        if split not in self._logits:
-            self._logits[split] = self._original_logits(data)
+    def _entering(self, cut_name: str, split: str, data: list[LabelledImages]) -> npt.NDArray[np.float16]:
+        """Run the prefix over every view of every input, straight into a file."""
+        prefix = self._prefix(cut_name, data[0])
         stored: npt.NDArray[np.float16] | None = None
-        for start, images_VNCHW in self._viewed_batches(data):
+        start = 0
+        for images_VNCHW in self._viewed_batches(data):
             flat = prefix(images_VNCHW.flatten(0, 1)).clamp(-FP16_MAX, FP16_MAX).half().cpu().numpy()
             entered = flat.reshape(len(self.views), -1, *flat.shape[1:])
             if stored is None:
-                stored = self._allocate(cut_name, split, (len(self.views), len(data), *entered.shape[2:]))
+                stored = self._allocate(cut_name, split, (len(self.views), sum(map(len, data)), *entered.shape[2:]))
             stored[:, start : start + entered.shape[1]] = entered
-        if stored is None:
-            raise EngineError("empty_split", f"split {split!r} has no inputs to cache")
-        return Features(stored, self._logits[split], torch.from_numpy(np.asarray(data.labels)))
+            start += entered.shape[1]
+        assert stored is not None, f"split {split!r} is empty; reading the data refuses that"
+        return stored
 
     def _prefix(self, cut_name: str, data: LabelledImages) -> Callable[[Tensor], Tensor]:
         if cut_name == INPUT:
@@ -104,18 +110,19 @@ class PrefixCache:
             raise EngineError("no_cut", f"{cut_name!r} was offered as a cut but the model cannot be split there")
         return cut.prefix
 
-    def _original_logits(self, data: LabelledImages) -> Tensor:
+    def _original_logits(self, data: list[LabelledImages]) -> Tensor:
         parts = [
             self.original(images_VNCHW.flatten(0, 1)).float().cpu().unflatten(0, (len(self.views), -1))
-            for _, images_VNCHW in self._viewed_batches(data)
+            for images_VNCHW in self._viewed_batches(data)
         ]
         return torch.cat(parts, dim=1)
 
-    def _viewed_batches(self, data: LabelledImages) -> Iterator[tuple[int, Tensor]]:
+    def _viewed_batches(self, data: list[LabelledImages]) -> Iterator[Tensor]:
         step = max(1, self.batch_size // len(self.views))
-        for start in range(0, len(data), step):
-            images_NCHW = to_tensor(data.images[start : start + step], self.preprocessing).to(self.device)
-            yield start, stack_views(images_NCHW, self.views)
+        for images in data:
+            for start in range(0, len(images), step):
+                images_NCHW = to_tensor(images.images[start : start + step], self.preprocessing).to(self.device)
+                yield stack_views(images_NCHW, self.views)
 
     def _allocate(self, cut_name: str, split: str, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
         num_bytes = 2 * math.prod(shape)

@@ -137,7 +137,7 @@ def _train_once(
             optimizer.param_groups[0]["lr"] = rate * _one_cycle(step / total_steps)
             loss = _loss(tail, batch, plan)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
             optimizer.step()
             average.update(scoped_state(model, scope))
@@ -159,7 +159,7 @@ class _Batch:
 
 
 def _batches(features: Features, plan: TrainingPlan, *, device: torch.device) -> Iterator[_Batch]:
-    """`plan.epochs` shuffled passes, every input under a view drawn anew; a last batch of one would break batch-norm."""
+    """`plan.epochs` shuffled passes, each input under a view drawn anew; batch-norm cannot train on a batch of one."""
     rng = np.random.default_rng(plan.seed)
     num_views, num_items = features.inputs_VN.shape[:2]
     for _ in range(plan.epochs):

@@ -110,7 +110,7 @@ def _score_channels(
     return METHODS[method](_as_ranks(suspiciousness), _as_ranks(contrast))
 
 
-def _as_ranks(per_layer: list[npt.NDArray[np.floating]]) -> Floats:
+def _as_ranks(per_layer: Sequence[npt.NDArray[np.floating]]) -> Floats:
     values = np.concatenate(per_layer)
     return np.asarray(rankdata(values) / len(values))
 

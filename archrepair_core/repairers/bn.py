@@ -46,7 +46,7 @@ def re_estimate_batch_norm(arena: Arena) -> Trial | None:
 
 def _estimate_(model: nn.Module, features: Features) -> None:
     """Replace running statistics by the cumulative average over the un-augmented repair inputs."""
-    layers = [module for module in model.modules() if _has_statistics(module)]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and _has_statistics(module)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

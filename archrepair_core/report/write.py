@@ -34,7 +34,7 @@ def write_predictions(path: Path, evidence: Evidence, case: Case) -> None:
         arrays[f"{role}_before"] = case.baseline.logits[role].numpy()
         arrays[f"{role}_after"] = after.numpy()
         arrays[f"{role}_labels"] = case.data.splits.present()[role].labels
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def write_report(

@@ -87,7 +87,7 @@ def run_trial(arena: Arena, genotype: Genotype, *, epochs: int, deadline: float)
     run = train(
         model,
         tail,
-        cache.features(cut_name, "repair"),
+        cache.features(cut_name, "training"),
         scope=genotype.scope,
         plan=TrainingPlan(epochs=epochs, deadline=deadline, seed=arena.seed),
         on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
