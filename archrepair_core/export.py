@@ -16,7 +16,16 @@ from archrepair_core.modes import eval_mode
 
 _TOLERANCE = 1e-5
 # What the TorchScript compiler raises on source it does not take.
-_COMPILE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, OSError, LookupError)
+_COMPILE_ERRORS = (
+    torch.jit.frontend.FrontendError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    NotImplementedError,
+    OSError,
+    LookupError,
+)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,14 @@ def _enumerated(argument: str, value: Value, expression: ast.expr) -> ast.expr:
     return literal(constant)
 
 
+def dtype_literal(value: Value) -> ast.expr | None:
+    """A constant that stands where TorchScript has a dtype, as `torch.float32` and the like; None if it is none."""
+    constant = value.toIValue() if is_constant(value) else None
+    if isinstance(constant, int) and 0 <= constant < len(_DTYPES):
+        return dotted(f"torch.{_DTYPES[constant]}")
+    return None
+
+
 def _function(operator: str, node: Node, positional: list[ast.expr]) -> ast.expr:
     if _has_computed_dtype(node):
         # Only the dispatcher takes a dtype that is a number in a variable.

@@ -232,7 +232,7 @@ def _adaptive_pool(layer: Callable[..., nn.Module], step: Step, _: Tensors) -> n
 
 _LEAVES: MappingProxyType[str, Leaf] = MappingProxyType(
     {
-        **_by_dimension("Conv{}d", ("aten::conv{}d", "aten::_convolution"), _convolution),
+        **_by_dimension("Conv{}d", ("aten::conv{}d", "aten::_convolution", "aten::_convolution_mode"), _convolution),
         **_by_dimension("BatchNorm{}d", ("aten::batch_norm",), _batch_norm, "training"),
         **_by_dimension("MaxPool{}d", ("aten::max_pool{}d",), _max_pool),
         **_by_dimension("AvgPool{}d", ("aten::avg_pool{}d",), _avg_pool),

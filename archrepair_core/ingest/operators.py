@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from archrepair_core.ingest.annotations import annotation
+from archrepair_core.ingest.aten import dtype_literal
 from archrepair_core.ingest.graphs import Node, is_constant
 from archrepair_core.ingest.syntax import call, dotted, literal, member, name, subscript
 
@@ -31,6 +32,17 @@ def _binary(operator: ast.operator) -> Write:
 
 def _compare(operator: ast.cmpop) -> Write:
     return lambda _, inputs: ast.Compare(inputs[0], [operator], [inputs[1]])
+
+
+def _equality(operator: ast.cmpop) -> Write:
+    def write(node: Node, inputs: list[ast.expr]) -> ast.expr:
+        values = list(node.inputs())
+        if any(value.node().kind() == "prim::dtype" for value in values):
+            # In TorchScript a dtype is a number, in Python it equals none.
+            inputs = [dtype_literal(value) or expression for value, expression in zip(values, inputs, strict=True)]
+        return ast.Compare(inputs[0], [operator], [inputs[1]])
+
+    return write
 
 
 def _both(operator: ast.boolop) -> Write:
@@ -87,6 +99,15 @@ def _tuple(node: Node, inputs: list[ast.expr]) -> ast.expr:
 def _dict(node: Node, inputs: list[ast.expr]) -> ast.expr:
     written = ast.Dict(list(inputs[0::2]), list(inputs[1::2]))
     return annotated(written, node.output().type())
+
+
+def _number(function: str) -> Write:
+    def write(node: Node, inputs: list[ast.expr]) -> ast.expr:
+        # Python warns when a tensor with a gradient becomes a number.
+        is_tensor = next(node.inputs()).type().kind() == "TensorType"
+        return call(name(function), call(member(inputs[0], "detach")) if is_tensor else inputs[0])
+
+    return write
 
 
 def _tuple_item(node: Node, inputs: list[ast.expr]) -> ast.expr:
@@ -161,8 +182,8 @@ SCALARS: MappingProxyType[str, Write] = MappingProxyType(
         "aten::remainder": _binary(ast.Mod()),
         "aten::pow": _binary(ast.Pow()),
         "aten::neg": _unary(ast.USub()),
-        "aten::eq": _compare(ast.Eq()),
-        "aten::ne": _compare(ast.NotEq()),
+        "aten::eq": _equality(ast.Eq()),
+        "aten::ne": _equality(ast.NotEq()),
         "aten::lt": _compare(ast.Lt()),
         "aten::le": _compare(ast.LtE()),
         "aten::gt": _compare(ast.Gt()),
@@ -190,10 +211,10 @@ ANY: MappingProxyType[str, Write] = MappingProxyType(
         "aten::__derive_index": _derived_index,
         "aten::__range_length": _range_length,
         "aten::Bool": _calls("bool"),
-        "aten::Float": _calls("float"),
-        "aten::Int": _calls("int"),
-        "aten::FloatImplicit": _calls("float"),
-        "aten::IntImplicit": _calls("int"),
+        "aten::Float": _number("float"),
+        "aten::Int": _number("int"),
+        "aten::FloatImplicit": _number("float"),
+        "aten::IntImplicit": _number("int"),
         "aten::ScalarImplicit": _method("item"),
         "aten::dim": _method("dim"),
         "aten::format": _method("format"),

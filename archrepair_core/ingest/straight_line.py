@@ -76,6 +76,8 @@ class _Trail:
 
     def _node(self, node: Node) -> None:
         kind = node.kind()
+        if kind == "aten::warn":
+            return
         if kind == "prim::Constant":
             self._bind(node, node.output().toIValue())
         elif kind == "prim::GetAttr":
@@ -191,7 +193,8 @@ _DECIDED: dict[str, Callable[[list[Any]], Any]] = {
 _CHECKED_TYPES = ("IntType", "BoolType", "StringType", "ListType", "NoneType")
 _NUMBERS = (
     "aten::__and__ aten::__derive_index aten::__getitem__ aten::__or__ aten::__range_length aten::add aten::dim "
-    "aten::floordiv aten::format aten::mul aten::numel aten::remainder aten::size aten::str aten::sub"
+    "aten::floordiv aten::format aten::list aten::mul aten::numel aten::remainder aten::size aten::slice aten::str "
+    "aten::sub"
 )
-_GUARDS = "prim::Constant prim::GetAttr prim::RaiseException prim::Uninitialized"
+_GUARDS = "aten::warn prim::Constant prim::GetAttr prim::RaiseException prim::Uninitialized"
 _CHECKS = frozenset([*_PASSED_ON, *_DECIDED, *_NUMBERS.split(), *_GUARDS.split()])

@@ -87,10 +87,10 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
 def _compare(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> float:
     with torch.no_grad():
         expected = _run_archive(root, batch)
-        answer = _run_rebuilt(module, batch)
-        if answer is not None and largest_relative_difference(answer, expected) <= _TOLERANCE:
+        answer, error = _run_rebuilt(module, batch)
+        if error is None and largest_relative_difference(answer, expected) <= _TOLERANCE:
             return largest_difference(answer, expected)
-        raise _not_reproducible(root, module, batch)
+        raise _not_reproducible(root, module, batch) from error
 
 
 def _run_archive(root: torch.jit.ScriptModule, batch: Tensor) -> Any:
@@ -109,11 +109,11 @@ def _last_line(error: BaseException) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def _run_rebuilt(module: nn.Module, batch: Tensor) -> Any:
+def _run_rebuilt(module: nn.Module, batch: Tensor) -> tuple[Any, Exception | None]:
     try:
-        return _seeded(module, batch)
-    except _RUN_ERRORS:
-        return None
+        return _seeded(module, batch), None
+    except _RUN_ERRORS as error:
+        return None, error
 
 
 def _seeded(run: Callable[..., Any], *arguments: Any) -> Any:
@@ -123,18 +123,18 @@ def _seeded(run: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _not_reproducible(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> ModelError:
-    path, difference = _culprit(root, module, batch)
+    path, problem = _culprit(root, module, batch)
     where = f"submodule {path!r}" if path else "the model's own forward"
     return ModelError(
         "not_reproducible",
-        f"the rebuilt model does not answer as the archive does: {where} differs first, by {difference:.3g}",
+        f"the rebuilt model does not answer as the archive does: {where} {problem}",
         hint=_HINT,
     )
 
 
-def _culprit(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> tuple[str, float]:
-    """The innermost module to answer unlike its ScriptModule on the same inputs; "" for the model itself."""
-    found: list[tuple[str, float]] = []
+def _culprit(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> tuple[str, str]:
+    """The innermost module to answer unlike its ScriptModule on the same inputs, and how; "" for the model itself."""
+    found: list[tuple[str, str]] = []
     pending: dict[str, tuple[Any, ...]] = {}
 
     def before(path: str) -> Callable[..., None]:
@@ -144,7 +144,7 @@ def _culprit(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> 
         def compare(_: nn.Module, __: Any, answer: Any) -> None:
             difference = _difference_to_twin(root, path, pending.pop(path), answer)
             if difference > 0 and not found:
-                found.append((path, difference))
+                found.append((path, f"differs first, by {difference:.3g}"))
 
         return compare
 
@@ -152,12 +152,15 @@ def _culprit(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> 
     hooks = [child.register_forward_pre_hook(before(path)) for path, child in children]
     hooks += [child.register_forward_hook(after(path)) for path, child in children]
     try:
-        _run_rebuilt(module, batch)
+        _, error = _run_rebuilt(module, batch)
     finally:
         for hook in hooks:
             hook.remove()
-    # Left over: modules that were entered and never came back, the innermost of them last.
-    return found[0] if found else (next(reversed(pending), ""), float("inf"))
+    if found:
+        return found[0]
+    # Left over in `pending` are modules that were entered and never came back, the innermost of them last.
+    problem = f"fails: {type(error).__name__}: {_last_line(error)}" if error else "differs"
+    return next(reversed(pending), ""), problem
 
 
 def _copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -199,7 +202,8 @@ def _without_gradient(module: nn.Module, inputs: Tensor) -> set[str]:
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in parameters.values():
         parameter.grad = None
-    answers = [tensor for tensor in tensors_in(_seeded(module, inputs)).values() if tensor.requires_grad]
-    if answers:
-        torch.stack([answer.sum() for answer in answers]).sum().backward()
+    with torch.enable_grad():
+        answers = [tensor for tensor in tensors_in(_seeded(module, inputs)).values() if tensor.requires_grad]
+        if answers:
+            torch.stack([answer.sum() for answer in answers]).sum().backward()
     return {name for name, parameter in parameters.items() if parameter.grad is None}

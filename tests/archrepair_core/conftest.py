@@ -1,0 +1,48 @@
+"""Models as the engine gets them: saved as TorchScript and loaded together with their compilation unit."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+Archive = tuple[torch.jit.ScriptModule, torch._C.CompilationUnit]
+
+
+def _load(path: Path) -> Archive:
+    unit = torch._C.CompilationUnit()
+    return torch.jit._recursive.wrap_cpp_module(
+        torch._C.import_ir_module(unit, str(path), torch.device("cpu"), {}, False)
+    ), unit
+
+
+@pytest.fixture
+def load_pair() -> Callable[[Path], Archive]:
+    return _load
+
+
+@pytest.fixture
+def archived(tmp_path: Path) -> Callable[..., Archive]:
+    """`archived(model)` scripts it, `archived(model, example)` traces it; then saved and loaded back."""
+
+    def save_and_load(model: nn.Module, example: Tensor | None = None) -> Archive:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            compiled = torch.jit.script(model) if example is None else torch.jit.trace(model, example, strict=False)
+        torch.jit.save(compiled, str(tmp_path / "model.pt"))
+        return _load(tmp_path / "model.pt")
+
+    return save_and_load
+
+
+@pytest.fixture(scope="session")
+def resnet20_path() -> Path:
+    """A real network trained by others; see the data directory's README."""
+    directory = Path(os.environ.get("ARCHREPAIR_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+    path = directory / "resnet20-cifar10.torchscript.pt"
+    if not path.exists():
+        pytest.skip(f"no {path.name}: set ARCHREPAIR_DATA to the directory that holds it")
+    return path
