@@ -105,7 +105,7 @@ def test_a_job_survives_the_killing_of_its_worker(client, case, processes, event
 
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job
     assert "worker was killed by SIGKILL; starting it again" in (client.state_dir / "up.log").read_text()
-    assert list((client.state_dir / "scratch").iterdir()) == []
+    eventually(lambda: not list((client.state_dir / "scratch").iterdir()))
 
 
 def test_the_gateway_comes_back_after_being_killed(client, processes, eventually):
