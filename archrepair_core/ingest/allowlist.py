@@ -50,22 +50,25 @@ _LAYERS = """
     max_pool2d max_pool2d_with_indices max_pool3d max_unpool2d _native_multi_head_attention native_batch_norm
     native_group_norm native_layer_norm _pack_padded_sequence pad pairwise_distance reflection_pad1d
     reflection_pad2d replication_pad1d replication_pad2d replication_pad3d rms_norm rnn_relu rnn_tanh
+    _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned to_padded_tensor
     scaled_dot_product_attention _transformer_encoder_layer_fwd upsample_bicubic2d upsample_bilinear2d
-    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_trilinear3d constant_pad_nd
+    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+    _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa _upsample_nearest_exact1d
+    _upsample_nearest_exact2d _upsample_nearest_exact3d constant_pad_nd
 """
 
 _ACTIVATION = """
     celu celu_ elu elu_ gelu glu hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_
-    leaky_relu leaky_relu_ log_sigmoid log_softmax mish mish_ prelu relu relu6 relu6_ relu_ rrelu selu selu_ sigmoid
-    sigmoid_ silu silu_ softmax softplus softshrink threshold threshold_
+    leaky_relu leaky_relu_ log_sigmoid log_softmax mish mish_ prelu relu relu6 relu6_ relu_ rrelu rrelu_
+    rrelu_with_noise selu selu_ sigmoid sigmoid_ silu silu_ softmax softplus softshrink threshold threshold_
 """
 
 # Python's own values: numbers, strings, lists, dicts.
 _LANGUAGE = """
     Bool Delete Float FloatImplicit Int IntImplicit ScalarImplicit __getitem__ __range_length _set_item _unwrap_optional
     append clear copy count device dict extend find floordiv format get insert items index item join keys len list
-    list_with_default lower ord pop remove replace reverse setdefault split startswith endswith str strip upper values warn
-    __derive_index mathremainder
+    lower ord pop remove replace reverse setdefault split startswith endswith str strip upper values warn
+    __derive_index is_autocast_enabled is_grad_enabled mathremainder
 """
 
 
@@ -75,7 +78,9 @@ def _words(*texts: str) -> frozenset[str]:
 
 ATEN_OPERATORS = _words(_ARITHMETIC, _REDUCTION, _COMPARISON, _SHAPE, _CREATION, _LAYERS, _ACTIVATION, _LANGUAGE)
 
-PRIM_OPERATORS = _words("NumToTensor RaiseException abs data device dtype is_cuda layout max min requires_grad")
+PRIM_OPERATORS = _words(
+    "NumToTensor RaiseException abs data device dtype is_cuda is_nested layout max min requires_grad type"
+)
 
 # Only in graphs: in source text they are Python syntax (`if`, `x.y`, `(a, b)`, `isinstance(...)`).
 _PRIM_SYNTAX = _words("""
