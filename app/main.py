@@ -48,6 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+    celery = make_celery(settings)
     if settings.database_url.startswith("sqlite"):
         await run_in_threadpool(prepare, settings)
     engine = make_engine(settings.database_url)
@@ -55,7 +56,6 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     with readers() as session:
         if session.scalar(select(ApiKey.id).limit(1)) is None:
             raise RuntimeError("the database has no API key yet: run `python -m app.prepare` once")
-    celery = make_celery(settings)
     relay, thread = start_relay(sessions, partial(ring, celery))
     with _told_of_stop() as stopping:
         app.state.gateway = Gateway(

@@ -148,6 +148,7 @@ async def get_job(
     request: Request,
     gateway: CurrentGateway,
     caller: JobsReader,
+    *,
     wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the job to end.")] = 0,
 ) -> Response:
     """One job. With `wait` the answer comes when the job is done, or with If-None-Match when it has changed."""

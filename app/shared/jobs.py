@@ -231,10 +231,9 @@ def finish_job(
 
 def release_job(session: Session, claim: Claim, *, cause: str = "preempted") -> bool:
     """Give a running job back, its attempt not counted; a cancelling one is cancelled instead. False: lease lost."""
-    if _take(session, "give_back", *_fence(claim), attempt=Job.attempt - 1, **_AS_BEFORE_THE_RUN) is not None:
-        add_ring(session)
-    elif _take(session, "cancelled", *_fence(claim), **_RUN_IS_OVER) is None:
-        return False
+    if _take(session, "give_back", *_fence(claim), attempt=Job.attempt - 1, **_AS_BEFORE_THE_RUN) is None:
+        return finish_job(session, claim, status="cancelled", cause=cause)
+    add_ring(session)
     _end_attempt(session, claim.job_id, claim.attempt, cause)
     return True
 
@@ -260,18 +259,18 @@ def reap_expired(session: Session) -> list[str]:
 
 def _reap(session: Session, job: Job) -> bool:
     still = (Job.id == job.id, Job.attempt == job.attempt, Job.lease_until < db_now())
+    over = {**_RUN_IS_OVER, "phases": _closed(job.phases, session.scalars(select(db_now())).one())}
     if job.status == "cancelling":
-        row = _take(session, "cancelled", *still, **_RUN_IS_OVER)
+        row = _take(session, "cancelled", *still, **over)
     elif job.attempt < job.max_attempts:
         row = _take(session, "give_back", *still, event_data={"cause": "worker_lost"}, **_AS_BEFORE_THE_RUN)
+        add_ring(session)
     else:
         error = _worker_lost(job)
-        row = _take(session, "failed", *still, event_data={"code": error["code"]}, error=error, **_RUN_IS_OVER)
-    if row is None:
-        return False
-    _end_attempt(session, job.id, job.attempt, "worker_lost")
-    add_ring(session)
-    return True
+        row = _take(session, "failed", *still, event_data={"code": error["code"]}, error=error, **over)
+    if row is not None:
+        _end_attempt(session, job.id, job.attempt, "worker_lost")
+    return row is not None
 
 
 def _worker_lost(job: Job) -> dict[str, Any]:

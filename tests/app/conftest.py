@@ -49,8 +49,8 @@ def in_process_gateway() -> Callable[[Path, str], AbstractContextManager[TestCli
 
 
 @pytest.fixture
-def large_gateway(migrated_state: Path, broker_url: str, tmp_path: Path, start_gateway) -> Iterator[Any]:
-    """A fresh gateway process that takes large bodies, for measuring its memory."""
+def own_gateway(migrated_state: Path, broker_url: str, tmp_path: Path, start_gateway) -> Iterator[Any]:
+    """A fresh gateway process with the default limits, to be measured or stopped."""
     state_dir = Path(shutil.copytree(migrated_state, tmp_path / "state"))
     with start_gateway(state_dir, broker_url) as running:
         yield running

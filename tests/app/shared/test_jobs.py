@@ -284,6 +284,7 @@ def test_a_lost_job_starts_again_and_fails_after_the_last_attempt(sessions: sess
     assert job.error is not None
     assert (job.error["code"], job.error["category"], job.error["attempt"]) == ("worker.lost", "platform", 2)
     assert job.error["phase"] == "repairing"
+    assert job.phases[-1]["finished_at"] is not None
 
 
 def test_a_requeued_job_looks_like_one_that_waits_and_rings(sessions: sessionmaker[Session], submit: Submit):
