@@ -84,6 +84,18 @@ class Tokens(nn.Module):
         return self.encoder(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1))[:, 0]
 
 
+class Narrowed(nn.Module):
+    """A repeated module without a bypass, whose body alone repeats as often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(4, 4, 1)
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.enter(x))
+
+
 class Wrapped(nn.Module):
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -146,6 +158,16 @@ def test_parts_inside_an_encoder_block_are_no_blocks_and_wrappers_are_no_stages(
 def test_a_wrapper_that_only_holds_one_block_is_not_the_block():
     net = nn.Sequential(*(nn.Sequential(Residual(4, 4)) for _ in range(2)), nn.Sequential(Residual(4, 4), nn.ReLU()))
     assert [block.name for block in find_blocks(net, torch.randn(2, 4, 8, 8))] == ["0.0", "1.0", "2.0"]
+
+
+def test_a_repeated_module_is_the_block_and_not_the_body_inside_it():
+    net = nn.Sequential(Narrowed(), nn.ReLU(), Narrowed())
+    assert [block.name for block in find_blocks(net, torch.randn(2, 4, 8, 8))] == ["0", "2"]
+
+
+def test_a_single_residual_module_is_a_block_although_nothing_repeats():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Residual(4, 4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    assert [block.name for block in find_blocks(net, torch.randn(2, 3, 8, 8))] == ["1"]
 
 
 def test_repeated_plain_sequences_are_blocks():

@@ -56,7 +56,7 @@ def test_attention_is_counted_although_inference_would_take_fused_kernels():
 
 
 def test_counting_and_timing_leave_modes_statistics_and_input_alone():
-    net = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     net[2].eval()
     inputs = torch.randn(2, 3, 8, 8)
     before, state = inputs.clone(), {key: value.clone() for key, value in net.state_dict().items()}

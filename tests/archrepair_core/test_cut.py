@@ -9,6 +9,8 @@ from torchvision.models import get_model
 from archrepair_core.blocks import find_blocks, replace_block_
 from archrepair_core.cut import cut_at
 from archrepair_core.errors import EngineError
+from archrepair_core.ingest.archive import ingest_archive
+from archrepair_core.ingest.decompile import decompile
 
 
 class Residual(nn.Module):
@@ -190,10 +192,22 @@ def test_tail_of_prefix_is_the_model_bit_for_bit(net, names):
 
 
 def test_resnet18_can_be_cut_at_every_block_and_stage():
-    net = settled(get_model("resnet18"))
-    names = [block.name for block in find_blocks(net, images(64))]
+    net, inputs = settled(get_model("resnet18")), images(64, batch=2)
+    names = [block.name for block in find_blocks(net, inputs)]
     assert len(names) == 12
-    assert_cuts_everywhere(net, images(64), names)
+    assert_cuts_everywhere(net, inputs, names)
+
+
+@pytest.mark.parametrize(
+    "export", [torch.jit.script, lambda net: torch.jit.trace(net, images())], ids=["script", "trace"]
+)
+def test_a_model_rebuilt_from_torchscript_can_be_cut_at_every_block_and_stage(export, tmp_path):
+    export(settled(CifarResNet())).save(tmp_path / "upload.pt")
+    archive = ingest_archive(tmp_path / "upload.pt", tmp_path)
+    net = decompile(archive.root, archive.compilation_unit)
+    names = [block.name for block in find_blocks(net, images())]
+    assert names == [name for layer in ("layer1", "layer2", "layer3") for name in (layer, f"{layer}.0", f"{layer}.1")]
+    assert_cuts_everywhere(net, images(), names)
 
 
 def test_a_loop_over_layers_goes_on_after_the_cut_one():
