@@ -25,7 +25,7 @@ _COMPARISON = """
 """
 
 _SHAPE = """
-    adjoint broadcast_tensors broadcast_to cat chunk clone column_stack concat concatenate contiguous detach
+    adjoint broadcast_tensors broadcast_to cat chunk clone col2im column_stack concat concatenate contiguous detach
     detach_ diag diagonal diff dim dsplit expand expand_as flatten flip fliplr gather hsplit hstack im2col index
     index_add index_add_ index_copy index_fill index_put index_put_ index_select is_contiguous is_floating_point
     is_same_size masked_fill masked_fill_ masked_scatter masked_select meshgrid moveaxis movedim narrow nonzero numel
