@@ -1,0 +1,82 @@
+"""New branches: they fit their block, start as the zero function, and can be scripted."""
+
+import pytest
+import torch
+from torch import nn
+
+from archrepair_core.blocks import Block
+from archrepair_core.search.genotype import Edit, Genotype, build_
+from archrepair_core.search.primitives import FEATURE_PRIMITIVES, IMAGE_PRIMITIVES, build_branch, primitives_for
+
+
+def block_of(input_shape, output_shape, name="body"):
+    return Block(name, "Residual", input_shape, output_shape, 10, 10, 0.5, 0, "block")
+
+
+@pytest.mark.parametrize("primitive", list(IMAGE_PRIMITIVES))
+@pytest.mark.parametrize(
+    ("entered", "left"),
+    [((8, 6, 6), (8, 6, 6)), ((8, 6, 6), (16, 3, 3)), ((8, 7, 7), (16, 4, 4)), ((4, 5, 9), (6, 5, 9))],
+)
+def test_image_branches_bridge_channels_and_strides_and_start_at_zero(primitive, entered, left):
+    branch = build_branch(block_of(entered, left), primitive)
+    out = branch(torch.randn(2, *entered))
+    assert out.shape == (2, *left)
+    assert not out.any()
+    branch.scale.data.fill_(1.0)
+    assert branch(torch.randn(2, *entered)).any()
+
+
+@pytest.mark.parametrize("primitive", list(FEATURE_PRIMITIVES))
+@pytest.mark.parametrize("shape", [(12,), (5, 12)])
+def test_feature_branches_serve_vectors_and_tokens(primitive, shape):
+    branch = build_branch(block_of(shape, (*shape[:-1], 8)), primitive)
+    out = branch(torch.randn(3, *shape))
+    assert out.shape == (3, *shape[:-1], 8)
+    assert not out.any()
+
+
+def test_a_block_no_branch_can_bridge_is_offered_none():
+    assert primitives_for(block_of((8, 6, 6), (10,))) == {}
+    assert primitives_for(block_of((8, 6, 6), (8, 3, 6))) == {}
+    assert primitives_for(block_of((5, 12), (6, 12))) == {}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("primitive", list(IMAGE_PRIMITIVES))
+def test_a_built_genotype_computes_the_same_function_and_scripts(primitive):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())).eval()
+    x = torch.randn(2, 3, 8, 8)
+    before = model(x)
+    blocks = {"1": block_of((8, 6, 6), (8, 6, 6), name="1")}
+    build_(model, Genotype(("1",), (Edit("1", primitive),)), blocks, seed=3)
+    assert torch.equal(model(x), before)
+    assert torch.allclose(torch.jit.script(model)(x), before, atol=1e-6)
+
+
+def test_building_twice_with_one_seed_gives_the_same_weights_and_leaves_the_random_state_alone():
+    blocks = {"0": block_of((8, 6, 6), (8, 6, 6), name="0")}
+    genotype = Genotype(("0",), (Edit("0", "bottleneck"),))
+    state = torch.random.get_rng_state()
+    one, two = _two_builds(genotype, blocks)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def _two_builds(genotype, blocks):
+    models = [nn.Sequential(nn.Sequential()) for _ in range(2)]
+    for model in models:
+        model[0].register_parameter("weight", nn.Parameter(torch.zeros(1)))
+    return [build_(model, genotype, blocks, seed=9).state_dict() for model in models]
+
+
+def test_a_genotype_is_plain_data_with_a_readable_name():
+    genotype = Genotype(("layer1.0",), (Edit("layer1.0", "bottleneck"),))
+    assert genotype.name == "layer1.0 + bottleneck"
+    assert genotype.to_json() == {
+        "scope": ["layer1.0"],
+        "edits": [{"block": "layer1.0", "operations": ["original", "bottleneck"]}],
+    }
+    assert Genotype(("",)).name == "network"

@@ -1,0 +1,171 @@
+"""A repair from files to files, on a small net with a fault that was put there."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from archrepair_core.demo.digits import make_case
+from archrepair_core.errors import ArchRepairError
+from archrepair_core.repair import RepairRequest, repair_model
+from archrepair_core.spec import RepairSpec
+
+SETS = ("repair", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The demo's case: a network that learned sharp digits, and blurred ones it fails on."""
+    directory = tmp_path_factory.mktemp("digits")
+    make_case(directory, seed=0)
+    return directory
+
+
+@pytest.fixture
+def run(digits, tmp_path):
+    def run_spec(model=digits / "model.pt", files=None, **spec):
+        (tmp_path / "work").mkdir(exist_ok=True)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        files = files or {f"upload:{name}": digits / f"{name}.npz" for name in SETS}
+        asked = {"datasets": {name: f"upload:{name}" for name in SETS}, "seed": 3} | spec
+        told = []
+        request = RepairRequest(model, files, RepairSpec.model_validate(asked), tmp_path / "work", tmp_path / "out")
+        return repair_model(request, told.append), tmp_path / "out", told
+
+    return run_spec
+
+
+def load(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.load(str(path)).eval()
+
+
+def accuracy(model, path):
+    with np.load(path) as arrays, torch.inference_mode():
+        inputs = torch.from_numpy(arrays["images"]).float().unsqueeze(1) / 255
+        return (model(inputs).argmax(1).numpy() == arrays["labels"]).mean()
+
+
+def test_auto_repairs_a_real_fault_and_the_report_tells_the_truth(run, digits):
+    gates = ["test.accuracy >= before + 0.05", "test.mcnemar_p < 0.05"]
+    outcome, out, told = run(gates=gates, repair={"budget_seconds": 12})
+    assert (outcome.verdict, outcome.result["outcome"], outcome.result["recommended"]) == ("pass", "repaired", True)
+
+    report = json.loads((out / "report.json").read_text())
+    before, after = (
+        accuracy(load(digits / "model.pt"), digits / "test.npz"),
+        accuracy(load(out / "repaired.pt"), digits / "test.npz"),
+    )
+    assert report["test"]["accuracy"]["before"] == pytest.approx(before)
+    assert report["test"]["accuracy"]["after"] == pytest.approx(after)
+    assert after > before + 0.05
+
+    phases = [progress.phase for progress in told]
+    assert list(dict.fromkeys(phases)) == ["ingesting", "baseline", "localizing", "repairing", "verifying", "packaging"]
+    percents = [progress.percent for progress in told]
+    assert percents == sorted(percents)
+    spec = outcome.resolved_spec
+    assert "auto" not in (spec["localization"]["method"], spec["repair"]["augment"], spec["repair"]["budget_seconds"])
+    assert spec["repair"]["augment"] in ("none", "shift"), "digits must not be mirrored"
+
+
+def test_a_block_repair_leaves_every_other_parameter_bit_identical(run, digits):
+    outcome, out, _ = run(gates=["test.accuracy > before"], repair={"method": "weights", "level": "block", "epochs": 4})
+    block = outcome.result["blocks_repaired"][0]
+    original, repaired = (
+        load(digits / "model.pt").state_dict(),
+        load(out / f"{'repaired' if outcome.result['outcome'] == 'repaired' else 'candidate'}.pt").state_dict(),
+    )
+    assert original.keys() == repaired.keys()
+    changed = {name for name in original if not torch.equal(original[name], repaired[name])}
+    assert changed
+    assert all(name.startswith(f"{block}.") for name in changed)
+
+
+def test_block_search_may_add_a_branch_and_still_exports(run):
+    outcome, out, _ = run(
+        gates=["test.accuracy > before"],
+        localization={"include": ["blocks.0"], "top_k": 1},
+        repair={"method": "block_search", "budget_seconds": 6, "max_latency_ratio": 10, "max_params_ratio": 10},
+    )
+    report = json.loads((out / "report.json").read_text())
+    assert any(trial["genotype"]["edits"] for trial in report["trials"])
+    assert all(trial["genotype"]["scope"] == ["blocks.0"] for trial in report["trials"])
+    assert outcome.result["repair"] is None or (out / outcome.artifacts[-1].name).exists()
+
+
+def test_limits_keep_branches_out(run):
+    _, out, _ = run(
+        localization={"include": ["blocks.0"], "top_k": 1},
+        repair={"method": "block_search", "epochs": 1, "budget_seconds": 3, "max_params_ratio": 1.0},
+    )
+    trials = json.loads((out / "report.json").read_text())["trials"]
+    assert trials
+    assert not any(trial["genotype"]["edits"] for trial in trials)
+
+
+def test_batch_norm_re_estimation_changes_statistics_only(run, digits):
+    outcome, out, _ = run(gates=["test.accuracy > before"], repair={"method": "bn"})
+    name = outcome.artifacts[-1].name
+    assert name in ("repaired.pt", "candidate.pt")
+    original, repaired = load(digits / "model.pt").state_dict(), load(out / name).state_dict()
+    changed = {name.rsplit(".", 1)[1] for name in original if not torch.equal(original[name], repaired[name])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"} or changed == {
+        "running_mean",
+        "running_var",
+    }
+
+
+def test_a_gate_that_refuses_leaves_a_candidate_and_no_model(run):
+    outcome, out, _ = run(gates=["test.accuracy >= 0.9999"], repair={"method": "bn"})
+    assert (outcome.verdict, outcome.result["outcome"]) == ("fail", "no_improvement")
+    assert not (out / "repaired.pt").exists()
+    assert "test.accuracy >= 0.9999" in outcome.result["reason"]
+    assert [artifact.kind for artifact in outcome.artifacts][-1] == "candidate"
+
+
+def test_a_model_without_failures_is_given_back_untouched(run, digits, tmp_path):
+    with np.load(digits / "repair.npz") as arrays:
+        images = arrays["images"]
+    with torch.inference_mode():
+        answers = load(digits / "model.pt")(torch.from_numpy(images).float().unsqueeze(1) / 255).argmax(1).numpy()
+    np.savez(tmp_path / "easy.npz", images=images, labels=answers)
+    files = {"upload:repair": tmp_path / "easy.npz"}
+    outcome, out, _ = run(files=files, datasets={"repair": "upload:repair"})
+    assert (outcome.verdict, outcome.result["outcome"]) == ("fail", "no_improvement")
+    assert not list(out.glob("*.pt"))
+
+
+def test_localize_ranks_every_block(run):
+    outcome, out, _ = run(kind="localize")
+    assert (outcome.verdict, outcome.result["outcome"]) == ("not_evaluated", "localized")
+    ranking = json.loads((out / "localization.json").read_text())
+    assert {"blocks.0", "blocks.1", "blocks.2"} <= {row["name"] for row in ranking["blocks"]}
+    assert ranking["n_failing"] > 0
+
+
+def test_a_pattern_that_leaves_no_block_names_the_blocks(run):
+    with pytest.raises(ArchRepairError, match="leave no block") as error:
+        run(localization={"include": ["layer9*"]})
+    assert error.value.code == "spec.no_block_selected"
+    assert "blocks.0" in error.value.hint
+
+
+def test_images_the_model_cannot_take_are_a_clear_error(run, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "wide.npz", images=rng.integers(0, 255, (40, 8, 24), dtype=np.uint8), labels=np.arange(40) % 10)
+    with pytest.raises(ArchRepairError) as error:
+        run(files={"upload:repair": tmp_path / "wide.npz"}, datasets={"repair": "upload:repair"})
+    assert error.value.code == "dataset.shape_mismatch"
+
+
+def test_the_same_seed_gives_the_same_model(run):
+    repair = {"method": "weights", "level": "network", "epochs": 2}
+    states = []
+    for _ in range(2):
+        outcome, out, _ = run(repair=repair, gates=["test.accuracy > before"])
+        states.append(load(out / outcome.artifacts[-1].name).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

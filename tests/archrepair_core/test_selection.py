@@ -1,0 +1,79 @@
+"""Choosing on validation: scores against hand counts, and the walk from the original towards the repaired model."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from archrepair_core.prefix_cache import Features
+from archrepair_core.search.primitives import BlockWithBranch, Branch
+from archrepair_core.selection import choose_alpha_, interpolate_, score_logits
+from archrepair_core.training import NETWORK, scoped_state
+
+
+def logits(answers, *, classes=3, margin=4.0):
+    return torch.nn.functional.one_hot(torch.tensor(answers), classes).float() * margin
+
+
+def test_score_counts_fixed_and_broken():
+    labels = torch.tensor([0, 1, 2, 0])
+    score = score_logits(logits([0, 1, 0, 0]), logits([0, 0, 2, 1]), labels)  # 2 fixed, 1 broken
+    assert score.accuracy == 0.75
+    assert score.change == 0.25
+    assert score.broken == 0.25
+
+
+def test_no_change_has_no_utility_and_breaking_costs_more_than_fixing_gains():
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    before = logits([0, 1, 2, 1, 2, 0])
+    assert score_logits(before, before, labels).utility == pytest.approx(0, abs=1e-6)
+    assert score_logits(logits([0, 1, 2, 0, 2, 0]), before, labels).utility > 0.1
+    assert score_logits(logits([1, 1, 2, 0, 2, 0]), before, labels).utility < 0
+
+
+def test_interpolation_is_linear_in_weights_and_statistics_and_copies_counters():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    end = {name: value + 2 if value.is_floating_point() else value + 5 for name, value in start.items()}
+    interpolate_(model, start, end, 0.25)
+    for name, value in model.state_dict().items():
+        expected = start[name] + (0.5 if value.is_floating_point() else 5)
+        assert torch.allclose(value, expected), name
+
+
+def test_a_new_branch_is_walked_by_its_scale_alone():
+    model = BlockWithBranch(nn.Linear(3, 3), Branch(nn.Linear(3, 3), (3,)))
+    model = nn.Sequential(model)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    end = {name: value + 1 for name, value in start.items()}
+    interpolate_(model, start, end, 0.5)
+    state = model.state_dict()
+    assert torch.allclose(state["0.branch.scale"], torch.full((3,), 0.5))
+    assert torch.equal(state["0.branch.operation.weight"], end["0.branch.operation.weight"])
+    assert torch.allclose(state["0.original.weight"], start["0.original.weight"] + 0.5)
+
+
+def identity_features(inputs, labels, original):
+    return Features(inputs.numpy().astype(np.float16)[None], original[None], labels)
+
+
+def test_alpha_stops_before_it_breaks_more_than_allowed():
+    """Rows 0–3 fail until the bias of class 1 passes 1; rows 4–9 break one by one as it grows further."""
+    inputs = torch.zeros(10, 10).fill_diagonal_(1)
+    labels = torch.tensor([1] * 4 + [0] * 6)
+    model = nn.Linear(10, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[0, :4] = 1.0
+        model.weight[0, 4:] = torch.tensor([2.5, 3.5, 4.5, 5.5, 6.5, 7.5])
+        model.bias.zero_()
+    original = model(inputs).detach()
+    start = {name: value.clone() for name, value in scoped_state(model, NETWORK).items()}
+    with torch.no_grad():
+        model.bias[1] = 10.0
+    alpha, score = choose_alpha_(
+        model, model, identity_features(inputs, labels, original), scope=NETWORK, start=start, max_broken=0.0
+    )
+    assert alpha == 0.2
+    assert (score.change, score.broken) == (pytest.approx(0.4), 0.0)
+    assert model.bias[1].item() == pytest.approx(2.0)

@@ -1,0 +1,125 @@
+"""The training loop: it learns, touches its scope alone, averages, distils, and stops when it diverges."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from archrepair_core.prefix_cache import Features
+from archrepair_core.training import NETWORK, TrainingPlan, find_learning_rate, in_scope, scoped_state, train
+
+
+def make_task(items=120, views=2):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, size=items)
+    inputs = rng.normal(size=(views, items, 6)).astype(np.float16) * 0.3
+    inputs[:, np.arange(items), labels] += 2
+    return Features(inputs, torch.zeros(views, items, 3), torch.from_numpy(labels))
+
+
+def make_net():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1)), nn.Linear(8, 3)
+    ).eval()
+
+
+def plan(**changes):
+    return TrainingPlan(**{"epochs": 8, "deadline": math.inf, "seed": 0, "distillation": 0.0} | changes)
+
+
+def accuracy(net, task):
+    with torch.no_grad():
+        return (net(torch.from_numpy(task.inputs_VN[0]).float()).argmax(1) == task.labels_N).float().mean().item()
+
+
+def test_training_learns_the_task():
+    net, task = make_net(), make_task()
+    run = train(net, net, task, scope=NETWORK, plan=plan(epochs=30, learning_rate=0.1))
+    assert not run.diverged
+    assert run.losses[-1] < run.losses[0] / 2
+    assert len(run.losses) == 30
+    assert run.steps == 60
+    assert accuracy(net, task) > 0.9
+
+
+def test_only_the_scope_changes_and_the_rest_stays_in_eval_mode():
+    net, task = make_net(), make_task()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    train(net, net, task, scope=("1",), plan=plan(epochs=2, learning_rate=0.1))
+    after = net.state_dict()
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"1.weight", "1.bias"}
+    assert not any(module.training for module in net.modules())
+
+
+def test_the_same_seed_gives_the_same_weights():
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        net = make_net()
+        train(net, net, make_task(), scope=NETWORK, plan=plan(learning_rate=0.05))
+        results.append(net.state_dict())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_distillation_keeps_right_answers_closer_to_the_original():
+    def drift(distillation):
+        net, task = make_net(), make_task()
+        with torch.no_grad():
+            original = torch.stack([net(torch.from_numpy(view).float()) for view in task.inputs_VN])
+        right = original[0].argmax(1) == task.labels_N
+        assert right.any()
+        task = Features(task.inputs_VN, original, task.labels_N)
+        train(net, net, task, scope=("1",), plan=plan(epochs=10, learning_rate=0.05, distillation=distillation))
+        with torch.no_grad():
+            moved = net(torch.from_numpy(task.inputs_VN[0]).float()).softmax(1) - original[0].softmax(1)
+        return moved[right].abs().mean().item()
+
+    assert drift(10.0) < 0.7 * drift(0.0)
+
+
+def test_a_diverging_run_starts_again_slower_and_ends_where_it_began_at_worst():
+    net, task = make_net(), make_task()
+    before = {name: value.clone() for name, value in scoped_state(net, NETWORK).items()}
+    run = train(net, net, task, scope=NETWORK, plan=plan(learning_rate=1e9))
+    assert run.diverged
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert not train(net, net, task, scope=NETWORK, plan=plan(learning_rate=0.05)).diverged
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
+def test_the_learning_rate_follows_the_size_of_the_weights(size):
+    task = make_task()
+    net = nn.Linear(6, 3)
+    with torch.no_grad():
+        net.weight.fill_(size)
+        net.bias.zero_()
+    rate = find_learning_rate(net, net, task, scope=NETWORK, plan=plan())
+    assert rate == pytest.approx(5e-4 * size * math.sqrt(18) / min(1.0, _gradient_norm(net, task)), rel=0.5)
+
+
+def _gradient_norm(net, task):
+    loss = nn.functional.cross_entropy(net(torch.from_numpy(task.inputs_VN[0]).float()), task.labels_N)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]).norm().item()
+
+
+def test_the_deadline_ends_training():
+    net, task = make_net(), make_task()
+    run = train(net, net, task, scope=NETWORK, plan=plan(deadline=time.monotonic() - 1, learning_rate=0.1))
+    assert run.steps == 0
+
+
+def test_a_single_left_over_input_does_not_break_batch_norm():
+    net, task = make_net(), make_task(items=65)
+    assert train(net, net, task, scope=NETWORK, plan=plan(epochs=1, learning_rate=0.01)).steps == 2
+
+
+def test_scope_names_whole_modules():
+    assert in_scope("layer1.0.conv.weight", ("layer1",))
+    assert in_scope("layer1", ("layer1",))
+    assert not in_scope("layer10.weight", ("layer1",))
+    assert in_scope("anything", NETWORK)
