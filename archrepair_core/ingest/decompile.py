@@ -8,6 +8,7 @@ import ast
 import itertools
 import re
 import uuid
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,8 +16,9 @@ from torch import nn
 
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.annotations import UnsupportedTypeError, annotation
+from archrepair_core.ingest.attention import attends_alike, build_attention
 from archrepair_core.ingest.containers import build_container
-from archrepair_core.ingest.emission import Scope, write_function
+from archrepair_core.ingest.emission import write_function
 from archrepair_core.ingest.graphs import (
     bare_name,
     called_methods,
@@ -29,6 +31,7 @@ from archrepair_core.ingest.graphs import (
 )
 from archrepair_core.ingest.leaves import build_leaf
 from archrepair_core.ingest.operators import UnsupportedNodeError
+from archrepair_core.ingest.scope import Scope
 from archrepair_core.ingest.sources import define
 from archrepair_core.ingest.syntax import FUNCTION_PREFIX, dotted, is_identifier, is_reserved
 from archrepair_core.ingest.tensors import TensorCopies, fill_tensors
@@ -89,12 +92,19 @@ class _Rebuild:
             for child, module in original.named_children()
         }
         module = self._torch_nn(original)
-        if module is None:
+        if module is None or not self._filled(module, original, children):
             module = self._generated(original, path)
+            self._filled(module, original, children)
+        return module
+
+    def _filled(self, module: nn.Module, original: torch.jit.ScriptModule, children: dict[str, nn.Module]) -> bool:
+        """Give `module` what it holds; False if what it then computes is found to differ from the archive."""
         fill_tensors(module, original, self._copies)
         module._modules.update(children)
+        if isinstance(module, nn.MultiheadAttention) and not attends_alike(module, original):
+            return False
         module.training = bool(original.training) if original._c.hasattr("training") else False
-        return module
+        return True
 
     def _torch_nn(self, original: torch.jit.ScriptModule) -> nn.Module | None:
         kind = type_name(original)
@@ -102,8 +112,9 @@ class _Rebuild:
         if not called <= {"forward"}:
             return None
         # Compared with None: an empty container is false.
-        leaf = build_leaf(original)
-        return leaf if leaf is not None else build_container(original, self._method_alias)
+        builders = (build_leaf, build_attention, partial(build_container, alias=self._method_alias))
+        made = (build(original) for build in builders)
+        return next((module for module in made if module is not None), None)
 
     def _generated(self, original: torch.jit.ScriptModule, path: str) -> nn.Module:
         kind = type_name(original)

@@ -1,27 +1,27 @@
 """One method of an archive, written as a Python function that is also valid TorchScript."""
 
 import ast
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from archrepair_core.ingest import operators
-from archrepair_core.ingest.annotations import UnsupportedTypeError, annotation, same_type
+from archrepair_core.ingest.annotations import UnsupportedTypeError, annotation
 from archrepair_core.ingest.aten import is_tensor_operator, spell, takes_tensors
+from archrepair_core.ingest.attention import NATIVE_ATTENTION, NATIVE_ATTENTION_READ, native_attention
 from archrepair_core.ingest.graphs import Block, Graph, Node, Value, block_uses, is_constant, is_function, is_module
-from archrepair_core.ingest.operators import UnsupportedNodeError, annotated
+from archrepair_core.ingest.operators import UnsupportedNodeError
+from archrepair_core.ingest.scope import Body, Scope
 from archrepair_core.ingest.shapes import shape_scalars, write_scalar
 from archrepair_core.ingest.syntax import (
+    FUNCTION_PREFIX,
     assign,
     assign_all,
     call,
     dotted,
     is_identifier,
-    is_reserved,
     literal,
     member,
     name,
@@ -44,69 +44,12 @@ _UNWRITABLE = (UnsupportedNodeError, UnsupportedTypeError, TypeError)
 _INLINE = ("prim::ListConstruct", "prim::TupleConstruct")
 
 
-@dataclass
-class Scope:
-    """What the methods of one class share while they are written, and what they turn out to need."""
-
-    path: str
-    function_name: Callable[[str, "Scope"], str]
-    method_alias: Callable[[str, str], str]
-    written_attributes: frozenset[str] = frozenset()
-    attribute_types: dict[str, Any] = field(default_factory=dict)
-    constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    namespace: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    is_method: bool = True
-
-    def report(self, problem: str) -> None:
-        self.problems.append(f"{problem} in {self.path or 'the model itself'}")
-
-
-@dataclass
-class _Body:
-    """One function while it is written: `values` maps each IR value to the expression that reads it."""
-
-    scope: Scope
-    scalars: frozenset[str]
-    device_source: ast.expr | None = None
-    values: dict[str, ast.expr] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)
-
-    def fresh(self, hint: str) -> str:
-        plain = re.sub(r"\.\d+$", "", hint)
-        stem = f"v{plain}" if plain.isdigit() else plain
-        if is_identifier(stem) and is_reserved(stem):
-            stem = f"{stem}_"
-        if not is_identifier(stem) or is_reserved(stem):
-            stem = "v_" + re.sub(r"\W|[^\x00-\x7f]", "_", stem)
-        candidate, count = stem, 0
-        while candidate in self.taken:
-            count += 1
-            candidate = f"{stem}_{count}"
-        self.taken.add(candidate)
-        return candidate
-
-    def bind(self, value: Value) -> str:
-        """A new local that holds `value` from now on."""
-        local = self.fresh(value.debugName())
-        self.values[value.debugName()] = name(local)
-        return local
-
-    def read(self, value: Value) -> ast.expr:
-        return self.values[value.debugName()]
-
-    def read_as(self, value: Value, jit_type: Any) -> ast.expr:
-        """`value` where a wider type is expected: annotated, so that TorchScript gives it that type."""
-        expression = self.read(value)
-        return expression if same_type(value.type(), jit_type) else annotated(expression, jit_type)
-
-
 def write_function(identifier: str, graph: Graph, schema: Any, scope: Scope) -> ast.FunctionDef:
     """The definition of one method (first argument `self`) or function of the archive.
 
     What cannot be written is noted in `scope.problems` and leaves `None` in its place.
     """
-    body = _Body(scope, shape_scalars(graph))
+    body = Body(scope, shape_scalars(graph))
     parameters = _parameters(graph, schema, body)
     statements = _block(graph, body)
     returns = schema.returns[0].type
@@ -117,7 +60,7 @@ def write_function(identifier: str, graph: Graph, schema: Any, scope: Scope) -> 
     )
 
 
-def _parameters(graph: Graph, schema: Any, body: _Body) -> ast.arguments:
+def _parameters(graph: Graph, schema: Any, body: Body) -> ast.arguments:
     inputs, arguments = list(graph.inputs()), list(schema.arguments)
     parameters, defaults = [], list[ast.expr]()
     if body.scope.is_method:
@@ -151,7 +94,7 @@ def _with_default(defaults: list[ast.expr], argument: Any) -> list[ast.expr]:
     return [] if isinstance(value, list | dict) else [*defaults, literal(value)]
 
 
-def _block(block: Block, body: _Body) -> list[ast.stmt]:
+def _block(block: Block, body: Body) -> list[ast.stmt]:
     statements: list[ast.stmt] = []
     uses = block_uses(block)
     for node in block.nodes():
@@ -166,7 +109,7 @@ def _block(block: Block, body: _Body) -> list[ast.stmt]:
     return statements
 
 
-def _node(node: Node, body: _Body, uses: Counter[str]) -> list[ast.stmt]:
+def _node(node: Node, body: Body, uses: Counter[str]) -> list[ast.stmt]:
     kind = node.kind()
     if kind in _STRUCTURES:
         return _STRUCTURES[kind](node, body)
@@ -186,7 +129,7 @@ def _node(node: Node, body: _Body, uses: Counter[str]) -> list[ast.stmt]:
     return _hold(node.output(), expression, body)
 
 
-def _hold(value: Value, expression: ast.expr, body: _Body) -> list[ast.stmt]:
+def _hold(value: Value, expression: ast.expr, body: Body) -> list[ast.stmt]:
     if isinstance(expression, ast.Name | ast.Constant):
         body.values[value.debugName()] = expression
         return []
@@ -197,7 +140,7 @@ def _used_once_here(value: Value, uses: Counter[str]) -> bool:
     return uses[value.debugName()] == 1 and len(value.uses()) == 1
 
 
-def _expression(node: Node, inputs: list[ast.expr], body: _Body) -> ast.expr:
+def _expression(node: Node, inputs: list[ast.expr], body: Body) -> ast.expr:
     kind = node.kind()
     if kind in operators.ANY:
         if kind in ("aten::Int", "aten::ScalarImplicit") and node.input().debugName() in body.scalars:
@@ -210,7 +153,7 @@ def _expression(node: Node, inputs: list[ast.expr], body: _Body) -> ast.expr:
     raise UnsupportedNodeError(kind)
 
 
-def _relinked(node: Node, inputs: list[ast.expr], body: _Body) -> list[ast.expr]:
+def _relinked(node: Node, inputs: list[ast.expr], body: Body) -> list[ast.expr]:
     # A trace made in eval mode holds training=False as a constant: give the flag back to the module. A constant True
     # stays: whoever wrote it (or traced in train mode) deployed a model that behaves so.
     position = _TRAINING_FLAGS.get(node.kind())
@@ -222,14 +165,14 @@ def _relinked(node: Node, inputs: list[ast.expr], body: _Body) -> list[ast.expr]
     return inputs
 
 
-def _unpack(node: Node, inputs: list[ast.expr], body: _Body) -> list[ast.stmt]:
+def _unpack(node: Node, inputs: list[ast.expr], body: Body) -> list[ast.stmt]:
     unpacks = node.kind() in ("prim::TupleUnpack", "prim::ListUnpack")
     source = inputs[0] if unpacks else _expression(node, inputs, body)
     targets = [body.bind(value) for value in node.outputs()]
     return [assign_all(targets, source)] if targets else []
 
 
-def _constant(node: Node, body: _Body) -> list[ast.stmt]:
+def _constant(node: Node, body: Body) -> list[ast.stmt]:
     value = node.output()
     if is_function(value):
         return []
@@ -238,15 +181,14 @@ def _constant(node: Node, body: _Body) -> list[ast.stmt]:
         # A traced device is the one of the machine it was traced on.
         expression = body.device_source
     elif isinstance(constant, torch.Tensor):
-        is_number = value.debugName() in body.scalars
-        expression = write_scalar(node, []) if is_number else _tensor_constant(constant, body)
+        expression = _tensor_constant(constant, body)
     else:
         expression = literal(constant)
     body.values[value.debugName()] = expression
     return []
 
 
-def _tensor_constant(tensor: torch.Tensor, body: _Body) -> ast.expr:
+def _tensor_constant(tensor: torch.Tensor, body: Body) -> ast.expr:
     if tensor.numel() <= _MAX_LITERAL_ELEMENTS and tensor.dtype in (
         torch.float32,
         torch.float64,
@@ -261,7 +203,7 @@ def _tensor_constant(tensor: torch.Tensor, body: _Body) -> ast.expr:
     return dotted(f"self.{attribute}")
 
 
-def _get_attribute(node: Node, body: _Body) -> list[ast.stmt]:
+def _get_attribute(node: Node, body: Body) -> list[ast.stmt]:
     value, attribute = node.output(), node.s("name")
     expression = member(body.read(node.input()), attribute)
     own = isinstance(body.read(node.input()), ast.Name)
@@ -273,7 +215,7 @@ def _get_attribute(node: Node, body: _Body) -> list[ast.stmt]:
     return []
 
 
-def _set_attribute(node: Node, body: _Body) -> list[ast.stmt]:
+def _set_attribute(node: Node, body: Body) -> list[ast.stmt]:
     target, value = node.inputs()
     attribute = node.s("name")
     if not is_identifier(attribute):
@@ -282,7 +224,7 @@ def _set_attribute(node: Node, body: _Body) -> list[ast.stmt]:
     return [ast.Assign([expression], body.read(value))]
 
 
-def _call_method(node: Node, body: _Body) -> list[ast.stmt]:
+def _call_method(node: Node, body: Body) -> list[ast.stmt]:
     owner, *values = node.inputs()
     if not is_module(owner):
         raise UnsupportedNodeError(f"prim::CallMethod on {owner.type().annotation_str}")
@@ -297,13 +239,13 @@ def _call_method(node: Node, body: _Body) -> list[ast.stmt]:
     return _call(node, call(function, *[body.read(value) for value in values]), body)
 
 
-def _call_function(node: Node, body: _Body) -> list[ast.stmt]:
+def _call_function(node: Node, body: Body) -> list[ast.stmt]:
     function, *values = node.inputs()
     identifier = body.scope.function_name(function.type().annotation_str, body.scope)
     return _call(node, call(name(identifier), *[body.read(value) for value in values]), body)
 
 
-def _call(node: Node, expression: ast.expr, body: _Body) -> list[ast.stmt]:
+def _call(node: Node, expression: ast.expr, body: Body) -> list[ast.stmt]:
     value = node.output()
     if value.type().kind() == "NoneType":
         body.values[value.debugName()] = ast.Constant(None)
@@ -311,7 +253,7 @@ def _call(node: Node, expression: ast.expr, body: _Body) -> list[ast.stmt]:
     return [assign(body.bind(value), expression)]
 
 
-def _if(node: Node, body: _Body) -> list[ast.stmt]:
+def _if(node: Node, body: Body) -> list[ast.stmt]:
     condition = body.read(node.input())
     arms = list(node.blocks())
     if isinstance(condition, ast.Constant):
@@ -327,7 +269,7 @@ def _if(node: Node, body: _Body) -> list[ast.stmt]:
     return [ast.If(condition, taken, other)]
 
 
-def _only_arm(node: Node, arm: Block, body: _Body) -> list[ast.stmt]:
+def _only_arm(node: Node, arm: Block, body: Body) -> list[ast.stmt]:
     statements = _block(arm, body)
     if not _raises(statements):
         for value, result in zip(node.outputs(), arm.outputs(), strict=True):
@@ -335,7 +277,7 @@ def _only_arm(node: Node, arm: Block, body: _Body) -> list[ast.stmt]:
     return statements
 
 
-def _arm(node: Node, arm: Block, targets: list[str], body: _Body) -> list[ast.stmt]:
+def _arm(node: Node, arm: Block, targets: list[str], body: Body) -> list[ast.stmt]:
     statements = _block(arm, body)
     if _raises(statements):
         return statements
@@ -348,7 +290,7 @@ def _raises(statements: list[ast.stmt]) -> bool:
     return bool(statements) and isinstance(statements[-1], ast.Raise)
 
 
-def _loop(node: Node, body: _Body) -> list[ast.stmt]:
+def _loop(node: Node, body: Body) -> list[ast.stmt]:
     trips, condition, *initial = node.inputs()
     (block,) = node.blocks()
     counter, *carried = block.inputs()
@@ -391,7 +333,7 @@ def _for(index: str, trips: ast.expr, inner: list[ast.stmt]) -> ast.stmt:
     return ast.For(ast.Name(index, ast.Store()), call(name("range"), trips), inner or [ast.Pass()], [])
 
 
-def _while(flag: str, index: str, trips: Value, inner: list[ast.stmt], body: _Body) -> ast.stmt:
+def _while(flag: str, index: str, trips: Value, inner: list[ast.stmt], body: Body) -> ast.stmt:
     condition: ast.expr = name(flag)
     if not (is_constant(trips) and trips.toIValue() >= _MAX_TRIPS):
         below = ast.Compare(name(index), [ast.Lt()], [body.read(trips)])
@@ -400,13 +342,26 @@ def _while(flag: str, index: str, trips: Value, inner: list[ast.stmt], body: _Bo
     return ast.While(condition, [*inner, step], [])
 
 
-def _isinstance(node: Node, body: _Body) -> list[ast.stmt]:
+def _native_attention(node: Node, body: Body) -> list[ast.stmt]:
+    inputs = dict(zip(NATIVE_ATTENTION, node.inputs(), strict=True))
+    mask, weights = inputs["mask"], inputs["need_weights"]
+    if not (is_constant(mask) and mask.toIValue() is None and is_constant(weights) and not weights.toIValue()):
+        raise UnsupportedNodeError("aten::_native_multi_head_attention with a mask or weights")
+    identifier = f"{FUNCTION_PREFIX}{native_attention.__name__}"
+    body.scope.namespace[identifier] = native_attention
+    read = [body.read(value) for argument, value in inputs.items() if argument in NATIVE_ATTENTION_READ]
+    targets = [body.bind(value) for value in node.outputs()]
+    return [assign_all(targets, call(name(identifier), *read))]
+
+
+def _isinstance(node: Node, body: Body) -> list[ast.stmt]:
     types = [annotation(jit_type) for jit_type in node.tys("types")]
     check = [call(dotted("torch.jit.isinstance"), body.read(node.input()), jit_type) for jit_type in types]
     return [assign(body.bind(node.output()), check[0] if len(check) == 1 else ast.BoolOp(ast.Or(), check))]
 
 
-_STRUCTURES: Mapping[str, Callable[[Node, _Body], list[ast.stmt]]] = {
+_STRUCTURES: Mapping[str, Callable[[Node, Body], list[ast.stmt]]] = {
+    "aten::_native_multi_head_attention": _native_attention,
     "prim::CallFunction": _call_function,
     "prim::CallMethod": _call_method,
     "prim::Constant": _constant,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from archrepair_core.ingest.graphs import bare_name, method_names, type_name
 from archrepair_core.ingest.straight_line import Step, StraightLine, Symbol, UndecidableError, straight_line
@@ -250,6 +251,7 @@ _LEAVES: MappingProxyType[str, Leaf] = MappingProxyType(
         "LayerNorm": Leaf(("aten::layer_norm",), _layer_norm),
         "LeakyReLU": _in_place("aten::leaky_relu", nn.LeakyReLU, "negative_slope"),
         "Linear": Leaf(("aten::linear",), partial(_linear, nn.Linear)),
+        "NonDynamicallyQuantizableLinear": Leaf(("aten::linear",), partial(_linear, NonDynamicallyQuantizableLinear)),
         "LogSoftmax": Leaf(("aten::log_softmax",), _with(nn.LogSoftmax, "dim")),
         "Mish": _in_place("aten::mish", nn.Mish),
         "PReLU": Leaf(("aten::prelu",), _prelu),

@@ -9,7 +9,7 @@ import builtins
 from collections.abc import Callable
 from types import MappingProxyType
 
-from archrepair_core.ingest.annotations import annotation
+from archrepair_core.ingest.annotations import annotation, same_type
 from archrepair_core.ingest.aten import dtype_literal
 from archrepair_core.ingest.graphs import Node, is_constant
 from archrepair_core.ingest.syntax import call, dotted, literal, member, name, subscript
@@ -119,6 +119,8 @@ def _tuple_item(node: Node, inputs: list[ast.expr]) -> ast.expr:
 
 def _unwrap(node: Node, inputs: list[ast.expr]) -> ast.expr:
     source = node.input().type()
+    if same_type(source, node.output().type()):
+        return inputs[0]
     if source.kind() != "OptionalType":
         raise UnsupportedNodeError(f"prim::unchecked_cast from {source.annotation_str}")
     return call(dotted("torch.jit._unwrap_optional"), inputs[0])
@@ -239,6 +241,7 @@ ANY: MappingProxyType[str, Write] = MappingProxyType(
         "prim::is_cuda": _property("is_cuda"),
         "prim::max": _calls("max"),
         "prim::min": _calls("min"),
+        "prim::requires_grad": _property("requires_grad"),
         "prim::unchecked_cast": _unwrap,
     }
 )

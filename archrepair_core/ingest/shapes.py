@@ -1,6 +1,7 @@
 """Traces compute with shapes in 0-dimensional tensors; here is told which of those are really integers."""
 
 import ast
+from collections.abc import Mapping
 
 import torch
 
@@ -23,52 +24,52 @@ def shape_scalars(graph: Graph) -> frozenset[str]:
 
     Written as integers they need no tensor, and `torch.export` can follow them.
     """
-    scalars: set[str] = set()
+    scalars: dict[str, Node] = {}
     for node in nodes_of(graph):
-        if node.kind() == "prim::NumToTensor" or _is_integer_constant(node) or _combines(node, scalars):
-            scalars.add(node.output().debugName())
-    # A number that some tensor operator reads must stay a tensor, and so must what it is made from.
-    while spoiled := {name for name in scalars if not _only_read_as_number(graph, name, scalars)}:
-        scalars -= spoiled
+        if node.kind() == "prim::NumToTensor" or _combines(node, scalars):
+            scalars[node.output().debugName()] = node
+    # A number that some tensor operator reads must stay a tensor, and so must all it takes part in.
+    while spoiled := [name for name, node in scalars.items() if not _is_number(node, scalars)]:
+        for name in spoiled:
+            del scalars[name]
     return frozenset(scalars)
 
 
 def write_scalar(node: Node, inputs: list[ast.expr]) -> ast.expr:
     """The integer expression of a node whose output is a shape scalar."""
-    if node.kind() == "prim::Constant":
-        return literal(int(node.output().toIValue()))
     if node.kind() == "prim::NumToTensor":
         return inputs[0]
-    operator = _OPERATORS[node.kind()]
-    left, right = (inputs[1], inputs[0]) if node.kind() == "aten::rsub" else inputs[:2]
-    return ast.BinOp(left, operator, right)
+    numbers = [
+        literal(int(value.toIValue())) if _is_integer_constant(value) else expression
+        for value, expression in zip(node.inputs(), inputs, strict=True)
+    ]
+    left, right = (numbers[1], numbers[0]) if node.kind() == "aten::rsub" else numbers[:2]
+    return ast.BinOp(left, _OPERATORS[node.kind()], right)
 
 
-def _is_integer_constant(node: Node) -> bool:
-    if node.kind() != "prim::Constant" or node.output().type().kind() != "TensorType":
+def _is_integer_constant(value: Value) -> bool:
+    if not is_constant(value) or value.type().kind() != "TensorType":
         return False
-    tensor = node.output().toIValue()
+    tensor = value.toIValue()
     return tensor.dim() == 0 and tensor.dtype == torch.int64
 
 
-def _combines(node: Node, scalars: set[str]) -> bool:
+def _combines(node: Node, scalars: Mapping[str, Node]) -> bool:
     if node.kind() not in _OPERATORS or node.output().type().kind() != "TensorType":
         return False
     left, right, *alpha = list(node.inputs())
-    integers = all(value.debugName() in scalars or value.type().kind() == "IntType" for value in (left, right))
-    return integers and all(is_constant(value) and value.toIValue() == 1 for value in alpha)
+    known = any(value.debugName() in scalars for value in (left, right))
+    plain = all(is_constant(value) and value.toIValue() == 1 for value in alpha)
+    return known and plain and _is_integer(left, scalars) and _is_integer(right, scalars)
 
 
-def _only_read_as_number(graph: Graph, name: str, scalars: set[str]) -> bool:
-    value = _named(graph, name)
-    return value is not None and all(
+def _is_integer(value: Value, scalars: Mapping[str, Node]) -> bool:
+    return value.debugName() in scalars or value.type().kind() == "IntType" or _is_integer_constant(value)
+
+
+def _is_number(node: Node, scalars: Mapping[str, Node]) -> bool:
+    made_of_numbers = node.kind() == "prim::NumToTensor" or _combines(node, scalars)
+    return made_of_numbers and all(
         use.user.kind() in _READERS or (use.user.outputsSize() == 1 and use.user.output().debugName() in scalars)
-        for use in value.uses()
-    )
-
-
-def _named(graph: Graph, name: str) -> Value | None:
-    return next(
-        (node.output() for node in nodes_of(graph) if node.outputsSize() == 1 and node.output().debugName() == name),
-        None,
+        for use in node.output().uses()
     )

@@ -184,7 +184,14 @@ def _difference_to_twin(root: torch.jit.ScriptModule, path: str, arguments: tupl
 
 
 def _untrained(root: torch.jit.ScriptModule, module: nn.Module, inputs: Tensor) -> tuple[str, ...]:
-    missing = _without_gradient(module, inputs)
+    try:
+        missing = _without_gradient(module, inputs)
+    except RuntimeError as error:
+        raise ModelError(
+            "not_trainable",
+            f"no gradient flows through the model: {_last_line(error)}",
+            hint="save it outside torch.no_grad() and inference_mode(): they bake in operators without derivative",
+        ) from error
     if not missing:
         return ()
     # Heads that only training uses get none in the archive either.

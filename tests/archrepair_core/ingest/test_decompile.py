@@ -385,6 +385,53 @@ def test_named_tuple_is_named_as_unsupported(archived):
         decompile(*archived(Named()))
 
 
+def vision_transformer():
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10, attention_dropout=0.2)
+    nn.init.normal_(model.heads.head.weight)
+    return model.eval()
+
+
+def test_scripted_attention_is_the_real_class(archived):
+    inputs = torch.randn(2, 3, 32, 32)
+    root, unit = archived(vision_transformer())
+    module = decompile(root, unit)
+    attention = module.encoder.layers[0].self_attention
+    assert type(attention) is nn.MultiheadAttention
+    assert (attention.num_heads, attention.dropout, attention.batch_first) == (4, 0.2, True)
+    assert verify_decompiled(root, module, inputs).max_abs_diff < 1e-6
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_traced_attention_can_be_trained(gradients, archived):
+    inputs = torch.randn(2, 3, 32, 32)
+    # Without gradients a trace holds a fused operator that has no derivative.
+    with torch.set_grad_enabled(gradients):
+        root, unit = archived(vision_transformer(), inputs)
+    module = decompile(root, unit)
+    parity = verify_decompiled(root, module, inputs)
+    assert parity.max_abs_diff < 1e-5
+    assert parity.untrained == ()
+    assert torch.allclose(torch.jit.script(module)(inputs), module(inputs), atol=1e-5)
+
+
+class Shapes(WithParameter):
+    """A size that serves as a number and as a tensor, and arithmetic of sizes with a constant used twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.reshape(x.shape[0] * 3, x.shape[2] * x.shape[3] // 2, 2).sum((1, 2)) / x.shape[0]
+        return y.reshape(-1, 3) * self.weight
+
+
+def test_traced_shape_arithmetic_follows_the_batch(archived):
+    root, unit = archived(Shapes(), torch.randn(2, 3, 4, 4))
+    module = decompile(root, unit)
+    assert verify_decompiled(root, module, torch.randn(5, 3, 6, 8)).max_abs_diff == 0
+    # Only the size that divides a tensor needs to be one.
+    assert inspect.getsource(type(module)).count("torch.tensor(") == 1
+    assert torch.jit.script(module)(torch.randn(7, 3, 6, 8)).shape == (7, 3)
+
+
 def randomised(model):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
