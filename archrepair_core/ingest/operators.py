@@ -200,6 +200,10 @@ SCALARS: MappingProxyType[str, Write] = MappingProxyType(
         "aten::ceil": _calls("math.ceil"),
         "aten::round": _calls("round"),
         "aten::abs": _calls("abs"),
+        "aten::all": _calls("all"),
+        "aten::any": _calls("any"),
+        "aten::copy": _calls("list"),
+        "aten::sum": _calls("sum"),
     }
 )
 

@@ -101,7 +101,9 @@ class Lists(WithParameter):
             parts.append(part.mean([2, 3]) * self.weight)
         shape = list(x.shape)[:1] + [9]  # noqa: RUF005
         y = torch.cat(parts[::-1], 1).reshape(shape)
-        return y * len(self.sizes) + self.sizes[-1]
+        sizes = self.sizes.copy()
+        sizes[0] = 7
+        return y * len(self.sizes) + self.sizes[0] - sum(sizes)
 
 
 class Pairs(WithParameter):
