@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from archrepair_core.statistics import mcnemar_exact
+from archrepair_core.statistics import paired_difference_interval
+
+# A few points are lost on any view the model was not trained on; a changed meaning costs tens.
+TOLERATED_LOSS = 0.02
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,18 @@ def apply_view(images_NCHW: Tensor, view: View) -> Tensor:
 
 
 def harmless_augmentation(answers_of: Callable[[View], Tensor], labels: Tensor) -> str:
-    """The richest augmentation under which the original model does not get significantly worse on the repair set.
+    """The richest augmentation under which the original model stays about as good on the repair set.
 
-    A model that answers mirrored images worse (digits, letters) was taught that mirroring changes the label. The
-    test is McNemar's, identity against view, at p < 0.05; `answers_of(view)` gives predicted labels [N].
+    A model that answers mirrored images much worse (digits, letters) was taught that mirroring changes the label. A
+    view is refused when the 95 % interval of the paired change lies below −`TOLERATED_LOSS`; `answers_of(view)` gives
+    predicted labels [N].
     """
     right = answers_of(IDENTITY) == labels
 
     def hurts(view: View) -> bool:
         right_viewed = answers_of(view) == labels
         lost, won = int((right & ~right_viewed).sum()), int((~right & right_viewed).sum())
-        return lost > won and mcnemar_exact(won, lost) < 0.05
+        return paired_difference_interval(won, lost, len(labels))[1] < -TOLERATED_LOSS
 
     allowed = [not hurts(view) for view in (View(flip=True), AUGMENTATIONS["shift"][1])]
     names = {(False, False): "none", (True, False): "flip", (False, True): "shift", (True, True): "flip_shift"}
