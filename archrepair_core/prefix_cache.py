@@ -32,10 +32,10 @@ FP16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Features:
-    """What enters a cut: `inputs_VN` fp16 [V, N, ...] on disk, the original's logits [V, N, K], labels [N]."""
+    """What enters a cut: `inputs_VN` fp16 [V, N, ...] on disk; labels and the original's logits on the plain images."""
 
     inputs_VN: npt.NDArray[np.float16]
-    original_VNK: Tensor
+    original_NK: Tensor
     labels_N: Tensor
 
     def __len__(self) -> int:
@@ -50,12 +50,13 @@ class Features:
 class PrefixCache:
     """Features by (cut, split), each computed at most once; files live in `work_dir` and die with it.
 
-    `model` is where every repair starts from and is never modified; `original` gives the reference logits.
+    `model` is where every repair starts from and is never modified; `original_logits` [N, K] are those of the
+    customer's model, computed once for the baseline.
     """
 
     model: nn.Module
-    original: nn.Module
     splits: Mapping[str, LabelledImages]
+    original_logits: Mapping[str, Tensor]
     preprocessing: Preprocessing
     views: tuple[View, ...]
     work_dir: Path
@@ -63,7 +64,6 @@ class PrefixCache:
     batch_size: int = 128
     max_bytes: int = 8 * 1024**3
     _features: dict[tuple[str, str], Features] = field(default_factory=dict)
-    _logits: dict[str, Tensor] = field(default_factory=dict)
 
     def features(self, cut_name: str, split: str) -> Features:
         """Features of a split, or of `training` (repair and replay), at `cut_name` (`INPUT` for the whole network)."""
@@ -75,16 +75,15 @@ class PrefixCache:
     def starting_from(self, model: nn.Module) -> "PrefixCache":
         """The same cache for another starting point; what does not depend on the model is shared."""
         shared = {key: value for key, value in self._features.items() if key[0] == INPUT}
-        return replace(self, model=model, _features=shared, _logits=self._logits)
+        return replace(self, model=model, _features=shared)
 
     def _compute(self, cut_name: str, split: str) -> Features:
         data = [self.splits[role] for role in ROLES.get(split, (split,)) if role in self.splits]
-        with torch.inference_mode(), eval_mode(self.model), eval_mode(self.original):
-            if split not in self._logits:
-                self._logits[split] = self._original_logits(data)
+        with torch.inference_mode(), eval_mode(self.model):
             inputs_VN = self._entering(cut_name, split, data)
         labels_N = torch.from_numpy(np.concatenate([images.labels for images in data]))
-        return Features(inputs_VN, self._logits[split], labels_N)
+        original_NK = torch.cat([self.original_logits[images.name] for images in data])
+        return Features(inputs_VN, original_NK, labels_N)
 
     def _entering(self, cut_name: str, split: str, data: list[LabelledImages]) -> npt.NDArray[np.float16]:
         """Run the prefix over every view of every input, straight into a file."""
@@ -109,13 +108,6 @@ class PrefixCache:
         if cut is None:
             raise EngineError("no_cut", f"{cut_name!r} was offered as a cut but the model cannot be split there")
         return cut.prefix
-
-    def _original_logits(self, data: list[LabelledImages]) -> Tensor:
-        parts = [
-            self.original(images_VNCHW.flatten(0, 1)).float().cpu().unflatten(0, (len(self.views), -1))
-            for images_VNCHW in self._viewed_batches(data)
-        ]
-        return torch.cat(parts, dim=1)
 
     def _viewed_batches(self, data: list[LabelledImages]) -> Iterator[Tensor]:
         step = max(1, self.batch_size // len(self.views))

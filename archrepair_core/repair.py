@@ -118,14 +118,14 @@ def _search(
     spec, host = case.spec.repair, case.host
     cache = PrefixCache(
         model=host.model,
-        original=host.model,
         splits=case.data.splits.present(),
+        original_logits=case.baseline.logits,
         preprocessing=case.data.preprocessing,
         views=case.baseline.views,
         work_dir=work_dir,
         device=host.device,
     )
-    arena = Arena(cache, host.blocks, spec, _max_broken(case), case.spec.seed, on_progress)
+    arena = Arena(host.model, cache, host.blocks, spec, _max_broken(case), case.spec.seed, on_progress)
     suspects = suspects_of(localization, host.blocks, top_k=case.spec.localization.top_k)
     epochs = None if spec.epochs == "auto" else spec.epochs
     return METHODS[spec.method](arena, suspects, level=spec.level, deadline=deadline, epochs=epochs)

@@ -1,6 +1,6 @@
 """What validation says: how good a repaired model is, and how far to walk from the original towards it.
 
-Nothing here ever sees test data. Shapes: N inputs (every view of every validation item), K classes.
+Nothing here ever sees test data. Shapes: N validation inputs, K classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,23 +52,18 @@ def score_logits(after_NK: Tensor, before_NK: Tensor, labels_N: Tensor) -> Valid
 
 
 def run_tail(tail: Callable[[Tensor], Tensor], features: Features, device: torch.device) -> Tensor:
-    """Logits [V·N, K] of every view of every item, on the CPU."""
-    num_views, num_items = features.inputs_VN.shape[:2]
+    """Logits [N, K] of the plain images, on the CPU."""
     with torch.inference_mode():
         parts = [
-            tail(torch.from_numpy(features.inputs_VN[view, start : start + BATCH_SIZE]).to(device, torch.float32))
-            for view in range(num_views)
-            for start in range(0, num_items, BATCH_SIZE)
+            tail(torch.from_numpy(features.inputs_VN[0, start : start + BATCH_SIZE]).to(device, torch.float32))
+            for start in range(0, len(features), BATCH_SIZE)
         ]
     return torch.cat(parts).float().cpu()
 
 
 def score_tail(tail: Callable[[Tensor], Tensor], features: Features, device: torch.device) -> ValidationScore:
     """Score a model in eval mode from its cut onwards."""
-    num_views = len(features.inputs_VN)
-    return score_logits(
-        run_tail(tail, features, device), features.original_VNK.flatten(0, 1), features.labels_N.repeat(num_views)
-    )
+    return score_logits(run_tail(tail, features, device), features.original_NK, features.labels_N)
 
 
 def interpolate_(model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], alpha: float) -> None:

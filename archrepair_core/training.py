@@ -25,15 +25,22 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 MAX_GRADIENT_NORM = 1.0
 WARM_UP_SHARE = 0.25
+NUM_TRIED_STEPS = 4
+# The optimizer and the moving average come on top of forward and backward.
+STEP_OVERHEAD = 1.15
+MAX_EPOCHS = 40
 # A run whose loss stands above this multiple of where it began (plus one) will not come back.
 DIVERGED_FACTOR = 3.0
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how hard: `epochs` passes, `deadline` in `time.monotonic()` seconds, λ of the distillation."""
+    """How long and how hard: `epochs` passes (None: as many as the deadline allows), λ of the distillation.
 
-    epochs: int
+    `deadline` is in `time.monotonic()` seconds; training ends there whatever `epochs` says.
+    """
+
+    epochs: int | None
     deadline: float
     seed: int
     batch_size: int = 64
@@ -72,9 +79,11 @@ def train(
     "Positive-Congruent Training", CVPR 2021). A diverging run starts again at a quarter of the learning rate, twice.
     """
     began = {name: value.clone() for name, value in scoped_state(model, scope).items()}
-    learning_rate = plan.learning_rate or find_learning_rate(model, tail, features, scope=scope, plan=plan)
+    found = try_steps(model, tail, features, scope=scope, plan=plan)
+    epochs = plan.epochs or found.epochs_until(plan.deadline, steps=_steps_per_epoch(features, plan))
     for attempt in range(3):
-        attempted = replace(plan, learning_rate=learning_rate / 4**attempt)
+        rate = (plan.learning_rate or found.learning_rate) / 4**attempt
+        attempted = replace(plan, learning_rate=rate, epochs=epochs)
         run = _train_once(model, tail, features, scope=scope, plan=attempted, on_step=on_step)
         if not run.diverged:
             return run
@@ -95,23 +104,39 @@ def load_scoped_state(model: nn.Module, state: dict[str, Tensor]) -> None:
             live[name].copy_(value)
 
 
-def find_learning_rate(
-    model: nn.Module, tail: Callable[[Tensor], Tensor], features: Features, *, scope: Scope, plan: TrainingPlan
-) -> float:
-    """The rate at which one clipped step moves the scope's weights by `RELATIVE_STEP` of their norm.
+@dataclass(frozen=True)
+class TriedSteps:
+    """What a few steps that change nothing tell: the learning rate to use, and the seconds one step takes."""
 
-    Found on the data: the gradient norm is the mean over the first three batches, the weight norm the scope's own, so
-    a model with weights or losses of another size needs no other constant.
+    learning_rate: float
+    seconds_per_step: float
+
+    def epochs_until(self, deadline: float, *, steps: int) -> int:
+        """Whole epochs of so many steps that fit before `deadline`, at least one."""
+        return min(max(1, int((deadline - time.monotonic()) / (steps * self.seconds_per_step))), MAX_EPOCHS)
+
+
+def try_steps(
+    model: nn.Module, tail: Callable[[Tensor], Tensor], features: Features, *, scope: Scope, plan: TrainingPlan
+) -> TriedSteps:
+    """Find the rate at which one clipped step moves the scope's weights by `RELATIVE_STEP` of their norm.
+
+    Found on the data: the gradient norm is the mean over the first batches, the weight norm the scope's own, so a
+    model with weights or losses of another size needs no other constant.
     """
     parameters = _select_parameters(model, scope)
-    norms = []
+    norms, seconds = [], []
     with _training_mode(model, scope), torch.enable_grad():
-        for batch in _first(_batches(features, plan, device=parameters[0].device), 3):
+        batches = _batches(features, replace(plan, epochs=NUM_TRIED_STEPS), device=parameters[0].device)
+        for _, batch in zip(range(NUM_TRIED_STEPS), batches, strict=False):
+            started = time.monotonic()
             gradients = torch.autograd.grad(_loss(tail, batch, plan), parameters, allow_unused=True)
             norms.append(_norm([g for g in gradients if g is not None]))
+            seconds.append(time.monotonic() - started)
     gradient_norm = min(float(np.mean(norms)), MAX_GRADIENT_NORM)
     weight_norm = _norm([parameter.detach() for parameter in parameters])
-    return RELATIVE_STEP * max(weight_norm, 1e-3) / max(gradient_norm, 1e-3)
+    rate = RELATIVE_STEP * max(weight_norm, 1e-3) / max(gradient_norm, 1e-3)
+    return TriedSteps(rate, STEP_OVERHEAD * float(np.median(seconds)) + 1e-4)
 
 
 def _train_once(
@@ -127,7 +152,7 @@ def _train_once(
     parameters = _select_parameters(model, scope)
     rate = plan.learning_rate or 0.0
     optimizer = torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
-    total_steps = plan.epochs * math.ceil(len(features) / plan.batch_size)
+    total_steps = (plan.epochs or 1) * _steps_per_epoch(features, plan)
     average = _MovingAverage(scoped_state(model, scope), horizon=total_steps)
     losses: list[float] = []
     with _training_mode(model, scope), torch.enable_grad():
@@ -147,7 +172,11 @@ def _train_once(
             on_step(step + 1, total_steps)
     load_scoped_state(model, average.state)
     return TrainingRun(
-        _per_epoch(losses, plan, len(features)), rate, len(losses), time.monotonic() - started, diverged=False
+        _per_epoch(losses, _steps_per_epoch(features, plan)),
+        rate,
+        len(losses),
+        time.monotonic() - started,
+        diverged=False,
     )
 
 
@@ -162,7 +191,7 @@ def _batches(features: Features, plan: TrainingPlan, *, device: torch.device) ->
     """`plan.epochs` shuffled passes, each input under a view drawn anew; batch-norm cannot train on a batch of one."""
     rng = np.random.default_rng(plan.seed)
     num_views, num_items = features.inputs_VN.shape[:2]
-    for _ in range(plan.epochs):
+    for _ in range(plan.epochs or 1):
         order = rng.permutation(num_items)
         for start in range(0, num_items, plan.batch_size):
             items = order[start : start + plan.batch_size]
@@ -172,7 +201,7 @@ def _batches(features: Features, plan: TrainingPlan, *, device: torch.device) ->
             yield _Batch(
                 features.batch(views, items, device),
                 features.labels_N[items].to(device),
-                features.original_VNK[views, items].to(device),
+                features.original_NK[items].to(device),
             )
 
 
@@ -237,11 +266,9 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.stack([tensor.norm() for tensor in tensors]).norm()) if tensors else 0.0
 
 
-def _first(batches: Iterator[_Batch], count: int) -> Iterator[_Batch]:
-    for _, batch in zip(range(count), batches, strict=False):
-        yield batch
+def _steps_per_epoch(features: Features, plan: TrainingPlan) -> int:
+    return math.ceil(len(features) / plan.batch_size)
 
 
-def _per_epoch(losses: list[float], plan: TrainingPlan, num_items: int) -> tuple[float, ...]:
-    steps = math.ceil(num_items / plan.batch_size)
+def _per_epoch(losses: list[float], steps: int) -> tuple[float, ...]:
     return tuple(float(np.mean(losses[i : i + steps])) for i in range(0, len(losses), steps))

@@ -1,4 +1,4 @@
-"""`python -m archrepair_core.demo.digits DIR`: train a small network on sharp digits, and photograph others out of focus.
+"""`python -m archrepair_core.demo.digits DIR`: teach a small network sharp digits, and blur others.
 
 Real handwriting (scikit-learn's digits, 1,797 images of 8×8), split once into disjoint parts: the network learns from
 `train`, and fails on the blurred pictures of the others. Leaves model.pt, repair.npz, validation.npz and test.npz.

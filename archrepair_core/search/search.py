@@ -18,7 +18,7 @@ from archrepair_core.cut import cut_at
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.prefix_cache import INPUT, PrefixCache
 from archrepair_core.search.genotype import Genotype, build_
-from archrepair_core.selection import ValidationScore, choose_alpha_
+from archrepair_core.selection import ALPHAS, ValidationScore, choose_alpha_
 from archrepair_core.spec import Repair
 from archrepair_core.training import Scope, TrainingPlan, TrainingRun, scoped_state, train
 
@@ -26,7 +26,8 @@ KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
 # The rungs together may use this share of the time; the rest trains the winner.
 RACING_SHARE = 0.5
-MAX_FINAL_EPOCHS = 40
+# A probe only has to be compared, so it is not walked back as finely as the winner.
+PROBE_ALPHAS = (0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Arena:
-    """What every trial shares: cached features of where repairs start, blocks by name, limits and the seed."""
+    """What every trial shares: the original, cached features of where repairs start, blocks, limits, seed."""
 
+    original: nn.Module
     cache: PrefixCache
     blocks: dict[str, Block]
     limits: Repair
@@ -74,11 +76,13 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
         field = [trial.genotype for trial in _best_first(rung)[: max(1, len(rung) // KEEP_SHARE)]]
         rung_epochs *= KEEP_SHARE
     if field:
-        trials.append(_run_final(arena, field[0], trials, deadline=deadline, epochs=epochs))
+        trials.append(run_trial(arena, field[0], epochs=epochs, deadline=deadline))
     return _best_first(trials)
 
 
-def run_trial(arena: Arena, genotype: Genotype, *, epochs: int, deadline: float) -> Trial:
+def run_trial(
+    arena: Arena, genotype: Genotype, *, epochs: int | None, deadline: float, alphas: Sequence[float] = ALPHAS
+) -> Trial:
     """Train one genotype from the common start and walk it back to the α that validation likes best."""
     cache = arena.cache
     model = build_(copy.deepcopy(cache.model), genotype, arena.blocks, seed=arena.seed)
@@ -99,6 +103,7 @@ def run_trial(arena: Arena, genotype: Genotype, *, epochs: int, deadline: float)
         scope=genotype.scope,
         start=start,
         max_broken=arena.max_broken,
+        alphas=alphas,
     )
     return Trial(genotype, model, alpha, score, run)
 
@@ -108,24 +113,8 @@ def _run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: fl
     for genotype in field:
         if rung and time.monotonic() > until:
             break
-        rung.append(run_trial(arena, genotype, epochs=epochs, deadline=math.inf))
+        rung.append(run_trial(arena, genotype, epochs=epochs, deadline=math.inf, alphas=PROBE_ALPHAS))
     return rung
-
-
-def _run_final(
-    arena: Arena, genotype: Genotype, trials: Sequence[Trial], *, deadline: float, epochs: int | None
-) -> Trial:
-    """The last training of the winner; its length comes from what its earlier epochs cost."""
-    if epochs is None:
-        seconds = [t.run.seconds / max(1, len(t.run.losses)) for t in trials if t.genotype == genotype]
-        per_epoch = min(seconds) if seconds else _measure_epoch(arena, genotype)
-        epochs = int((deadline - time.monotonic()) / max(per_epoch, 1e-3))
-        epochs = min(max(1, epochs), MAX_FINAL_EPOCHS)
-    return run_trial(arena, genotype, epochs=epochs, deadline=deadline)
-
-
-def _measure_epoch(arena: Arena, genotype: Genotype) -> float:
-    return run_trial(arena, genotype, epochs=1, deadline=math.inf).run.seconds
 
 
 def _cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Callable[[Tensor], Tensor]]:
@@ -142,7 +131,7 @@ def _affordable(arena: Arena, genotype: Genotype) -> bool:
     """Whether the edited model stays within the limits on parameters and latency; both are measured, not estimated."""
     if not genotype.edits:
         return True
-    original = arena.cache.original
+    original = arena.original
     edited = build_(copy.deepcopy(original), genotype, arena.blocks, seed=arena.seed)
     if count_parameters(edited) > arena.limits.max_params_ratio * count_parameters(original):
         return False

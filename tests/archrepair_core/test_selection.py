@@ -54,7 +54,7 @@ def test_a_new_branch_is_walked_by_its_scale_alone():
 
 
 def identity_features(inputs, labels, original):
-    return Features(inputs.numpy().astype(np.float16)[None], original[None], labels)
+    return Features(inputs.numpy().astype(np.float16)[None], original, labels)
 
 
 def test_alpha_stops_before_it_breaks_more_than_allowed():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from archrepair_core.prefix_cache import Features
-from archrepair_core.training import NETWORK, TrainingPlan, find_learning_rate, in_scope, scoped_state, train
+from archrepair_core.training import NETWORK, TrainingPlan, in_scope, scoped_state, train, try_steps
 
 
 def make_task(items=120, views=2):
@@ -17,7 +17,7 @@ def make_task(items=120, views=2):
     labels = rng.integers(0, 3, size=items)
     inputs = rng.normal(size=(views, items, 6)).astype(np.float16) * 0.3
     inputs[:, np.arange(items), labels] += 2
-    return Features(inputs, torch.zeros(views, items, 3), torch.from_numpy(labels))
+    return Features(inputs, torch.zeros(items, 3), torch.from_numpy(labels))
 
 
 def make_net():
@@ -70,13 +70,13 @@ def test_distillation_keeps_right_answers_closer_to_the_original():
     def drift(distillation):
         net, task = make_net(), make_task()
         with torch.no_grad():
-            original = torch.stack([net(torch.from_numpy(view).float()) for view in task.inputs_VN])
-        right = original[0].argmax(1) == task.labels_N
+            original = net(torch.from_numpy(task.inputs_VN[0]).float())
+        right = original.argmax(1) == task.labels_N
         assert right.any()
         task = Features(task.inputs_VN, original, task.labels_N)
         train(net, net, task, scope=("1",), plan=plan(epochs=10, learning_rate=0.05, distillation=distillation))
         with torch.no_grad():
-            moved = net(torch.from_numpy(task.inputs_VN[0]).float()).softmax(1) - original[0].softmax(1)
+            moved = net(torch.from_numpy(task.inputs_VN[0]).float()).softmax(1) - original.softmax(1)
         return moved[right].abs().mean().item()
 
     assert drift(10.0) < 0.7 * drift(0.0)
@@ -98,7 +98,7 @@ def test_the_learning_rate_follows_the_size_of_the_weights(size):
     with torch.no_grad():
         net.weight.fill_(size)
         net.bias.zero_()
-    rate = find_learning_rate(net, net, task, scope=NETWORK, plan=plan())
+    rate = try_steps(net, net, task, scope=NETWORK, plan=plan()).learning_rate
     assert rate == pytest.approx(5e-4 * size * math.sqrt(18) / min(1.0, _gradient_norm(net, task)), rel=0.5)
 
 
@@ -111,6 +111,14 @@ def test_the_deadline_ends_training():
     net, task = make_net(), make_task()
     run = train(net, net, task, scope=NETWORK, plan=plan(deadline=time.monotonic() - 1, learning_rate=0.1))
     assert run.steps == 0
+
+
+def test_without_epochs_training_fills_the_time_there_is():
+    net, task = make_net(), make_task()
+    started = time.monotonic()
+    run = train(net, net, task, scope=NETWORK, plan=plan(epochs=None, deadline=started + 0.1, learning_rate=0.1))
+    assert 1 <= len(run.losses) <= 40
+    assert time.monotonic() - started < 1
 
 
 def test_a_single_left_over_input_does_not_break_batch_norm():

@@ -202,6 +202,18 @@ def test_scripted_construct_answers_as_its_archive_and_scripts_again(construct, 
     assert list(scripted.state_dict()) == list(root.state_dict())
 
 
+@pytest.mark.parametrize("construct", CONSTRUCTS)
+def test_rebuilt_construct_can_be_saved_and_rebuilt_again(construct, archived):
+    torch.manual_seed(1)
+    inputs = torch.randn(3, 3, 9, 8)
+    module = decompile(*archived(construct().eval()))
+    root, unit = archived(module)
+    again = decompile(root, unit)
+    assert verify_decompiled(root, again, inputs).max_abs_diff == 0
+    assert largest_difference(again(inputs[:1]), decompile(root, unit)(inputs[:1])) == 0
+    assert list(again.state_dict()) == list(module.state_dict())
+
+
 @pytest.mark.parametrize("construct", [Small, Functional, Lists, Pairs, Listed])
 @torch.no_grad()
 def test_traced_construct_answers_as_its_archive_and_scripts_again(construct, archived):
