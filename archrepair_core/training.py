@@ -80,6 +80,7 @@ def train(
     """
     began = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     found = try_steps(model, tail, features, scope=scope, plan=plan)
+    load_scoped_state(model, began)  # batch-norm counted the inputs of the tried steps
     epochs = plan.epochs or found.epochs_until(plan.deadline, steps=_steps_per_epoch(features, plan))
     for attempt in range(3):
         rate = (plan.learning_rate or found.learning_rate) / 4**attempt
@@ -106,7 +107,7 @@ def load_scoped_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class TriedSteps:
-    """What a few steps that change nothing tell: the learning rate to use, and the seconds one step takes."""
+    """What a few steps without an update tell: the learning rate to use, and the seconds one step takes."""
 
     learning_rate: float
     seconds_per_step: float

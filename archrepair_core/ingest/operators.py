@@ -222,6 +222,7 @@ ANY: MappingProxyType[str, Write] = MappingProxyType(
         "aten::FloatImplicit": _number("float"),
         "aten::IntImplicit": _number("int"),
         "aten::ScalarImplicit": _method("item"),
+        "aten::_unwrap_optional": _calls("torch.jit._unwrap_optional"),
         "aten::dim": _method("dim"),
         "aten::format": _method("format"),
         "aten::items": lambda _, inputs: call(name("list"), call(member(inputs[0], "items"))),

@@ -17,6 +17,7 @@ _TOLERANCE = 1e-5
 _HINT = "report the model's architecture; until then, export it by tracing instead of scripting, or the other way round"
 # What running somebody's network, or source generated from it, can raise.
 _RUN_ERRORS = (
+    torch.jit.Error,
     RuntimeError,
     TypeError,
     ValueError,

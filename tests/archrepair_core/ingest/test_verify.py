@@ -113,6 +113,19 @@ def test_lost_gradient_is_named(pair):
         verify_decompiled(root, module, INPUTS)
 
 
+class Picky(Staged):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.size(2) == 7, "expected height 7"
+        return self.head(x.mean([2, 3]))
+
+
+def test_archive_that_raises_on_purpose_says_so(archived):
+    root, unit = archived(Picky().eval())
+    with pytest.raises(ModelError, match="AssertionError: expected height 7") as caught:
+        verify_decompiled(root, decompile(root, unit), INPUTS)
+    assert caught.value.code == "model.fails_on_inputs"
+
+
 def test_archive_that_cannot_run_is_the_users_to_mend(archived):
     root, unit = archived(Staged().eval())
     with pytest.raises(ModelError) as caught:
