@@ -125,7 +125,7 @@ def _search(
         work_dir=work_dir,
         device=host.device,
     )
-    arena = Arena(host.model, cache, host.blocks, spec, _max_broken(case), case.spec.seed, on_progress)
+    arena = Arena(host.model, {"original": cache}, host.blocks, spec, _max_broken(case), case.spec.seed, on_progress)
     suspects = suspects_of(localization, host.blocks, top_k=case.spec.localization.top_k)
     epochs = None if spec.epochs == "auto" else spec.epochs
     return METHODS[spec.method](arena, suspects, level=spec.level, deadline=deadline, epochs=epochs)

@@ -1,7 +1,9 @@
 """The one training loop of every repair: distilled against regressions, clipped, averaged, stopped when it diverges.
 
 A *scope* is the names of the modules that train; `NETWORK` trains everything. Only modules inside the scope are in
-train mode: what lies below the cut was cached in eval mode, and what lies after it keeps its statistics.
+train mode: what lies below the cut was cached in eval mode, and what lies after it keeps its statistics. So do the
+batch-norms inside: repair sets are small, and the statistics of a small batch broke more answers than they fixed
+(docs/results.md). Only the batch-norms of a new branch, which have none yet, learn them.
 """
 
 import math
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from archrepair_core.prefix_cache import Features
 
@@ -24,7 +27,9 @@ RELATIVE_STEP = 5e-4
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 MAX_GRADIENT_NORM = 1.0
-WARM_UP_SHARE = 0.25
+# The rate rises over this share of the run and then stays, so that the average covers many good points.
+WARM_UP_SHARE = 0.15
+AVERAGE_FROM_SHARE = 0.25
 NUM_TRIED_STEPS = 4
 # The optimizer and the moving average come on top of forward and backward.
 STEP_OVERHEAD = 1.15
@@ -73,7 +78,8 @@ def train(
     plan: TrainingPlan,
     on_step: Callable[[int, int], None] = lambda _step, _total: None,
 ) -> TrainingRun:
-    """Train `scope` of `model` in place on cached features; afterwards its weights are the moving average.
+    """Train `scope` of `model` in place on cached features; afterwards its weights are the average over the run's
+    last three quarters (Izmailov et al., "Averaging Weights Leads to Wider Optima", UAI 2018).
 
     Loss: cross-entropy + λ·KL(original ‖ new) on inputs the original got right (focal distillation; Yan et al.,
     "Positive-Congruent Training", CVPR 2021). A diverging run starts again at a quarter of the learning rate, twice.
@@ -154,19 +160,20 @@ def _train_once(
     rate = plan.learning_rate or 0.0
     optimizer = torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
     total_steps = (plan.epochs or 1) * _steps_per_epoch(features, plan)
-    average = _MovingAverage(scoped_state(model, scope), horizon=total_steps)
+    average = _Average(scoped_state(model, scope))
     losses: list[float] = []
     with _training_mode(model, scope), torch.enable_grad():
         for step, batch in enumerate(_batches(features, plan, device=parameters[0].device)):
             if time.monotonic() > plan.deadline:
                 break
-            optimizer.param_groups[0]["lr"] = rate * _one_cycle(step / total_steps)
+            optimizer.param_groups[0]["lr"] = rate * _warm_up(step / total_steps)
             loss = _loss(tail, batch, plan)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
             optimizer.step()
-            average.update(scoped_state(model, scope))
+            if step >= AVERAGE_FROM_SHARE * (total_steps - 1):
+                average.add(scoped_state(model, scope))
             losses.append(loss.item())
             if not math.isfinite(losses[-1]) or np.mean(losses[-5:]) > DIVERGED_FACTOR * losses[0] + 1:
                 return TrainingRun(tuple(losses), rate, step, time.monotonic() - started, diverged=True)
@@ -228,39 +235,39 @@ def _select_parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:
 
 
 class _training_mode:
-    """Modules of the scope in train mode, all others in eval mode; everything in eval mode afterwards."""
+    """Modules of the scope in train mode, but batch-norms with statistics of their own; all in eval mode afterwards."""
 
     def __init__(self, model: nn.Module, scope: Scope) -> None:
         self.model, self.scope = model, scope
 
     def __enter__(self) -> None:
         for name, module in self.model.named_modules():
-            module.training = in_scope(name, self.scope)
+            has_statistics = isinstance(module, _BatchNorm) and ".branch." not in f".{name}."
+            module.training = in_scope(name, self.scope) and not has_statistics
 
     def __exit__(self, *_exc: object) -> None:
         self.model.eval()
 
 
-class _MovingAverage:
-    """Exponential moving average whose memory is a tenth of the run, so short runs do not average in their start."""
+class _Average:
+    """The uniform average of the states it is given; the first one's until then."""
 
-    def __init__(self, state: dict[str, Tensor], *, horizon: int) -> None:
+    def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = {name: value.clone() for name, value in state.items()}
-        self.weight = 1 / (1 + 0.1 * horizon)
+        self.count = 0
 
-    def update(self, live: dict[str, Tensor]) -> None:
+    def add(self, live: dict[str, Tensor]) -> None:
+        self.count += 1
         for name, value in live.items():
             if value.is_floating_point():
-                self.state[name].lerp_(value.detach(), self.weight)
+                self.state[name].lerp_(value.detach(), 1 / self.count)
             else:
                 self.state[name].copy_(value)
 
 
-def _one_cycle(progress: float) -> float:
-    """Share of the peak rate: linear warm-up, then cosine to zero."""
-    if progress < WARM_UP_SHARE:
-        return 0.1 + 0.9 * progress / WARM_UP_SHARE
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP_SHARE) / (1 - WARM_UP_SHARE)))
+def _warm_up(progress: float) -> float:
+    """Share of the full rate: from a tenth up to all of it."""
+    return min(1.0, 0.1 + 0.9 * progress / WARM_UP_SHARE)
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -1,6 +1,6 @@
 """`auto`: the ladder. Cheap first, measured always, never worse than the original.
 
-Batch-norm statistics come first; whatever validation made of them is where the race starts. The race holds the
+Batch-norm statistics come first; where validation likes them they are a second place to start from. The race holds the
 suspicious blocks as they are, the levels above them (their stage, the network), and then new branches.
 """
 
@@ -22,20 +22,26 @@ def climb_ladder(
     """Every trial, best first; `level="block"` or `"network"` keeps the race on that level."""
     re_estimated = re_estimate_batch_norm(arena)
     if re_estimated and re_estimated.score.utility > NO_CHANGE_UTILITY:
-        arena = replace(arena, cache=arena.cache.starting_from(re_estimated.model))
+        start = arena.starts["original"].starting_from(re_estimated.model)
+        arena = replace(arena, starts={**arena.starts, "re-estimated": start})
     trials = race(arena, _candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
     return sorted([*trials, *filter(None, [re_estimated])], key=lambda trial: -trial.score.utility)
 
 
 def _candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Genotype]:
+    """In order of prior belief: levels above the block learn most, the first suspect before the others."""
     if level == "network":
-        return [Genotype(NETWORK)]
+        return _from_every_start(arena, [Genotype(NETWORK)])
     by_block = block_genotypes(arena, suspects)
     kept, edited = by_block[: len(suspects)], by_block[len(suspects) :]
     if level == "block":
-        return kept + edited
+        return _from_every_start(arena, kept) + edited
     stages = [Genotype((stage,)) for stage in _stages_around(arena.blocks, suspects)]
-    return [Genotype(NETWORK), *kept[:1], *stages, *kept[1:], *edited]
+    return _from_every_start(arena, [Genotype(NETWORK), *kept[:1], *stages[:1]]) + kept[1:] + stages[1:] + edited
+
+
+def _from_every_start(arena: Arena, genotypes: Sequence[Genotype]) -> list[Genotype]:
+    return [replace(genotype, start=start) for start in arena.starts for genotype in genotypes]
 
 
 def _stages_around(blocks: dict[str, Block], suspects: Sequence[str]) -> list[str]:

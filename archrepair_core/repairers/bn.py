@@ -23,25 +23,26 @@ BATCH_SIZE = 128
 
 def re_estimate_batch_norm(arena: Arena) -> Trial | None:
     """The start model with re-estimated statistics at the best weight; None when it has no running statistics."""
-    model = copy.deepcopy(arena.cache.model)
+    cache = arena.starts["original"]
+    model = copy.deepcopy(cache.model)
     scope = tuple(name for name, module in model.named_modules() if _has_statistics(module))
     if not scope:
         return None
     started = time.monotonic()
     start = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     arena.on_progress(f"re-estimating the statistics of {len(scope)} batch-norm layers")
-    _estimate_(model, arena.cache.features(INPUT, "repair"))
+    _estimate_(model, cache.features(INPUT, "repair"))
     alpha, score = choose_alpha_(
         model,
         model,
-        arena.cache.features(INPUT, "validation"),
+        cache.features(INPUT, "validation"),
         scope=scope,
         start=start,
         max_broken=arena.max_broken,
         alphas=WEIGHTS,
     )
     run = TrainingRun((), 0.0, 0, time.monotonic() - started, diverged=False)
-    return Trial(Genotype(scope), model, alpha, score, run)
+    return Trial(Genotype(scope, start="re-estimated"), model, alpha, score, run)
 
 
 def _estimate_(model: nn.Module, features: Features) -> None:

@@ -1,7 +1,7 @@
 """Genotype: what a search found, as plain data that can be stored, compared and built again."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -9,6 +9,9 @@ from torch import nn
 from archrepair_core.blocks import Block, replace_block_
 from archrepair_core.search.primitives import BlockWithBranch, build_branch
 from archrepair_core.training import Scope
+
+MAX_NAMED = 3
+Start = Literal["original", "re-estimated"]
 
 
 @dataclass(frozen=True)
@@ -21,21 +24,28 @@ class Edit:
 
 @dataclass(frozen=True)
 class Genotype:
-    """Which modules train (`scope`) and which blocks change; no edits means "keep the architecture"."""
+    """Which modules train (`scope`), which blocks change, and where training starts.
+
+    No edits means "keep the architecture"; `start` is the original or the same with re-estimated batch-norms.
+    """
 
     scope: Scope
     edits: tuple[Edit, ...] = ()
+    start: Start = "original"
 
     @property
     def name(self) -> str:
         """A short name for people, e.g. `layer1.0 + bottleneck`."""
-        scope = ", ".join(part or "network" for part in self.scope)
-        return " + ".join([scope, *(edit.primitive for edit in self.edits)])
+        parts = [part or "network" for part in self.scope]
+        scope = ", ".join(parts) if len(parts) <= MAX_NAMED else f"{len(parts)} modules"
+        name = " + ".join([scope, *(edit.primitive for edit in self.edits)])
+        return name if self.start == "original" else f"{name}, {self.start} statistics"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: scope, and per edited block the operations on its edge."""
+        """Plain data: scope, start, and per edited block the operations on its edge."""
         return {
             "scope": [part or "network" for part in self.scope],
+            "start": self.start,
             "edits": [{"block": edit.block, "operations": ["original", edit.primitive]} for edit in self.edits],
         }
 

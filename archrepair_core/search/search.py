@@ -7,7 +7,7 @@ candidate gets a little training, the better part gets more, the best gets what 
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from archrepair_core.cost import latency_ratio
 from archrepair_core.cut import cut_at
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.prefix_cache import INPUT, PrefixCache
-from archrepair_core.search.genotype import Genotype, build_
+from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.selection import ALPHAS, ValidationScore, choose_alpha_
 from archrepair_core.spec import Repair
 from archrepair_core.training import Scope, TrainingPlan, TrainingRun, scoped_state, train
@@ -43,10 +43,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Arena:
-    """What every trial shares: the original, cached features of where repairs start, blocks, limits, seed."""
+    """What every trial shares: the original, features cached for each place to start from, blocks, limits, seed."""
 
     original: nn.Module
-    cache: PrefixCache
+    starts: Mapping[Start, PrefixCache]
     blocks: dict[str, Block]
     limits: Repair
     max_broken: float
@@ -55,8 +55,8 @@ class Arena:
 
     def sample(self) -> Tensor:
         """A few repair images as model input, to check cuts and measure cost with."""
-        images = self.cache.splits["repair"].images[:8]
-        return to_tensor(images, self.cache.preprocessing).to(self.cache.device)
+        cache = self.starts["original"]
+        return to_tensor(cache.splits["repair"].images[:8], cache.preprocessing).to(cache.device)
 
 
 def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs: int | None) -> list[Trial]:
@@ -84,7 +84,7 @@ def run_trial(
     arena: Arena, genotype: Genotype, *, epochs: int | None, deadline: float, alphas: Sequence[float] = ALPHAS
 ) -> Trial:
     """Train one genotype from the common start and walk it back to the α that validation likes best."""
-    cache = arena.cache
+    cache = arena.starts[genotype.start]
     model = build_(copy.deepcopy(cache.model), genotype, arena.blocks, seed=arena.seed)
     cut_name, tail = _cut_before(arena, model, genotype.scope)
     start = {name: value.clone() for name, value in scoped_state(model, genotype.scope).items()}

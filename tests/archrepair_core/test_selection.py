@@ -72,8 +72,10 @@ def test_alpha_stops_before_it_breaks_more_than_allowed():
     with torch.no_grad():
         model.bias[1] = 10.0
     alpha, score = choose_alpha_(
-        model, model, identity_features(inputs, labels, original), scope=NETWORK, start=start, max_broken=0.0
+        model, model, identity_features(inputs, labels, original), scope=NETWORK, start=start, max_broken=0.15
     )
     assert alpha == 0.2
     assert (score.change, score.broken) == (pytest.approx(0.4), 0.0)
+    # Broken shares 0, 0, .1, .2, .3, .5, .6 along the walk: slope 1.21 / 2.04.
+    assert score.expected_broken == pytest.approx(0.2 * 1.21 / 2.04)
     assert model.bias[1].item() == pytest.approx(2.0)

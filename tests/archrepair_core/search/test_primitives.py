@@ -77,6 +77,7 @@ def test_a_genotype_is_plain_data_with_a_readable_name():
     assert genotype.name == "layer1.0 + bottleneck"
     assert genotype.to_json() == {
         "scope": ["layer1.0"],
+        "start": "original",
         "edits": [{"block": "layer1.0", "operations": ["original", "bottleneck"]}],
     }
     assert Genotype(("",)).name == "network"
