@@ -112,7 +112,7 @@ def repair_model(request: RepairRequest, on_progress: OnProgress) -> RepairOutco
 def _search(
     case: Case, localization: Localization, work_dir: Path, deadline: float, on_progress: Callable[[str], None]
 ) -> list[Trial]:
-    """Every trial of the method asked for, best first; none when the model fails on no repair input."""
+    """Every trial of the method asked for, the chosen one first; none when the model fails on no repair input."""
     if not _num_failing(case):
         return []
     spec, host = case.spec.repair, case.host

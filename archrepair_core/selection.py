@@ -29,13 +29,24 @@ class ValidationScore:
     accuracy: float
     change: float
     broken: float
-    smooth_change: float
+    smooth_change_N: Tensor
     expected_broken: float
 
     @property
     def utility(self) -> float:
         """What orders candidates; the original has 0."""
-        return self.smooth_change - self.expected_broken
+        return float(self.smooth_change_N.mean()) - self.expected_broken
+
+    def clearly_beats(self, other: "ValidationScore") -> bool:
+        """Whether utility is higher by more than a standard error of the paired difference over the same inputs."""
+        difference_N = self.smooth_change_N - other.smooth_change_N
+        standard_error = float(difference_N.std(unbiased=False)) / len(difference_N) ** 0.5
+        return self.utility - other.utility > standard_error
+
+    def to_json(self) -> dict[str, float]:
+        """The score as plain data."""
+        names = ("accuracy", "change", "broken", "expected_broken", "utility")
+        return {name: getattr(self, name) for name in names}
 
 
 NO_CHANGE_UTILITY = 0.0
@@ -51,7 +62,7 @@ def score_logits(after_NK: Tensor, before_NK: Tensor, labels_N: Tensor) -> Valid
         accuracy=float(right_after.float().mean()),
         change=float(right_after.float().mean() - right_before.float().mean()),
         broken=broken,
-        smooth_change=float((torch.sigmoid(margin_after / width) - torch.sigmoid(margin_before / width)).mean()),
+        smooth_change_N=torch.sigmoid(margin_after / width) - torch.sigmoid(margin_before / width),
         expected_broken=broken,
     )
 

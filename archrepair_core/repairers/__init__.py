@@ -11,7 +11,7 @@ from archrepair_core.search.search import Arena, Trial
 
 
 class Repairer(Protocol):
-    """Every method: from the arena and the suspects, most suspicious first, to its trials, best first."""
+    """Every method: from the arena and the suspects, most suspicious first, to its trials, the chosen one first."""
 
     def __call__(
         self, arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None

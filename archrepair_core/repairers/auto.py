@@ -19,13 +19,16 @@ from archrepair_core.training import NETWORK
 def climb_ladder(
     arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
 ) -> list[Trial]:
-    """Every trial, best first; `level="block"` or `"network"` keeps the race on that level."""
+    """The best trial first; `level="block"` or `"network"` keeps the race on that level."""
     re_estimated = re_estimate_batch_norm(arena)
     if re_estimated and re_estimated.score.utility > NO_CHANGE_UTILITY:
         start = arena.starts["original"].starting_from(re_estimated.model)
         arena = replace(arena, starts={**arena.starts, "re-estimated": start})
     trials = race(arena, _candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
-    return sorted([*trials, *filter(None, [re_estimated])], key=lambda trial: -trial.score.utility)
+    if re_estimated is None:
+        return trials
+    best_is_cheap = not trials or re_estimated.score.clearly_beats(trials[0].score)
+    return [re_estimated, *trials] if best_is_cheap else [*trials, re_estimated]
 
 
 def _candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Genotype]:

@@ -78,7 +78,7 @@ def describe_trial(trial: Trial) -> dict[str, Any]:
         "name": trial.genotype.name,
         "genotype": trial.genotype.to_json(),
         "alpha": trial.alpha,
-        "validation": asdict(trial.score) | {"utility": trial.score.utility},
+        "validation": trial.score.to_json(),
         "training": asdict(trial.run),
     }
 

@@ -25,7 +25,7 @@ from archrepair_core.training import Scope, TrainingPlan, TrainingRun, scoped_st
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
 # The rungs together may use this share of the time; the rest trains the winner.
-RACING_SHARE = 0.5
+RACING_SHARE = 0.3
 # A probe only has to be compared, so it is not walked back as finely as the winner.
 PROBE_ALPHAS = (0.25, 0.5, 1.0)
 
@@ -60,24 +60,22 @@ class Arena:
 
 
 def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs: int | None) -> list[Trial]:
-    """Every trial, best first: rungs of growing length for shrinking fields, then the winner for the time that is left.
+    """Every trial: the winner, trained for the time that is left, and then the probes that chose it.
 
-    `genotypes` come in order of prior belief: when time runs short the later ones are not tried. `epochs` fixes the
-    length of the last training, None derives it from the deadline (a `time.monotonic()` value).
+    `genotypes` come in order of prior belief: when time runs short the later ones are not tried, and one of them wins
+    only when it clearly beats those before it. A probe itself is never the result: it was trained to be compared.
+    `epochs` fixes the length of the last training, None derives it from `deadline`, a `time.monotonic()` value.
     """
     started = time.monotonic()
     racing_until = started + RACING_SHARE * (deadline - started)
-    field = [genotype for genotype in genotypes if _affordable(arena, genotype)]
-    trials: list[Trial] = []
+    field, probes = list(genotypes), list[Trial]()
     rung_epochs = RUNG_EPOCHS
     while len(field) > 1 and time.monotonic() < racing_until:
         rung = _run_rung(arena, field, epochs=rung_epochs, until=racing_until)
-        trials += rung
-        field = [trial.genotype for trial in _best_first(rung)[: max(1, len(rung) // KEEP_SHARE)]]
+        probes += rung
+        field = [trial.genotype for trial in _in_order(rung)[: max(1, len(rung) // KEEP_SHARE)]]
         rung_epochs *= KEEP_SHARE
-    if field:
-        trials.append(run_trial(arena, field[0], epochs=epochs, deadline=deadline))
-    return _best_first(trials)
+    return [run_trial(arena, field[0], epochs=epochs, deadline=deadline), *probes] if field else probes
 
 
 def run_trial(
@@ -113,8 +111,18 @@ def _run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: fl
     for genotype in field:
         if rung and time.monotonic() > until:
             break
-        rung.append(run_trial(arena, genotype, epochs=epochs, deadline=math.inf, alphas=PROBE_ALPHAS))
+        if _affordable(arena, genotype):
+            rung.append(run_trial(arena, genotype, epochs=epochs, deadline=math.inf, alphas=PROBE_ALPHAS))
     return rung
+
+
+def _in_order(rung: Sequence[Trial]) -> list[Trial]:
+    """Best first, where a later trial goes before an earlier one only when it clearly beats it."""
+    ordered: list[Trial] = []
+    for trial in rung:
+        place = next((i for i, other in enumerate(ordered) if trial.score.clearly_beats(other.score)), len(ordered))
+        ordered.insert(place, trial)
+    return ordered
 
 
 def _cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Callable[[Tensor], Tensor]]:
@@ -141,7 +149,3 @@ def _affordable(arena: Arena, genotype: Genotype) -> bool:
 def count_parameters(model: nn.Module) -> int:
     """Number of scalar parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _best_first(trials: Sequence[Trial]) -> list[Trial]:
-    return sorted(trials, key=lambda trial: -trial.score.utility)
