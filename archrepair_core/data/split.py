@@ -66,7 +66,9 @@ def prepare_splits(datasets: Mapping[str, LabelledImages], spec: RepairSpec, *, 
         for learned in [role for role in learned_from if role in parts]:
             accept = spec.datasets.allow_leak and not was_cut
             refuse = held == "test" and not was_cut and not accept
-            parts[learned], note = _keep_apart(parts[learned], parts[held], refuse=refuse, accept=accept)
+            parts[learned], note = _keep_apart(
+                parts[learned], parts[held], refuse=refuse, accept=accept, was_cut=was_cut
+            )
             notes.extend(note)
     notes.extend(_note_regression(parts))
     return Splits(
@@ -132,7 +134,7 @@ def _cut(repair: LabelledImages, role: str, *, fraction: float, seed: int) -> tu
 
 
 def _keep_apart(
-    learned: LabelledImages, held: LabelledImages, *, refuse: bool, accept: bool
+    learned: LabelledImages, held: LabelledImages, *, refuse: bool, accept: bool, was_cut: bool
 ) -> tuple[LabelledImages, list[str]]:
     """`learned` without the samples of `held`, and a note if there were any."""
     leaks = find_leaks(learned, held)
@@ -140,6 +142,12 @@ def _keep_apart(
         return learned, []
     if accept:
         return learned, [f"{len(leaks)} samples of {learned.name} stand in {held.name} too; allow_leak accepted them"]
+    if len(leaks) == len(learned) and was_cut:
+        raise DatasetError(
+            "too_few_samples",
+            f"nothing is left of {learned.name}: all its {len(learned)} samples are copies of samples in {held.name}",
+            hint="send samples that differ from each other",
+        )
     if refuse or len(leaks) == len(learned):
         first = ", ".join(str(row) for row in learned.images.rows[leaks[:3]])
         raise DatasetError(

@@ -158,3 +158,9 @@ def test_a_label_without_an_output_names_its_row_in_the_source():
         check_labels(splits, 10)
     assert caught.value.detail == "label 37 in repair row 12, but the model has 10 outputs"
     check_labels(splits, 38)
+
+
+def test_copies_of_one_image_leave_nothing_to_learn_from():
+    with pytest.raises(DatasetError, match="copies of samples in test") as caught:
+        prepare_splits({"repair": images([7] * 20)}, spec(), seed=0)
+    assert caught.value.code == "dataset.too_few_samples"
