@@ -25,7 +25,7 @@ from archrepair_core.training import Scope, TrainingPlan, TrainingRun, scoped_st
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
 # The rungs together may use this share of the time; the rest trains the winner.
-RACING_SHARE = 0.3
+RACING_SHARE = 0.2
 # A probe only has to be compared, so it is not walked back as finely as the winner.
 PROBE_ALPHAS = (0.25, 0.5, 1.0)
 

@@ -28,7 +28,7 @@ class Case:
 @pytest.fixture(scope="session")
 def case(tmp_path_factory):
     directory = tmp_path_factory.mktemp("case")
-    command = (sys.executable, "-W", "ignore", str(Path(__file__).with_name("make_case.py")), str(directory))
+    command = (sys.executable, "-m", "archrepair_core.demo.digits", str(directory))
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return Case(directory / "model.pt", directory / "repair.npz", directory / "test.npz")
 
