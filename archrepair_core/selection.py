@@ -22,8 +22,8 @@ BATCH_SIZE = 256
 class ValidationScore:
     """Shares of the validation inputs: right now, change against the original, broken; `utility` orders candidates.
 
-    Utility is the smoothed accuracy change minus the expected broken share: a fixed input counts once, a broken one
-    twice, because the customer relies on what works today.
+    Utility is the accuracy change, smoothed over margins. Broken answers are not a matter of taste but of a limit: the
+    walk towards a candidate ends where they would exceed it, so one that breaks less may go further.
     """
 
     accuracy: float
@@ -35,7 +35,7 @@ class ValidationScore:
     @property
     def utility(self) -> float:
         """What orders candidates; the original has 0."""
-        return float(self.smooth_change_N.mean()) - self.expected_broken
+        return float(self.smooth_change_N.mean())
 
     def clearly_beats(self, other: "ValidationScore") -> bool:
         """Whether utility is higher by more than a standard error of the paired difference over the same inputs."""

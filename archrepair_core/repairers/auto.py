@@ -27,13 +27,17 @@ def climb_ladder(
     trials = race(arena, _candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
     if re_estimated is None:
         return trials
-    best_is_cheap = not trials or re_estimated.score.clearly_beats(trials[0].score)
+    best_is_cheap = (
+        not trials
+        or re_estimated.score.clearly_beats(trials[0].score)
+        or trials[0].score.utility <= NO_CHANGE_UTILITY < re_estimated.score.utility
+    )
     return [re_estimated, *trials] if best_is_cheap else [*trials, re_estimated]
 
 
 def _candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Genotype]:
-    """In order of prior belief. The stage around the first suspect, which is what the paper's ResNets call a block, comes
-    first: it broke fewer answers than the network at the same gain (docs/results.md) and trains faster."""
+    """In order of prior belief. First the stage around the first suspect, which is what the paper's ResNets call a
+    block: it broke fewer answers than the network at the same gain (docs/results.md) and trains faster."""
     if level == "network":
         return _from_every_start(arena, [Genotype(NETWORK)])
     by_block = block_genotypes(arena, suspects)

@@ -23,12 +23,13 @@ def test_score_counts_fixed_and_broken():
     assert score.broken == 0.25
 
 
-def test_no_change_has_no_utility_and_breaking_costs_more_than_fixing_gains():
+def test_utility_follows_the_accuracy_and_is_nothing_without_a_change():
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     before = logits([0, 1, 2, 1, 2, 0])
     assert score_logits(before, before, labels).utility == pytest.approx(0, abs=1e-6)
     assert score_logits(logits([0, 1, 2, 0, 2, 0]), before, labels).utility > 0.1
-    assert score_logits(logits([1, 1, 2, 0, 2, 0]), before, labels).utility < 0
+    assert score_logits(logits([1, 1, 2, 0, 2, 0]), before, labels).utility == pytest.approx(0, abs=0.01)
+    assert score_logits(logits([1, 0, 2, 0, 2, 0]), before, labels).utility < -0.1
 
 
 def test_interpolation_is_linear_in_weights_and_statistics_and_copies_counters():
