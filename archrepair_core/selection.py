@@ -67,14 +67,13 @@ def score_logits(after_NK: Tensor, before_NK: Tensor, labels_N: Tensor) -> Valid
     )
 
 
-def expect_broken(walk: Sequence[tuple[float, ValidationScore]]) -> list[tuple[float, ValidationScore]]:
-    """The walk with the broken share read off a line through the origin, fitted over every α.
+def broken_slope(walk: Sequence[tuple[float, ValidationScore]]) -> float:
+    """Broken share per unit of α: a line through the origin, fitted over the whole walk.
 
     A few hundred inputs cannot tell 1 % from 2 % at one α, but all of them together give the slope; the share grows
     no slower than the line (docs/results.md), so small steps are not flattered.
     """
-    slope = sum(alpha * score.broken for alpha, score in walk) / sum(alpha**2 for alpha, _ in walk)
-    return [(alpha, replace(score, expected_broken=slope * alpha)) for alpha, score in walk]
+    return sum(alpha * score.broken for alpha, score in walk) / sum(alpha**2 for alpha, _ in walk)
 
 
 def run_tail(tail: Callable[[Tensor], Tensor], features: Features, device: torch.device) -> Tensor:
@@ -114,21 +113,25 @@ def choose_alpha_(
     max_broken: float,
     alphas: Sequence[float] = ALPHAS,
 ) -> tuple[float, ValidationScore]:
-    """Leave `model` at the α of highest utility whose expected broken share stays below `max_broken`.
+    """Leave `model` at the α of highest utility whose expected broken share does not exceed `max_broken`.
 
-    Where even the smallest α breaks more than that, the smallest is taken: its utility will not win.
+    The α at which the expected share meets the limit is one of those tried, so nothing is lost between `alphas`.
     """
     end = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     device = next(model.parameters()).device
-    scored = []
-    for alpha in alphas:
+
+    def score_at(alpha: float) -> ValidationScore:
         interpolate_(model, start, end, alpha)
-        scored.append((alpha, score_tail(tail, features, device)))
-    scored = expect_broken(scored)
-    allowed = [pair for pair in scored if pair[1].expected_broken <= max_broken] or scored[:1]
-    alpha, score = max(allowed, key=lambda pair: pair[1].utility)
+        return score_tail(tail, features, device)
+
+    walk = [(alpha, score_at(alpha)) for alpha in alphas]
+    slope = broken_slope(walk)
+    if slope * max(alphas) > max_broken:
+        last = max_broken / slope
+        walk = [pair for pair in walk if pair[0] < last] + [(last, score_at(last))]
+    alpha, score = max(walk, key=lambda pair: pair[1].utility)
     interpolate_(model, start, end, alpha)
-    return alpha, score
+    return alpha, replace(score, expected_broken=slope * alpha)
 
 
 def _margins(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

@@ -33,8 +33,6 @@ DISTILLATION = 3.0
 WARM_UP_SHARE = 0.15
 AVERAGE_FROM_SHARE = 0.25
 NUM_TRIED_STEPS = 4
-# The optimizer and the moving average come on top of forward and backward.
-STEP_OVERHEAD = 1.15
 MAX_EPOCHS = 40
 # A run whose loss stands above this multiple of where it began (plus one) will not come back.
 DIVERGED_FACTOR = 3.0
@@ -121,8 +119,8 @@ class TriedSteps:
     seconds_per_step: float
 
     def epochs_until(self, deadline: float, *, steps: int) -> int:
-        """Whole epochs of so many steps that fit before `deadline`, at least one."""
-        return min(max(1, int((deadline - time.monotonic()) / (steps * self.seconds_per_step))), MAX_EPOCHS)
+        """Epochs of so many steps until `deadline`, rounded up: the deadline itself ends the last one."""
+        return min(max(1, math.ceil((deadline - time.monotonic()) / (steps * self.seconds_per_step))), MAX_EPOCHS)
 
 
 def try_steps(
@@ -145,7 +143,7 @@ def try_steps(
     gradient_norm = min(float(np.mean(norms)), MAX_GRADIENT_NORM)
     weight_norm = _norm([parameter.detach() for parameter in parameters])
     rate = RELATIVE_STEP * max(weight_norm, 1e-3) / max(gradient_norm, 1e-3)
-    return TriedSteps(rate, STEP_OVERHEAD * float(np.median(seconds)) + 1e-4)
+    return TriedSteps(rate, float(np.median(seconds)) + 1e-4)
 
 
 def _train_once(

@@ -1,7 +1,7 @@
 """`auto`: the ladder. Cheap first, measured always, never worse than the original.
 
 Batch-norm statistics come first; where validation likes them they are a second place to start from. The race holds the
-stage around the first suspect, the network, the suspicious blocks as they are, and then new branches.
+network, the stage around the first suspect, the suspicious blocks as they are, and then new branches.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def climb_ladder(
 
 
 def _candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Genotype]:
-    """In order of prior belief. First the stage around the first suspect, which is what the paper's ResNets call a
-    block: it broke fewer answers than the network at the same gain (docs/results.md) and trains faster."""
+    """In order of prior belief: the network fixed most in the same seconds (docs/results.md), then the stage around the
+    first suspect, which is what the paper's ResNets call a block, then the suspects, then new branches."""
     if level == "network":
         return _from_every_start(arena, [Genotype(NETWORK)])
     by_block = block_genotypes(arena, suspects)
@@ -45,7 +45,7 @@ def _candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Ge
     if level == "block":
         return _from_every_start(arena, kept) + edited
     stages = [Genotype((stage,)) for stage in _stages_around(arena.blocks, suspects)]
-    first = [*stages[:1], Genotype(NETWORK), *kept[:1]]
+    first = [Genotype(NETWORK), *stages[:1], *kept[:1]]
     return _from_every_start(arena, first) + stages[1:] + kept[1:] + edited
 
 

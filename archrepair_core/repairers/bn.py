@@ -17,8 +17,10 @@ from archrepair_core.search.search import Arena, Trial
 from archrepair_core.selection import choose_alpha_
 from archrepair_core.training import TrainingRun, scoped_state
 
-WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
+WEIGHTS = (0.1, 0.3, 0.6, 1.0)
 BATCH_SIZE = 128
+# Statistics settle within a few hundred inputs.
+MAX_INPUTS = 512
 
 
 def re_estimate_batch_norm(arena: Arena) -> Trial | None:
@@ -55,7 +57,7 @@ def _estimate_(model: nn.Module, features: Features) -> None:
         layer.train()
     device = next(model.parameters()).device
     with torch.no_grad():
-        for start in range(0, len(features), BATCH_SIZE):
+        for start in range(0, min(len(features), MAX_INPUTS), BATCH_SIZE):
             model(torch.from_numpy(features.inputs_VN[0, start : start + BATCH_SIZE]).to(device, torch.float32))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

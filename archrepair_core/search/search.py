@@ -25,7 +25,9 @@ from archrepair_core.training import Scope, TrainingPlan, TrainingRun, scoped_st
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
 # The rungs together may use this share of the time; the rest trains the winner.
-RACING_SHARE = 0.2
+RACING_SHARE = 0.15
+# The winner's training leaves this share for walking it back.
+WALK_SHARE = 0.06
 # A probe only has to be compared, so it is not walked back as finely as the winner.
 PROBE_ALPHAS = (0.25, 0.5, 1.0)
 
@@ -75,7 +77,8 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
         probes += rung
         field = [trial.genotype for trial in _in_order(rung)[: max(1, len(rung) // KEEP_SHARE)]]
         rung_epochs *= KEEP_SHARE
-    return [run_trial(arena, field[0], epochs=epochs, deadline=deadline), *probes] if field else probes
+    train_until = deadline - WALK_SHARE * (deadline - started)
+    return [run_trial(arena, field[0], epochs=epochs, deadline=train_until), *probes] if field else probes
 
 
 def run_trial(

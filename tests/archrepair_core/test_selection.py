@@ -58,25 +58,32 @@ def identity_features(inputs, labels, original):
     return Features(inputs.numpy().astype(np.float16)[None], original, labels)
 
 
-def test_alpha_stops_before_it_breaks_more_than_allowed():
-    """Rows 0–3 fail until the bias of class 1 passes 1; rows 4–9 break one by one as it grows further."""
+@pytest.mark.parametrize(
+    ("fixed_from", "alpha", "change", "broken"),
+    [(1.0, 0.2, 0.4, 0.0), (2.2, 0.15 * 2.04 / 1.21, 0.3, 0.1)],
+    ids=["the best is inside the limit", "the best is at the limit"],
+)
+def test_alpha_stops_before_it_breaks_more_than_allowed(fixed_from, alpha, change, broken):
+    """Rows 0–3 fail until the bias of class 1 passes `fixed_from`; rows 4–9 break one by one as it grows further.
+
+    Broken shares are 0, 0, .1, .2, .3, .5, .6 along the walk: slope 1.21 / 2.04, which meets 0.15 at α = 0.253.
+    """
     inputs = torch.zeros(10, 10).fill_diagonal_(1)
     labels = torch.tensor([1] * 4 + [0] * 6)
     model = nn.Linear(10, 2)
     with torch.no_grad():
         model.weight.zero_()
-        model.weight[0, :4] = 1.0
+        model.weight[0, :4] = fixed_from
         model.weight[0, 4:] = torch.tensor([2.5, 3.5, 4.5, 5.5, 6.5, 7.5])
         model.bias.zero_()
     original = model(inputs).detach()
     start = {name: value.clone() for name, value in scoped_state(model, NETWORK).items()}
     with torch.no_grad():
         model.bias[1] = 10.0
-    alpha, score = choose_alpha_(
+    chosen, score = choose_alpha_(
         model, model, identity_features(inputs, labels, original), scope=NETWORK, start=start, max_broken=0.15
     )
-    assert alpha == 0.2
-    assert (score.change, score.broken) == (pytest.approx(0.4), 0.0)
-    # Broken shares 0, 0, .1, .2, .3, .5, .6 along the walk: slope 1.21 / 2.04.
-    assert score.expected_broken == pytest.approx(0.2 * 1.21 / 2.04)
-    assert model.bias[1].item() == pytest.approx(2.0)
+    assert chosen == pytest.approx(alpha)
+    assert (score.change, score.broken) == (pytest.approx(change), pytest.approx(broken))
+    assert score.expected_broken == pytest.approx(alpha * 1.21 / 2.04)
+    assert model.bias[1].item() == pytest.approx(10 * alpha)
