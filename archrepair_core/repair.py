@@ -26,8 +26,8 @@ from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec
 
 # Where each phase begins on the progress bar.
 PHASE_PERCENT = dict(zip(PHASES, (0.0, 5.0, 15.0, 20.0, 85.0, 97.0), strict=True))
-# `budget_seconds="auto"`: what fine-tuning the whole network for this many epochs takes on this machine, within limits.
-BUDGET_EPOCHS = 12
+# `budget_seconds="auto"`: what training the whole network for this many epochs takes on this machine, within limits.
+BUDGET_EPOCHS = 24
 MIN_BUDGET_SECONDS, MAX_BUDGET_SECONDS = 15.0, 3600.0
 # One training step costs about three forward passes.
 FORWARDS_PER_STEP = 3
@@ -125,7 +125,16 @@ def _search(
         work_dir=work_dir,
         device=host.device,
     )
-    arena = Arena(host.model, {"original": cache}, host.blocks, spec, _max_broken(case), case.spec.seed, on_progress)
+    arena = Arena(
+        host.model,
+        {"original": cache},
+        host.blocks,
+        spec,
+        max_broken=_max_broken(case),
+        epoch_seconds=_epoch_seconds(case),
+        seed=case.spec.seed,
+        on_progress=on_progress,
+    )
     suspects = suspects_of(localization, host.blocks, top_k=case.spec.localization.top_k)
     epochs = None if spec.epochs == "auto" else spec.epochs
     return METHODS[spec.method](arena, suspects, level=spec.level, deadline=deadline, epochs=epochs)
@@ -147,8 +156,14 @@ def _budget_seconds(case: Case) -> float:
     asked = case.spec.repair.budget_seconds
     if asked != "auto":
         return asked
-    forwards = BUDGET_EPOCHS * FORWARDS_PER_STEP * len(case.data.splits.repair)
-    return min(max(MIN_BUDGET_SECONDS, forwards / case.baseline.inputs_per_second), MAX_BUDGET_SECONDS)
+    return min(max(MIN_BUDGET_SECONDS, BUDGET_EPOCHS * _epoch_seconds(case)), MAX_BUDGET_SECONDS)
+
+
+def _epoch_seconds(case: Case) -> float:
+    """What training the whole network for one epoch costs, from the speed of the baseline."""
+    splits = case.data.splits
+    inputs = len(splits.repair) + (len(splits.replay) if splits.replay else 0)
+    return FORWARDS_PER_STEP * inputs / case.baseline.inputs_per_second
 
 
 def _package(

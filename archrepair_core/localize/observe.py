@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archrepair_core.modes import eval_mode
+
 WATCHED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -76,13 +78,10 @@ def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     def keep(name: str) -> torch.utils.hooks.RemovableHandle:
         return model.get_submodule(name).register_forward_hook(lambda _m, _args, out: outputs.__setitem__(name, out))
 
-    was_training = {module: module.training for module in model.modules()}
     handles = [keep(name) for name, module in model.named_modules() if isinstance(module, WATCHED)]
-    model.eval()
     try:
-        yield outputs
+        with eval_mode(model):
+            yield outputs
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in was_training.items():
-            module.training = flag

@@ -24,8 +24,10 @@ from archrepair_core.training import Scope, TrainingPlan, TrainingRun, scoped_st
 
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
-# The rungs together may use this share of the time; the rest trains the winner.
-RACING_SHARE = 0.15
+# The rungs together may use this share of the time, and only time beyond what so many epochs of the network take: a
+# well-trained first guess fixed more than a well-chosen candidate without time to train (docs/results.md).
+RACING_SHARE = 0.25
+FINAL_EPOCHS = 12
 # The winner's training leaves this share for walking it back.
 WALK_SHARE = 0.06
 # A probe only has to be compared, so it is not walked back as finely as the winner.
@@ -45,13 +47,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Arena:
-    """What every trial shares: the original, features cached for each place to start from, blocks, limits, seed."""
+    """What every trial shares: the original, features cached for each place to start from, blocks, limits, seed.
+
+    `epoch_seconds` is the estimated cost of training the whole network for one epoch.
+    """
 
     original: nn.Module
     starts: Mapping[Start, PrefixCache]
     blocks: dict[str, Block]
     limits: Repair
     max_broken: float
+    epoch_seconds: float
     seed: int
     on_progress: Callable[[str], None]
 
@@ -69,7 +75,7 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     `epochs` fixes the length of the last training, None derives it from `deadline`, a `time.monotonic()` value.
     """
     started = time.monotonic()
-    racing_until = started + RACING_SHARE * (deadline - started)
+    racing_until = min(started + RACING_SHARE * (deadline - started), deadline - FINAL_EPOCHS * arena.epoch_seconds)
     field, probes = list(genotypes), list[Trial]()
     rung_epochs = RUNG_EPOCHS
     while len(field) > 1 and time.monotonic() < racing_until:
