@@ -31,8 +31,9 @@ def follow_job(client: httpx.Client, job_id: str, on_change: Callable[[Job], Non
     """Wait until the job is done, on the server; `on_change` sees every change. `done` decides, never the status."""
     etag, told = "", None
     while True:
-        headers = {"If-None-Match": etag} if etag else {}
-        response = client.get(f"/v1/jobs/{job_id}", params={"wait": WAIT_SECONDS}, headers=headers)
+        # The first look answers at once; the others wait on the server for a change.
+        headers, wait = ({"If-None-Match": etag}, WAIT_SECONDS) if etag else ({}, 0)
+        response = client.get(f"/v1/jobs/{job_id}", params={"wait": wait}, headers=headers)
         if response.status_code == httpx.codes.NOT_MODIFIED:
             continue
         job: Job = _checked(response).json()
