@@ -46,6 +46,10 @@ class Small(nn.Module):
 def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("archives") / f"{FOLDER}.pt"
+    # torch numbers class names it has seen before in this process, and the tests name the archive's files.
+    torch._C._jit_clear_class_registry()
+    torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+    torch.jit._state._clear_class_state()
     torch.jit.script(Small().eval()).save(path)
     return path
 
