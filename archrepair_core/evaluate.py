@@ -5,8 +5,7 @@ Legend: N samples, K classes. `before` and `after` are logits of the original an
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import DatasetError, ModelError
 from archrepair_core.gates import Metric
+from archrepair_core.modes import eval_mode
 from archrepair_core.spec import Preprocessing
 from archrepair_core.statistics import (
     holm,
@@ -47,24 +47,13 @@ def predict(
     when it does not return logits.
     """
     logits = []
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), eval_mode(model):
         for start in range(0, len(dataset), batch_size):
             x_NCHW = to_tensor(dataset.images[start : start + batch_size], preprocessing).to(device)
             logits.append(_logits(model, x_NCHW, name=dataset.name).float().cpu())
             if on_batch:
                 on_batch(start + len(x_NCHW), len(dataset))
     return torch.cat(logits)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was_training:
-            module.training = training
 
 
 def _logits(model: nn.Module, x_NCHW: Tensor, *, name: str) -> Tensor:
