@@ -16,8 +16,7 @@ from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
 from archrepair_core.data.split import Splits, check_labels, prepare_splits
 from archrepair_core.evaluate import predict
-from archrepair_core.ingest.archive import LoadedArchive
-from archrepair_core.ingest.decompile import decompile
+from archrepair_core.ingest.model import IngestedModel
 from archrepair_core.ingest.verify import Parity, verify_decompiled
 from archrepair_core.spec import SPLITS, Preprocessing, RepairSpec
 
@@ -41,9 +40,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Host:
-    """The customer's model: as loaded, its editable twin in eval mode on `device`, and its blocks in order."""
+    """The customer's model: the file's own answers, the editable twin in eval mode on `device`, its blocks in order."""
 
-    archive: LoadedArchive
+    reference: nn.Module
     model: nn.Module
     blocks: dict[str, Block]
     device: torch.device
@@ -84,18 +83,17 @@ def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path)
     return Data(splits, resolve_preprocessing(spec.preprocessing, splits.repair))
 
 
-def rebuild_host(archive: LoadedArchive, data: Data) -> Host:
-    """Decompile the archive, prove the twin equal on the customer's own images, and find its blocks."""
+def examine_host(ingested: IngestedModel, data: Data) -> Host:
+    """Prove the editable twin equal to the file on the customer's own images, and find its blocks."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     few = data.splits.repair.subset(np.arange(min(VERIFY_BATCH, len(data.splits.repair))))
-    logits = predict(archive.root, few, data.preprocessing, batch_size=VERIFY_BATCH, device="cpu")
+    logits = predict(ingested.reference, few, data.preprocessing, batch_size=VERIFY_BATCH, device="cpu")
     check_labels(data.splits, num_classes=logits.shape[1])
     inputs = data.tensors("repair", slice(0, VERIFY_BATCH))
-    model = decompile(archive.root, archive.compilation_unit)
-    parity = verify_decompiled(archive.root, model, inputs)
-    model = model.to(device).eval()
+    parity = verify_decompiled(ingested.reference, ingested.model, inputs)
+    model = ingested.model.to(device).eval()
     blocks = {block.name: block for block in find_blocks(model, inputs.to(device))}
-    return Host(archive, model, blocks, device, parity)
+    return Host(ingested.reference, model, blocks, device, parity)
 
 
 def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archrepair_core.case import Case, measure_baseline, read_data, rebuild_host
+from archrepair_core.case import Case, examine_host, measure_baseline, read_data
 from archrepair_core.determinism import fix_seeds
 from archrepair_core.errors import DatasetError
 from archrepair_core.export import ExportCheck, export_torchscript
 from archrepair_core.gates import parse_gate
-from archrepair_core.ingest.archive import ingest_archive
+from archrepair_core.ingest.model import ingest_model
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
 from archrepair_core.prefix_cache import PrefixCache
@@ -85,9 +85,9 @@ def repair_model(request: RepairRequest, on_progress: OnProgress) -> RepairOutco
     fix_seeds(spec.seed)
 
     narrator.begin("ingesting", "checking the model and reading the data")
-    archive = ingest_archive(request.model, request.work_dir)
+    ingested = ingest_model(request.model, request.work_dir)
     data = read_data(request.datasets, spec, work_dir=request.work_dir)
-    host = rebuild_host(archive, data)
+    host = examine_host(ingested, data)
 
     narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
     case = Case(spec, host, data, measure_baseline(host, data, spec))
@@ -205,7 +205,7 @@ def _package(
 
 def _export(case: Case, chosen: Trial, path: Path) -> ExportCheck:
     inputs = case.data.tensors("repair", slice(0, 8))
-    return export_torchscript(chosen.model.cpu(), path, inputs=inputs, original=case.host.archive.root)
+    return export_torchscript(chosen.model.cpu(), path, inputs=inputs, original=case.host.reference)
 
 
 def _result(evidence: Evidence, seconds: dict[str, float]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Parity:
     untrained: tuple[str, ...]
 
 
-def verify_decompiled(root: torch.jit.ScriptModule, module: nn.Module, inputs: Tensor) -> Parity:
+def verify_decompiled(root: nn.Module, module: nn.Module, inputs: Tensor) -> Parity:
     """Compare `module` with its archive in eval mode on `inputs` (batch first), whole and the first item alone.
 
     Both are left as they were. Raises ModelError: `not_reproducible`, naming the first submodule that differs, or
@@ -60,7 +60,7 @@ def verify_decompiled(root: torch.jit.ScriptModule, module: nn.Module, inputs: T
     )
 
 
-def _check_names(root: torch.jit.ScriptModule, module: nn.Module) -> None:
+def _check_names(root: nn.Module, module: nn.Module) -> None:
     expected, found = set(root.state_dict()), set(module.state_dict())
     if expected != found:
         raise ModelError(
@@ -85,7 +85,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _compare(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> float:
+def _compare(root: nn.Module, module: nn.Module, batch: Tensor) -> float:
     with torch.no_grad():
         expected = _run_archive(root, batch)
         answer, error = _run_rebuilt(module, batch)
@@ -94,7 +94,7 @@ def _compare(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> 
         raise _not_reproducible(root, module, batch) from error
 
 
-def _run_archive(root: torch.jit.ScriptModule, batch: Tensor) -> Any:
+def _run_archive(root: nn.Module, batch: Tensor) -> Any:
     try:
         return _seeded(root, batch)
     except _RUN_ERRORS as error:
@@ -123,7 +123,7 @@ def _seeded(run: Callable[..., Any], *arguments: Any) -> Any:
     return run(*arguments)
 
 
-def _not_reproducible(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> ModelError:
+def _not_reproducible(root: nn.Module, module: nn.Module, batch: Tensor) -> ModelError:
     path, problem = _culprit(root, module, batch)
     where = f"submodule {path!r}" if path else "the model's own forward"
     return ModelError(
@@ -133,7 +133,7 @@ def _not_reproducible(root: torch.jit.ScriptModule, module: nn.Module, batch: Te
     )
 
 
-def _culprit(root: torch.jit.ScriptModule, module: nn.Module, batch: Tensor) -> tuple[str, str]:
+def _culprit(root: nn.Module, module: nn.Module, batch: Tensor) -> tuple[str, str]:
     """The innermost module to answer unlike its ScriptModule on the same inputs, and how; "" for the model itself."""
     found: list[tuple[str, str]] = []
     pending: dict[str, tuple[Any, ...]] = {}
@@ -169,7 +169,7 @@ def _copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(item.clone() if isinstance(item, Tensor) else item for item in arguments)
 
 
-def _difference_to_twin(root: torch.jit.ScriptModule, path: str, arguments: tuple[Any, ...], answer: Any) -> float:
+def _difference_to_twin(root: nn.Module, path: str, arguments: tuple[Any, ...], answer: Any) -> float:
     twin: Any = root
     for child in path.split("."):
         twin = twin._modules[child]
@@ -184,7 +184,7 @@ def _difference_to_twin(root: torch.jit.ScriptModule, path: str, arguments: tupl
     return largest_difference(answer, expected) if scaled > _TOLERANCE else 0.0
 
 
-def _untrained(root: torch.jit.ScriptModule, module: nn.Module, inputs: Tensor) -> tuple[str, ...]:
+def _untrained(root: nn.Module, module: nn.Module, inputs: Tensor) -> tuple[str, ...]:
     try:
         missing = _without_gradient(module, inputs)
     except RuntimeError as error:

@@ -1,0 +1,31 @@
+"""An uploaded file, read: what it answers (`reference`) and the editable model that answers the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from archrepair_core.ingest.archive import ingest_archive
+from archrepair_core.ingest.decompile import decompile
+from archrepair_core.ingest.records import ArchiveLimits
+
+Format = Literal["torchscript", "torch_export"]
+
+
+@dataclass(frozen=True)
+class IngestedModel:
+    """The customer's model twice: `reference` is the file as it was and never changed, `model` its editable twin.
+
+    Both take the same arguments and have the same `state_dict` keys; they share no tensor.
+    """
+
+    format: Format
+    reference: nn.Module
+    model: nn.Module
+
+
+def ingest_model(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = None) -> IngestedModel:
+    """Check the file, load the checked copy of it and rebuild it. Raises ModelError; nothing is known to agree yet."""
+    archive = ingest_archive(path, work_dir, limits=limits)
+    return IngestedModel("torchscript", archive.root, decompile(archive.root, archive.compilation_unit))
