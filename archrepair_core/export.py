@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from archrepair_core.errors import EngineError
 from archrepair_core.ingest.outputs import largest_relative_difference, tensors_in
+from archrepair_core.ingest.tensors import same_bits
 from archrepair_core.modes import eval_mode
 
 _TOLERANCE = 1e-5
@@ -44,9 +45,7 @@ class ExportCheck:
     removed: tuple[str, ...]
 
 
-def export_torchscript(
-    module: nn.Module, path: Path, *, inputs: Tensor, original: nn.Module
-) -> ExportCheck:
+def export_torchscript(module: nn.Module, path: Path, *, inputs: Tensor, original: nn.Module) -> ExportCheck:
     """Save `module` in eval mode, reload it as a customer would, and check its answers and signature.
 
     `path` appears only when all holds. Raises EngineError: `export_failed`, `export_differs`, `signature_changed`.
@@ -144,17 +143,10 @@ def _signature_changed(expected: object, found: object) -> EngineError:
 
 def _compare_tensors(exported: dict[str, Tensor], original: dict[str, Tensor]) -> dict[str, tuple[str, ...]]:
     shared = [name for name in exported if name in original]
-    unchanged = {name for name in shared if _same_bits(exported[name], original[name])}
+    unchanged = {name for name in shared if same_bits(exported[name], original[name])}
     return {
         "unchanged": tuple(name for name in shared if name in unchanged),
         "changed": tuple(name for name in shared if name not in unchanged),
         "added": tuple(name for name in exported if name not in original),
         "removed": tuple(name for name in original if name not in exported),
     }
-
-
-def _same_bits(first: Tensor, second: Tensor) -> bool:
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    bits = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)]
-    return torch.equal(*bits)

@@ -39,3 +39,11 @@ def fill_tensors(module: nn.Module, original: torch.jit.ScriptModule, copies: Te
         module._parameters[name] = copies.parameter(tensor)
     for name, buffer in original.named_buffers(recurse=False, remove_duplicate=False):
         module._buffers[name] = copies.tensor(buffer)
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether both hold the same bytes in the same type and shape: NaN equals itself, 0.0 is not -0.0."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    bits = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)]
+    return torch.equal(*bits)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.graphs import method_names
 from archrepair_core.ingest.outputs import largest_difference, largest_relative_difference, tensors_in
+from archrepair_core.ingest.tensors import TensorCopies, same_bits
 from archrepair_core.modes import eval_mode
 
 _TOLERANCE = 1e-5
@@ -46,11 +47,11 @@ def verify_decompiled(root: nn.Module, module: nn.Module, inputs: Tensor) -> Par
     Both are left as they were. Raises ModelError: `not_reproducible`, naming the first submodule that differs, or
     `fails_on_inputs` where the archive itself cannot run.
     """
-    _check_names(root, module)
-    batches = [inputs[:1], inputs] if len(inputs) > 1 else [inputs]
-    with _undisturbed(root), _undisturbed(module):
+    _check_tensors(root, module)
+    with _undisturbed(root), _undisturbed(module), _sharing_tensors(root, module):
+        batches = _batches(root, inputs)
         differences = [_compare(root, module, batch) for batch in batches]
-        untrained = _untrained(root, module, inputs)
+        untrained = _untrained(root, module, batches[0])
     return Parity(
         batch_sizes=tuple(len(batch) for batch in batches),
         max_abs_diff=max(differences),
@@ -60,14 +61,38 @@ def verify_decompiled(root: nn.Module, module: nn.Module, inputs: Tensor) -> Par
     )
 
 
-def _check_names(root: nn.Module, module: nn.Module) -> None:
-    expected, found = set(root.state_dict()), set(module.state_dict())
-    if expected != found:
-        raise ModelError(
-            "not_reproducible",
-            f"the rebuilt model's state_dict lacks {sorted(expected - found)} and adds {sorted(found - expected)}",
-            hint=_HINT,
-        )
+def _check_tensors(root: nn.Module, module: nn.Module) -> None:
+    expected, found = root.state_dict(), module.state_dict()
+    if expected.keys() != found.keys():
+        lacks, adds = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        raise _unlike(f"the rebuilt model's state_dict lacks {lacks} and adds {adds}")
+    changed = [name for name, tensor in expected.items() if not same_bits(tensor, found[name])]
+    if changed:
+        raise _unlike(f"{len(changed)} tensors of the rebuilt model are not the archive's, among them {changed[0]!r}")
+
+
+def _unlike(detail: str) -> ModelError:
+    return ModelError("not_reproducible", detail, hint=_HINT)
+
+
+@contextmanager
+def _sharing_tensors(root: nn.Module, module: nn.Module) -> Iterator[None]:
+    """Both models on one set of weights, known to be equal: activations take the room of the second meanwhile."""
+    ours = dict(_named_tensors(module))
+    shared = [(tensor, ours[name]) for name, tensor in _named_tensors(root) if name in ours]
+    for theirs, our in shared:
+        theirs.data = our.data
+    try:
+        yield
+    finally:
+        copies = TensorCopies()
+        for theirs, _ in shared:
+            theirs.data = copies.tensor(theirs)
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 @contextmanager
@@ -83,6 +108,24 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
             buffer.detach().copy_(before)
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def _batches(root: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """Two batch sizes, the smaller first: one item, or half of them where the archive refuses a batch of one."""
+    if len(inputs) < 2:
+        return [inputs]
+    half = len(inputs) // 2
+    # Batch-norm traced in train mode needs several items. What else is wrong, `_compare` will tell.
+    return [inputs[: half if half > 1 and not _answers(root, inputs[:1]) else 1], inputs]
+
+
+def _answers(root: nn.Module, batch: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            _seeded(root, batch)
+    except _RUN_ERRORS:
+        return False
+    return True
 
 
 def _compare(root: nn.Module, module: nn.Module, batch: Tensor) -> float:
@@ -126,11 +169,7 @@ def _seeded(run: Callable[..., Any], *arguments: Any) -> Any:
 def _not_reproducible(root: nn.Module, module: nn.Module, batch: Tensor) -> ModelError:
     path, problem = _culprit(root, module, batch)
     where = f"submodule {path!r}" if path else "the model's own forward"
-    return ModelError(
-        "not_reproducible",
-        f"the rebuilt model does not answer as the archive does: {where} {problem}",
-        hint=_HINT,
-    )
+    return _unlike(f"the rebuilt model does not answer as the archive does: {where} {problem}")
 
 
 def _culprit(root: nn.Module, module: nn.Module, batch: Tensor) -> tuple[str, str]:
@@ -198,20 +237,30 @@ def _untrained(root: nn.Module, module: nn.Module, inputs: Tensor) -> tuple[str,
     # Heads that only training uses get none in the archive either.
     lost = missing - _without_gradient(root, inputs)
     if lost:
-        raise ModelError(
-            "not_reproducible",
-            f"{len(lost)} parameters lost their gradient, among them {min(lost)!r}",
-            hint=_HINT,
-        )
+        raise _unlike(f"{len(lost)} parameters lost their gradient, among them {min(lost)!r}")
     return tuple(sorted(missing))
 
 
 def _without_gradient(module: nn.Module, inputs: Tensor) -> set[str]:
-    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    for parameter in parameters.values():
+    missing = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for parameter in missing.values():
         parameter.grad = None
-    with torch.enable_grad():
-        answers = [tensor for tensor in tensors_in(_seeded(module, inputs)).values() if tensor.requires_grad]
-        if answers:
-            torch.stack([answer.sum() for answer in answers]).sum().backward()
-    return {name for name, parameter in parameters.items() if parameter.grad is None}
+    # Each gradient is dropped as soon as it is there: together they would take as much memory as the weights.
+    hooks = [parameter.register_post_accumulate_grad_hook(_note(missing, name)) for name, parameter in missing.items()]
+    try:
+        with torch.enable_grad():
+            answers = [tensor for tensor in tensors_in(_seeded(module, inputs)).values() if tensor.requires_grad]
+            if answers:
+                torch.stack([answer.sum() for answer in answers]).sum().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return set(missing)
+
+
+def _note(missing: dict[str, nn.Parameter], name: str) -> Callable[[Tensor], None]:
+    def forget(parameter: Tensor) -> None:
+        parameter.grad = None
+        missing.pop(name, None)
+
+    return forget
