@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import zipfile
@@ -181,44 +180,3 @@ def test_every_listed_operator_exists_and_none_takes_a_file_storage_or_generator
 )
 def test_dangerous_operators_are_not_listed(name):
     assert name not in NODE_KINDS
-
-
-MORE_MODELS = """
-    resnet34 densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf
-    regnet_y_400mf shufflenet_v2_x0_5 squeezenet1_0 convnext_tiny swin_t swin_v2_t maxvit_t inception_v3
-    resnext50_32x4d vit_b_16
-"""
-
-
-def torchvision_models() -> list:
-    more = [pytest.param(name, marks=pytest.mark.models) for name in MORE_MODELS.split()]
-    return ["resnet18", "resnet50", *more]
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["scripted", "traced"])
-@pytest.mark.parametrize("name", torchvision_models())
-def test_torchvision_models_pass_and_agree(tmp_path, monkeypatch, name, kind):
-    models = pytest.importorskip("torchvision").models
-    # Initial values do not matter here, and drawing them takes longer than everything else.
-    for initializer in (
-        "kaiming_uniform_",
-        "kaiming_normal_",
-        "normal_",
-        "trunc_normal_",
-        "xavier_uniform_",
-        "uniform_",
-    ):
-        monkeypatch.setattr(nn.init, initializer, lambda tensor, *_args, **_rest: tensor)
-    model = models.get_model(name, weights=None).eval()
-    for key, tensor in model.state_dict().items():
-        # Variances must be positive, and small weights keep the outputs of deep networks finite.
-        tensor.uniform_(-0.05, 0.05) if tensor.is_floating_point() and "var" not in key else tensor.fill_(1)
-    x = torch.rand(1, 3, 224, 224) if name != "inception_v3" else torch.rand(1, 3, 299, 299)
-    module = torch.jit.script(model) if kind == "scripted" else torch.jit.trace(model, x, check_trace=False)
-    torch.jit.save(module, tmp_path / "source.pt")
-    loaded = ingest_archive(tmp_path / "source.pt", tmp_path)
-    found, expected = outputs(loaded.root, x), outputs(torch.jit.load(tmp_path / "source.pt"), x)
-    pairs = zip(*([value] if isinstance(value, Tensor) else list(value) for value in (found, expected)), strict=True)
-    assert all(first is None or torch.equal(first, second) for first, second in pairs)
-    os.unlink(tmp_path / "source.pt")
