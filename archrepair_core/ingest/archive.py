@@ -1,5 +1,6 @@
 """From an uploaded file to a live ScriptModule: copy what the gate checked, load only the copy, check its graphs."""
 
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,9 +30,11 @@ class LoadedArchive:
 
 def ingest_archive(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = None) -> LoadedArchive:
     """The model in `path`, by way of a checked copy in `work_dir`; raises ModelError if it is unsafe or unreadable."""
-    target = work_dir / "model.pt"
-    repack_archive(path, target, limits=limits)
-    return load_archive(target)
+    # A folder of its own, gone afterwards: the upload itself may lie in `work_dir`, under any name.
+    with tempfile.TemporaryDirectory(dir=work_dir) as folder:
+        copy = Path(folder) / "model.pt"
+        repack_archive(path, copy, limits=limits)
+        return load_archive(copy)
 
 
 def repack_archive(path: Path, target: Path, *, limits: ArchiveLimits | None = None) -> ArchiveSummary:

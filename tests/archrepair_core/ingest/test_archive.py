@@ -180,3 +180,12 @@ def test_every_listed_operator_exists_and_none_takes_a_file_storage_or_generator
 )
 def test_dangerous_operators_are_not_listed(name):
     assert name not in NODE_KINDS
+
+
+def test_upload_in_the_scratch_folder_survives_being_read(small_archive, tmp_path):
+    for name in ("model.pt", "checked.pt"):
+        upload = tmp_path / name
+        upload.write_bytes(small_archive.read_bytes())
+        ingest_archive(upload, tmp_path)
+        assert upload.read_bytes() == small_archive.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checked.pt", "model.pt"]
