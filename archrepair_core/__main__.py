@@ -5,6 +5,7 @@ Exit codes: 0 the gates passed (or the localization is done), 1 the model was no
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from archrepair_core.errors import ArchRepairError, DatasetError, SpecError
+from archrepair_core.sandbox.sandbox import Mode, describe_layers, enter_sandbox, parse_mode
 from archrepair_core.spec import SPLITS, RepairSpec
 
 if TYPE_CHECKING:
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
 PASSED, NOT_BETTER, ERROR = 0, 1, 2
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Repair the model of the command line and say in words what came out."""
+def main(argv: Sequence[str] | None = None, *, sandbox: str = "off") -> int:
+    """Repair the model of the command line and say in words what came out. A sandbox binds this process for good."""
     options = parse_command_line(argv)
     try:
-        outcome = repair(options)
+        outcome = repair(options, parse_mode(sandbox))
     except ArchRepairError as error:
         sys.stderr.write(f"{error.code}: {error.detail}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return ERROR
@@ -49,7 +51,7 @@ def parse_command_line(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def repair(options: argparse.Namespace) -> "RepairOutcome":
+def repair(options: argparse.Namespace, sandbox: Mode = "off") -> "RepairOutcome":
     """Check everything that can be checked before torch is imported, which takes seconds; then repair."""
     datasets = {"repair": options.data, **dict(named_path(pair) for pair in options.dataset)}
     spec = read_spec(options.spec, datasets)
@@ -57,12 +59,16 @@ def repair(options: argparse.Namespace) -> "RepairOutcome":
         if not path.is_file():
             raise DatasetError("missing_file", f"{path} is not a file", hint="check the path on the command line")
     options.out.mkdir(parents=True, exist_ok=True)
-    from archrepair_core.repair import RepairRequest, repair_model
-
+    model, out = options.model.resolve(), options.out.resolve()
     files = {f"upload:{name}": path.resolve() for name, path in datasets.items()}
-    with tempfile.TemporaryDirectory(prefix="archrepair-") as work_dir:
-        request = RepairRequest(options.model.resolve(), files, spec, Path(work_dir), options.out.resolve())
-        return repair_model(request, show_progress)
+    # Made in the output folder: once in the sandbox, nothing outside it could be removed again.
+    with tempfile.TemporaryDirectory(prefix="work-", dir=out) as work_dir:
+        if sandbox != "off":
+            layers = enter_sandbox(sandbox, readable=[model, *files.values()], writable=[Path(work_dir), out])
+            sys.stderr.write(f"sandbox: {describe_layers(layers)}\n")
+        from archrepair_core.repair import RepairRequest, repair_model
+
+        return repair_model(RepairRequest(model, files, spec, Path(work_dir), out), show_progress)
 
 
 def named_path(pair: str) -> tuple[str, Path]:
@@ -126,4 +132,4 @@ def exit_code(result: Mapping[str, Any], verdict: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sandbox=os.environ.get("ARCHREPAIR_ENGINE_SANDBOX", "best_effort")))

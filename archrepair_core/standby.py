@@ -1,27 +1,31 @@
-"""`python -m archrepair_core.standby`: an engine process that has everything imported and waits for one job.
+"""`python -m archrepair_core.standby SANDBOX INPUTS WORK OUT`: an engine that has all imported and waits for one job.
 
-Importing torch costs seconds, so the worker keeps one of these warm. It says `ready`, reads one request line from
-stdin, runs that job, reports by events and exits 0, also after an error it could name. Anything else is a crash.
+It reads nothing but INPUTS and writes nothing but WORK and OUT, as far as this machine can see to it. Importing torch
+costs seconds, so the worker keeps one of these warm. It says `ready`, reads one request line from stdin, runs that job,
+reports by events and exits 0, also after an error it could name. Anything else is a crash.
 """
 
 import json
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archrepair_core.errors import ArchRepairError
+from archrepair_core.errors import ArchRepairError, EngineError
 from archrepair_core.events import EventPipe, open_event_pipe
+from archrepair_core.sandbox.sandbox import describe_layers, enter_sandbox, parse_mode
 from archrepair_core.spec import RepairSpec
 
 if TYPE_CHECKING:
     from archrepair_core.repair import Progress, RepairOutcome
 
 
-def main() -> int:
-    """Run one job, or none when stdin closes first."""
+def main(arguments: Sequence[str]) -> int:
+    """Run one job, or none when stdin closes first. Without arguments there is no sandbox."""
     events = open_event_pipe()
+    if arguments and not _close_off(arguments, events):
+        return 0
     # Not at the top: what torch prints while it is imported must already find the descriptors rearranged.
     import archrepair_core.repair  # noqa: F401
 
@@ -30,6 +34,18 @@ def main() -> int:
     if line:
         run_job(json.loads(line), events)
     return 0
+
+
+def _close_off(arguments: Sequence[str], events: EventPipe) -> bool:
+    """Before torch is imported: the threads it starts must find the sandbox closed. False: the worker knows why."""
+    mode, inputs, *writable = arguments
+    try:
+        layers = enter_sandbox(parse_mode(mode), readable=[Path(inputs)], writable=[Path(path) for path in writable])
+    except EngineError as error:
+        events.send("error", **error.to_problem(), phase="ingesting")
+        return False
+    sys.stderr.write(f"sandbox: {describe_layers(layers)}\n")
+    return True
 
 
 def run_job(request: Mapping[str, Any], events: EventPipe) -> None:
@@ -86,4 +102,4 @@ def _send_outcome(outcome: "RepairOutcome", events: EventPipe) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -6,11 +6,14 @@ import threading
 from functools import partial
 from typing import Any
 
+import structlog
 from celery import Celery, signals
 
 from app.shared.db import make_engine, make_sessions
 from app.shared.queue import make_celery, ring
 from app.shared.settings import Settings
+from archrepair_core.sandbox.sandbox import describe_layers, missing_layers, refuse_gaps
+from worker.limits import EngineLimits
 from worker.reaper import sweep_until
 from worker.scratch import sweep_scratch
 from worker.tasks import scratch_root
@@ -22,11 +25,21 @@ ARGUMENTS = ("worker", "-c", "1", "--pool=prefork", "--without-gossip", "--witho
 def main() -> None:
     """Run a worker until SIGTERM, then give a running job back and end."""
     settings = Settings()
+    check_sandbox(EngineLimits())
     celery = make_celery(settings)
     celery.conf.update(imports=("worker.tasks",), worker_redirect_stdouts=False)
     sweep_scratch(scratch_root(settings))
     connect_main_process(celery, settings)
     celery.worker_main([*ARGUMENTS, f"--loglevel={settings.log_level}"])
+
+
+def check_sandbox(limits: EngineLimits) -> None:
+    """Say once what this machine cannot close, or do not start when the operator wants it closed."""
+    gaps = missing_layers() if limits.sandbox != "off" else ()
+    if limits.sandbox == "required":
+        refuse_gaps(gaps)
+    if gaps:
+        structlog.get_logger().warning("engines run with gaps in their sandbox", gaps=describe_layers(gaps))
 
 
 def connect_main_process(celery: Celery, settings: Settings) -> None:

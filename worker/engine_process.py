@@ -1,7 +1,8 @@
 """One engine process: started warm, given one job, watched without blocking, and always gone in the end.
 
-It leads its own process group, dies with the worker, sees none of the worker's secrets, and is limited in what it may
-write. It runs models of strangers: believe nothing it says beyond what `engine_events` checks.
+It leads its own process group, dies with the worker, sees none of the worker's secrets, has a directory of its own and
+is told to close itself off from everything else (`archrepair_core.sandbox`). It runs models of strangers: believe
+nothing it says beyond what `engine_events` checks.
 """
 
 import contextlib
@@ -15,11 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from worker.engine_events import Event, parse_event
 from worker.engine_log import EngineLog
 from worker.limits import EngineLimits, rlimits
+from worker.scratch import scratch_directory
 
 # -P: the working directory must never be searched for modules.
 STANDBY = (sys.executable, "-P", "-m", "archrepair_core.standby")
@@ -44,14 +47,29 @@ def engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class EngineProcess:
-    """A running engine. `pump` reads what it says, `kill` ends it with everything it started."""
+    """A running engine. `pump` reads what it says, `kill` ends it with everything it started, `close` forgets it.
 
-    def __init__(self, limits: EngineLimits, *, command: Sequence[str] = STANDBY) -> None:
+    `scratch` is its directory: the sandbox is closed before the engine knows its job, so the job comes to the engine.
+    """
+
+    def __init__(self, limits: EngineLimits, *, scratch_root: Path, command: Sequence[str] = STANDBY) -> None:
         """Start it. Call from the main thread: the kernel ends the engine when the *thread* that started it ends."""
         self.log = EngineLog(limits.log_bytes)
         self._grace_seconds = limits.grace_seconds
-        self._process = subprocess.Popen(
-            command,
+        with contextlib.ExitStack() as stack:
+            self.scratch = stack.enter_context(scratch_directory(scratch_root))
+            self._process = self._start(limits, command)
+            self._directory = stack.pop_all()
+        self._unfinished = bytearray()
+        self._output = selectors.DefaultSelector()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            os.set_blocking(stream.fileno(), False)
+            self._output.register(stream, selectors.EVENT_READ)
+
+    def _start(self, limits: EngineLimits, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            (*command, limits.sandbox, *map(str, (self.scratch.inputs, self.scratch.work, self.scratch.out))),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -61,12 +79,6 @@ class EngineProcess:
             start_new_session=True,
             preexec_fn=_child_setup(limits),
         )
-        self._unfinished = bytearray()
-        self._output = selectors.DefaultSelector()
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream is not None
-            os.set_blocking(stream.fileno(), False)
-            self._output.register(stream, selectors.EVENT_READ)
 
     @property
     def pid(self) -> int:
@@ -132,8 +144,13 @@ class EngineProcess:
             self._process.wait()
             with contextlib.suppress(ProtocolError):
                 self.drain()
-            self._close()
+            self._close_pipes()
         return self._process.returncode
+
+    def close(self) -> None:
+        """End it if it still runs, and remove its directory with all it left there."""
+        self.kill(grace_seconds=0)
+        self._directory.close()
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -146,7 +163,7 @@ class EngineProcess:
         while not self.exited() and time.monotonic() < deadline:
             self.pump(0.02)
 
-    def _close(self) -> None:
+    def _close_pipes(self) -> None:
         self._output.close()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
@@ -161,7 +178,7 @@ def _event(line: bytes) -> Event:
 
 
 def _child_setup(limits: EngineLimits) -> Callable[[], None]:
-    """What the child does between fork and exec: die with us, obey the limits."""
+    """What the child does between fork and exec: die with us, die before us when memory is short, obey the limits."""
     pairs = rlimits(limits)
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -171,8 +188,10 @@ def _child_setup(limits: EngineLimits) -> Callable[[], None]:
             prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:  # the worker died before the line above could count
                 os._exit(1)
-        for which, value in pairs:
-            resource.setrlimit(which, (value, value))
+            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+                score.write("1000")
+        for which, bounds in pairs:
+            resource.setrlimit(which, bounds)
 
     return set_up
 
@@ -182,6 +201,10 @@ def problem_of_exit(returncode: int) -> dict[str, str]:
     if returncode == -signal.SIGKILL:
         code, detail = "worker.engine_killed", "the engine process was killed (SIGKILL)"
         hint = "most often the machine ran out of memory: use a smaller model, fewer samples, or a larger machine"
+    elif returncode == -signal.SIGXCPU:
+        code, detail = "job.max_runtime_exceeded", "the engine process used all the processor time one job may have"
+        hint = "set repair.budget_seconds lower, or ask the operator for more (ARCHREPAIR_ENGINE_MAX_RUNTIME_SECONDS)"
+        return {"code": code, "detail": detail, "hint": hint, "category": "user"}
     elif returncode < 0:
         name = signal.Signals(-returncode).name
         code, detail = "worker.engine_crashed", f"the engine process crashed ({name})"

@@ -1,4 +1,4 @@
-"""The directory a job runs in: private, always removed, and swept when a killed worker left one behind."""
+"""The directory an engine runs its job in: private, always removed, and swept when a killed worker left one behind."""
 
 import fcntl
 import os

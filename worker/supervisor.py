@@ -7,6 +7,7 @@ import mimetypes
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
 from worker.lease import Lease, kept_lease
 from worker.limits import EngineLimits
 from worker.progress import ProgressRows
-from worker.scratch import Scratch, scratch_directory
+from worker.scratch import Scratch
 from worker.warm_engine import WarmEngine
 
 LOG_NAME = "engine.log"
@@ -53,7 +54,6 @@ class Workbench:
     limits: EngineLimits
     owner: str
     lease_seconds: float
-    scratch_root: Path
     stopping: threading.Event
 
 
@@ -67,9 +67,9 @@ def run_next_job(bench: Workbench) -> bool:
     log.info("job started")
     with (
         kept_lease(bench.sessions, claim, lease_seconds=bench.lease_seconds) as lease,
-        scratch_directory(bench.scratch_root) as scratch,
+        closing(bench.engines.take()) as engine,
     ):
-        job = _Job(bench, claim, lease, scratch, log)
+        job = _Job(bench, claim, lease, engine, log)
         ending, stored = _run(job)
         written = _write_ending(job, ending, stored)
     log.info("job ended", ending=type(ending).__name__, written=written)
@@ -81,13 +81,17 @@ class _Job:
     bench: Workbench
     claim: Claim
     lease: Lease
-    scratch: Scratch
+    engine: EngineProcess
     log: Any
+
+    @property
+    def scratch(self) -> Scratch:
+        return self.engine.scratch
 
 
 def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
     """The ending, and what is in the store for it. Every way to fail becomes an ending here."""
-    engine = job.bench.engines.take()
+    engine = job.engine
     try:
         request = _fetch(job)
         ending = run_engine(engine, request, watcher=_watcher(job), limits=job.bench.limits)

@@ -39,12 +39,11 @@ def workbench() -> Workbench:
     return Workbench(
         sessions=make_sessions(make_engine(settings.database_url)),
         store=open_store(settings.store_url),
-        engines=WarmEngine(lambda: EngineProcess(limits)),
+        engines=WarmEngine(lambda: EngineProcess(limits, scratch_root=scratch_root(settings))),
         limits=limits,
         # Unique for ever, not host and pid alone: half of the fence, and pids come again.
         owner=f"{socket.gethostname()}:{os.getpid()}:{ULID()}",
         lease_seconds=settings.lease_seconds,
-        scratch_root=scratch_root(settings),
         stopping=threading.Event(),
     )
 

@@ -20,7 +20,7 @@ class WarmEngine:
             self._idle = self._start()
 
     def take(self) -> EngineProcess:
-        """The idle engine, from now on the caller's to kill."""
+        """The idle engine, from now on the caller's to close."""
         self.warm()
         engine, self._idle = self._idle, None
         assert engine is not None
@@ -29,5 +29,5 @@ class WarmEngine:
     def close(self) -> None:
         """End the idle engine; it has no work to lose, so it gets no grace."""
         if self._idle is not None:
-            self._idle.kill(grace_seconds=0)
+            self._idle.close()
             self._idle = None

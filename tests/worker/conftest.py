@@ -28,17 +28,22 @@ def limits():
 
 
 @pytest.fixture
-def start_double(limits):
+def scratch_root(tmp_path):
+    return tmp_path / "scratch"
+
+
+@pytest.fixture
+def start_double(limits, scratch_root):
     """Starts engine doubles and leaves none behind."""
     started = []
 
     def start(limits=limits, command=DOUBLE):
-        started.append(EngineProcess(limits, command=command))
+        started.append(EngineProcess(limits, scratch_root=scratch_root, command=command))
         return started[-1]
 
     yield start
     for engine in started:
-        engine.kill(grace_seconds=0)
+        engine.close()
 
 
 @pytest.fixture
@@ -100,7 +105,6 @@ def service(tmp_path, database_url, limits, start_double):
         limits=limits,
         owner="worker-1",
         lease_seconds=5,
-        scratch_root=tmp_path / "scratch",
         stopping=threading.Event(),
     )
     obstore.put(bench.store, "blobs/sha256/model", b"MODEL")

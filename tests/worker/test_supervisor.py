@@ -68,10 +68,11 @@ def test_a_repaired_job_succeeds_with_its_files_in_the_store(service):
 
 
 @pytest.mark.parametrize("behave", ["succeed", "refuse", "crash", "talk_nonsense"])
-def test_the_scratch_directory_is_gone_after_every_ending(service, behave):
+def test_the_scratch_directory_is_gone_after_every_ending(service, scratch_root, behave):
     service.submit(behave)
     run_next_job(service.bench)
-    assert list(service.bench.scratch_root.iterdir()) == []
+    service.bench.engines.close()
+    assert list(scratch_root.iterdir()) == []
 
 
 def test_a_refused_model_fails_the_job_with_the_engines_problem_and_the_end_of_the_log(service):
