@@ -24,8 +24,11 @@ test: $(INSTALLED)  ## every fast test, on real servers
 test-slow: $(INSTALLED)  ## the tests that take longer
 	$(BIN)/pytest -m slow
 
-test-models: $(INSTALLED)  ## ingest every torchvision model family, scripted and traced
-	$(BIN)/pytest -m models --timeout 900
+test-models: $(INSTALLED)  ## take every model family through the engine and write docs/coverage.md; about an hour
+	$(BIN)/pytest -m models --timeout 900 --ignore tests/coverage
+	mkdir -p build
+	ARCHREPAIR_COVERAGE_ROWS=build/coverage.jsonl $(BIN)/pytest tests/coverage -m ""; failed=$$?; \
+	$(BIN)/python -m tests.coverage.document build/coverage.jsonl docs/coverage.md && exit $$failed
 
 check: $(INSTALLED)  ## lint, format, types, import directions
 	$(BIN)/ruff check .

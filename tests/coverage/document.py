@@ -45,7 +45,7 @@ REMAKE = """\
 ## How to measure it again
 
 `make test-models` measures what the rows in `build/coverage.jsonl` do not have yet of this very code, and writes this
-page. It needs about {minutes} minutes of one core and {gigabytes:.0f} GB of memory for the largest model.
+page. The rows above took {minutes} minutes in all, one after the other, and at most {gigabytes:.1f} GB of memory.
 """
 
 
