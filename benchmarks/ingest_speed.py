@@ -1,7 +1,7 @@
 """What ingest, surgery and export cost, as ratios measured side by side in one process per model.
 
 - conversion: `ingest_model` + `verify_decompiled` against `torch.jit.load` + one forward of the same batch; the memory
-  of each is what the process needed above its start, divided by the size of the weights.
+  of each is what a fresh process needed above its start, divided by the size of the file.
 - training: one forward and backward of the eager original against the rebuilt model, in train mode; above 1 the rebuilt
   one is faster.
 - inference: the customer's file against the file we export with the architecture kept; above 1 ours is faster.
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import nn
 
 from archrepair_core.export import export_torchscript
 from archrepair_core.ingest.model import ingest_model
+from archrepair_core.ingest.tensors import return_freed_memory
 from archrepair_core.ingest.verify import verify_decompiled
 
 # Name: (build, image size, batch). Small enough that eight models fit into minutes on one core.
@@ -42,6 +43,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "vit_tiny": (lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10), 224, 2),
 }
 KINDS = ("scripted", "traced")
+MEASURES = ("load", "conversion", "speed")
 
 
 def main() -> int:
@@ -49,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--pairs", type=int, default=15, help="runs of each side per ratio (%(default)s)")
-    parser.add_argument("--measure", nargs=2, metavar=("MODEL", "KIND"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, metavar=("MEASURE", "MODEL", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(*options.measure, pairs=options.pairs)))
@@ -57,22 +59,23 @@ def main() -> int:
     rows = []
     for name in options.models:
         for kind in KINDS:
-            rows.append({"model": name, "kind": kind, **_in_own_process(name, kind, options.pairs)})
+            measured = {key: value for each in MEASURES for key, value in _own_process(each, name, kind, options)}
+            rows.append({"model": name, "kind": kind, **measured})
             print(_line(rows[-1]) if len(rows) > 1 else f"{_HEAD}\n{_line(rows[-1])}", flush=True)
     print(f"\ngeometric means: training {_mean(rows, 'training'):.3f}, inference {_mean(rows, 'inference'):.3f}")
     print(f"torch {torch.__version__}, 1 thread, {options.pairs} interleaved pairs, median of each side")
     return 0
 
 
-def _in_own_process(name: str, kind: str, pairs: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", name, kind, "--pairs", str(pairs)]
+def _own_process(measure_name: str, name: str, kind: str, options: argparse.Namespace) -> Iterable[tuple[str, Any]]:
+    command = [sys.executable, __file__, "--measure", measure_name, name, kind, "--pairs", str(options.pairs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return dict(json.loads(done.stdout.splitlines()[-1])).items()
 
 
-def measure(name: str, kind: str, *, pairs: int) -> dict[str, float]:
-    """All ratios of one model, scripted or traced."""
+def measure(measure_name: str, name: str, kind: str, *, pairs: int) -> dict[str, float]:
+    """One of MEASURES for one model, scripted or traced."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -84,30 +87,32 @@ def measure(name: str, kind: str, *, pairs: int) -> dict[str, float]:
         compiled = torch.jit.script(eager) if kind == "scripted" else torch.jit.trace(eager, inputs, check_trace=False)
         torch.jit.save(compiled, str(path))
         del compiled
-        return {**_conversion(path, inputs, Path(folder)), **_speed(eager, path, inputs, pairs=pairs)}
+        if measure_name == "speed":
+            return {**_conversion(path, inputs, pairs=3), **_speed(eager, path, inputs, pairs=pairs)}
+        del eager
+        run = {"load": load_and_run, "conversion": ingest_and_verify}[measure_name]
+        return {f"{measure_name}_memory": _peak_megabytes(lambda: run(path, inputs)) / (path.stat().st_size / 2**20)}
 
 
-def _conversion(path: Path, inputs: torch.Tensor, folder: Path) -> dict[str, float]:
-    def load_and_run() -> object:
-        with torch.no_grad():
-            return torch.jit.load(str(path)).eval()(inputs)
+def load_and_run(path: Path, inputs: torch.Tensor) -> None:
+    """What reading the file costs anybody."""
+    with torch.no_grad():
+        torch.jit.load(str(path)).eval()(inputs)
 
-    def ingest_and_verify() -> object:
-        ingested = ingest_model(path, folder)
-        return verify_decompiled(ingested.reference, ingested.model, inputs)
 
-    # The first round also warms torch up; its memory is the memory of a job's first and only ingest.
-    megabytes = [_peak_megabytes(run) for run in (load_and_run, ingest_and_verify)]
-    seconds = _interleaved(load_and_run, ingest_and_verify, 3)
-    weights = path.stat().st_size / 2**20
-    return {
-        "conversion": seconds[1] / seconds[0],
-        "load_memory": megabytes[0] / weights,
-        "conversion_memory": megabytes[1] / weights,
-    }
+def ingest_and_verify(path: Path, inputs: torch.Tensor) -> None:
+    """What it costs us to know the model, and to know that we know it."""
+    ingested = ingest_model(path, path.parent)
+    verify_decompiled(ingested.reference, ingested.model, inputs)
+
+
+def _conversion(path: Path, inputs: torch.Tensor, *, pairs: int) -> dict[str, float]:
+    seconds = _interleaved(lambda: load_and_run(path, inputs), lambda: ingest_and_verify(path, inputs), pairs)
+    return {"conversion": seconds[1] / seconds[0]}
 
 
 def _peak_megabytes(run: Callable[[], object]) -> float:
+    return_freed_memory()  # what building the model left behind must not be reused unseen
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     run()

@@ -1,5 +1,7 @@
 """The archive's tensors as parameters and buffers of the rebuilt model."""
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -47,3 +49,10 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
         return False
     bits = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)]
     return torch.equal(*bits)
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system: the C library keeps blocks of up to 32 MB, which most weights are."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc only
+        trim(0)

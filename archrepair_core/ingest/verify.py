@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.graphs import method_names
 from archrepair_core.ingest.outputs import largest_difference, largest_relative_difference, tensors_in
-from archrepair_core.ingest.tensors import TensorCopies, same_bits
+from archrepair_core.ingest.tensors import TensorCopies, return_freed_memory, same_bits
 from archrepair_core.modes import eval_mode
 
 _TOLERANCE = 1e-5
@@ -82,9 +82,11 @@ def _sharing_tensors(root: nn.Module, module: nn.Module) -> Iterator[None]:
     shared = [(tensor, ours[name]) for name, tensor in _named_tensors(root) if name in ours]
     for theirs, our in shared:
         theirs.data = our.data
+    return_freed_memory()
     try:
         yield
     finally:
+        return_freed_memory()
         copies = TensorCopies()
         for theirs, _ in shared:
             theirs.data = copies.tensor(theirs)
