@@ -29,7 +29,7 @@ from archrepair_core.statistics import (
 ECE_BINS = 15
 CONFUSIONS_SHOWN = 10
 # What torch, TorchScript and hand-written forward methods raise for an input they cannot take.
-_REJECTIONS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+_REJECTIONS = (torch.jit.Error, RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
 def predict(
@@ -63,6 +63,8 @@ def _logits(model: nn.Module, x_NCHW: Tensor, *, name: str) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except _REJECTIONS as error:
+        if "allocate memory" in str(error):  # on the CPU no class of its own says so
+            raise
         raise DatasetError(
             "shape_mismatch",
             f"the model rejects the images of {name} as a batch of {shape} (N×C×H×W): {_reason(error)}",

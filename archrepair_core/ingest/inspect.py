@@ -92,6 +92,7 @@ def check_records(reader: RecordReader, limits: ArchiveLimits) -> CheckedArchive
     num_parameters = _count_parameters(root, code)
     _check_trainable(num_parameters, values["constants.pkl"], code)
     refuse_findings(code)
+    _check_modes(root, code)
     summary = ArchiveSummary(
         format_version=version,
         root_class=root.class_name,
@@ -209,3 +210,11 @@ def _check_trainable(num_parameters: int, constants: Any, code: ProgramSummary) 
     if num_parameters == 0 and not code.operators:
         hint = "Weights must be nn.Parameter attributes of the model; buffers and constants cannot be trained."
         raise ModelError("no_parameters", "The model has no trainable parameters.", hint=hint)
+
+
+def _check_modes(root: Object, code: ProgramSummary) -> None:
+    """Every module has a `training` flag, unless it was frozen: train and eval mode would be undefined."""
+    names = {value.class_name for value in iterate_values(root) if isinstance(value, Object)}
+    for name in sorted(names):
+        if "training" not in code.classes[name].attributes:
+            raise ModelError("frozen_graph", f"Module {name} has no attribute 'training'.", hint=_FREEZE_HINT)

@@ -8,6 +8,7 @@ from torch import nn
 
 from archrepair_core.ingest.archive import ingest_archive
 from archrepair_core.ingest.decompile import decompile
+from archrepair_core.ingest.finite import refuse_non_finite
 from archrepair_core.ingest.records import ArchiveLimits
 
 Format = Literal["torchscript", "torch_export"]
@@ -28,4 +29,5 @@ class IngestedModel:
 def ingest_model(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = None) -> IngestedModel:
     """Check the file, load the checked copy of it and rebuild it. Raises ModelError; nothing is known to agree yet."""
     archive = ingest_archive(path, work_dir, limits=limits)
+    refuse_non_finite(archive.root)
     return IngestedModel("torchscript", archive.root, decompile(archive.root, archive.compilation_unit))

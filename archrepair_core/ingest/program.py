@@ -118,6 +118,8 @@ def _unsafe_code(constructs: list[str]) -> ModelError:
 
 
 def _parse(text: str, module: str) -> ast.Module:
+    if not text.isascii():
+        raise _unsafe_code([f"non-ASCII text in {module}"])
     try:
         with warnings.catch_warnings():
             # Python only warns about "\d"; the two parsers would disagree about such a string.
@@ -125,8 +127,6 @@ def _parse(text: str, module: str) -> ast.Module:
             tree = ast.parse(text)
     except (SyntaxError, Warning, ValueError, RecursionError, MemoryError) as error:
         raise _unsafe_code([f"{type(error).__name__} in {module}"]) from error
-    if not text.isascii():
-        raise _unsafe_code([f"non-ASCII text in {module}"])
     return tree
 
 

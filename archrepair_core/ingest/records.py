@@ -7,6 +7,7 @@ survives here: records follow each other from byte 0 to the directory, and the d
 import io
 import itertools
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -231,6 +232,8 @@ def _check_names(entries: list[zipfile.ZipInfo]) -> None:
         if name != entry.orig_filename or not _NAME.fullmatch(name) or {".", ".."} & set(name.split("/")):
             detail = f"Record name {entry.orig_filename!r} is not allowed (path traversal or odd characters)."
             raise unsafe_archive(detail)
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise unsafe_archive(f"Record {name!r} is a link or another special file.")
         if name.casefold() in seen:
             raise unsafe_archive(f"Record {name!r} occurs twice.")
         seen.add(name.casefold())

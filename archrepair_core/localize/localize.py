@@ -22,8 +22,8 @@ AUTO_METHOD = "spectrum+gradient"
 
 
 def localize(case: Case) -> Localization:
-    """Rank the blocks the spec allows. With no passing or no failing repair inputs there is nothing to contrast: the
-    order is then random, and `method` says so."""
+    """Rank the blocks the spec allows. With no passing or no failing repair inputs, or no layer to observe, there is
+    nothing to contrast: the order is then random, and `method` says so."""
     asked, blocks = case.spec.localization, list(select_blocks(case).values())
     method = AUTO_METHOD if asked.method == "auto" else asked.method
     right = case.baseline.logits["repair"].argmax(1).numpy() == case.data.splits.repair.labels
@@ -34,6 +34,8 @@ def localize(case: Case) -> Localization:
         observe_layers(case.host.model, _batches(case, passing)),
         observe_layers(case.host.model, _batches(case, failing)),
     )
+    if not pools.passing:
+        return rank_at_random(blocks, seed=case.spec.seed)
     return rank_blocks(pools, blocks, method=method, formula=asked.formula, seed=case.spec.seed)
 
 

@@ -42,6 +42,8 @@ def observe_layers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
             outputs.clear()
             loss = F.cross_entropy(model(inputs.to(device).requires_grad_()), labels.to(device), reduction="sum")
             names = [name for name, out in outputs.items() if out.requires_grad]
+            if not names:  # a model whose layers are all written by hand
+                return []
             gradients = torch.autograd.grad(loss, [outputs[name] for name in names], allow_unused=True)
             for name, gradient in zip(names, gradients, strict=True):
                 activation, influence = _per_channel(model.get_submodule(name), outputs[name].detach(), gradient)

@@ -84,6 +84,27 @@ def test_images_the_model_cannot_take_say_their_shape_and_torchs_complaint_in_on
     assert "resize" in caught.value.hint
 
 
+class Picky(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.size(2) != 224:
+            raise ValueError("Expected height 224")
+        return x
+
+
+def test_what_a_scripted_model_raises_itself_is_a_shape_mismatch():
+    with pytest.raises(DatasetError, match="Expected height 224") as caught:
+        run(torch.jit.script(Picky()))
+    assert caught.value.code == "dataset.shape_mismatch"
+
+
+def test_running_out_of_memory_is_not_blamed_on_the_images():
+    def grow(x):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4398046511104 bytes.")
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        run(Returning(grow))
+
+
 def test_a_shape_asserted_by_the_model_itself_is_a_shape_mismatch():
     def refuse(x):
         raise AssertionError("Wrong image height! Expected 224 but got 4!")

@@ -52,3 +52,16 @@ def test_tokens_of_a_linear_layer_are_averaged():
     inputs = torch.randn(2, 4, 6)
     (first, _) = observe_layers(net, [(inputs, torch.tensor([0, 1]))])
     np.testing.assert_allclose(first.activation_IC, net[0](inputs).mean(1).detach().numpy(), rtol=1e-5)
+
+
+class ByHand(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 2))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_a_model_without_a_layer_torch_knows_has_no_observations():
+    assert observe_layers(ByHand(), [(torch.rand(3, 4), torch.tensor([0, 1, 1]))]) == []
