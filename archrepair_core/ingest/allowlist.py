@@ -5,18 +5,24 @@ state or foreign memory. A missing harmless operator costs a user one refusal th
 never by pattern. `out=` overloads cannot slip in: an operator is written by name, and its graph is checked after load.
 """
 
+import re
+
 _ARITHMETIC = """
-    abs abs_ add add_ addcdiv addcmul addmm baddbmm bmm ceil ceil_ clamp clamp_ clamp_max clamp_max_ clamp_min
-    clamp_min_ clip cos cross cumprod cumsum deg2rad div div_ divide dot einsum erf exp exp_ expm1 exponential_ floor
-    floor_ floor_divide fmod frac inverse lerp log log10 log1p log2 logaddexp logit logsumexp matmul maximum minimum mm
-    mul mul_ multiply mv neg neg_ negative outer pow pow_ reciprocal remainder round round_ rsqrt rsub sign sin sqrt
-    sqrt_ square sub sub_ subtract tan tanh tanh_ true_divide trunc
+    abs abs_ acos add add_ addbmm addcdiv addcdiv_ addcmul addcmul_ addmm addmv addr angle asin atan atan2 baddbmm
+    bmm cdist ceil ceil_ clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clip complex conj cos cosh cross
+    cumprod cumsum deg2rad div div_ divide dot einsum erf erfc erfinv exp exp_ exp2 expm1 exponential_ fft_fft
+    fft_fft2 fft_fftn fft_fftshift fft_ifft fft_ifft2 fft_ifftn fft_ifftshift fft_irfft fft_irfft2 fft_irfftn
+    fft_rfft fft_rfft2 fft_rfftn float_power floor floor_ floor_divide fmod frac imag inverse lerp lerp_ log log10
+    log1p log2 logaddexp logit logsumexp matmul maximum minimum mm mul mul_ multiply mv nan_to_num nan_to_num_ neg
+    neg_ negative outer polar positive pow pow_ real reciprocal remainder resolve_conj round round_ rsqrt rsub sgn
+    sign sin sinh sqrt sqrt_ square sub sub_ subtract tan tanh tanh_ tensordot true_divide trunc vdot
+    view_as_complex view_as_real xlogy
 """
 
 _REDUCTION = """
-    all amax amin any argmax argmin argsort bincount cosine_similarity count_nonzero cummax kthvalue
-    linalg_matrix_norm linalg_norm linalg_vector_norm max mean median min norm prod sort std std_mean sum topk var
-    var_mean
+    all amax amin any argmax argmin argsort bincount bucketize cosine_similarity count_nonzero cummax cummin
+    kthvalue linalg_matrix_norm linalg_norm linalg_vector_norm logcumsumexp max mean median min nanmean nansum norm
+    prod searchsorted sort std std_mean sum topk _unique2 unique_dim var var_mean
 """
 
 _COMPARISON = """
@@ -27,34 +33,37 @@ _COMPARISON = """
 _SHAPE = """
     adjoint broadcast_tensors broadcast_to cat chunk clone col2im column_stack concat concatenate contiguous detach
     detach_ diag diagonal diff dim dsplit expand expand_as flatten flip fliplr gather hsplit hstack im2col index
-    index_add index_add_ index_copy index_fill index_put index_put_ index_select is_contiguous is_floating_point
-    is_same_size masked_fill masked_fill_ masked_scatter masked_select meshgrid moveaxis movedim narrow nonzero numel
-    one_hot permute pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape reshape_as roll rot90
-    scatter scatter_ scatter_add scatter_add_ select size slice split split_with_sizes squeeze squeeze_ stack stride
-    swapaxes swapdims t take tensor_split tile transpose tril triu type_as unbind unflatten unfold unsqueeze
-    unsqueeze_ view view_as vsplit vstack
+    index_add index_add_ index_copy index_copy_ index_fill index_fill_ index_put index_put_ index_select
+    is_contiguous is_floating_point is_same_size masked_fill masked_fill_ masked_scatter masked_select meshgrid
+    moveaxis movedim narrow nonzero numel one_hot permute pixel_shuffle pixel_unshuffle ravel repeat
+    repeat_interleave reshape reshape_as roll rot90 scatter scatter_ scatter_add scatter_add_ scatter_reduce select
+    select_scatter size slice slice_scatter split split_with_sizes squeeze squeeze_ stack stride swapaxes swapdims t
+    take take_along_dim tensor_split tile transpose tril tril_indices triu triu_indices type_as unbind unflatten
+    unfold unsafe_chunk unsafe_split unsqueeze unsqueeze_ view view_as vsplit vstack
 """
 
 _CREATION = """
-    arange as_tensor bernoulli bernoulli_ copy_ empty empty_like eye fill_ full full_like linspace multinomial new_empty
-    new_full new_ones new_zeros normal normal_ ones ones_like rand rand_like randint randn randn_like randperm
-    scalar_tensor tensor to uniform_ zero_ zeros zeros_like
+    arange as_tensor bernoulli bernoulli_ copy_ cpu empty empty_like eye fill_ full full_like linspace multinomial
+    new_empty new_full new_ones new_zeros normal normal_ ones ones_like rand rand_like randint randn randn_like
+    randperm scalar_tensor tensor to uniform_ zero_ zeros zeros_like
 """
 
 _LAYERS = """
-    _convolution _convolution_mode adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d affine_grid_generator alpha_dropout alpha_dropout_ avg_pool1d avg_pool2d
-    avg_pool3d batch_norm bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    convolution dropout dropout_ embedding embedding_bag feature_alpha_dropout feature_dropout feature_dropout_
-    grid_sampler group_norm gru gru_cell instance_norm layer_norm linear lstm lstm_cell max_pool1d
-    max_pool2d max_pool2d_with_indices max_pool3d max_unpool2d _native_multi_head_attention native_batch_norm
-    native_group_norm native_layer_norm _pack_padded_sequence pad pairwise_distance reflection_pad1d
-    reflection_pad2d replication_pad1d replication_pad2d replication_pad3d rms_norm rnn_relu rnn_tanh
-    _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned to_padded_tensor
-    scaled_dot_product_attention _transformer_encoder_layer_fwd upsample_bicubic2d upsample_bilinear2d
-    upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
-    _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa _upsample_nearest_exact1d
-    _upsample_nearest_exact2d _upsample_nearest_exact3d constant_pad_nd
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d affine_grid_generator alpha_dropout alpha_dropout_ avg_pool1d avg_pool2d avg_pool3d
+    batch_norm bilinear binary_cross_entropy binary_cross_entropy_with_logits channel_shuffle constant_pad_nd conv1d
+    conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d _convolution convolution _convolution_mode
+    cross_entropy_loss dropout dropout_ embedding embedding_bag feature_alpha_dropout feature_alpha_dropout_
+    feature_dropout feature_dropout_ grid_sampler group_norm gru gru_cell huber_loss instance_norm kl_div l1_loss
+    layer_norm linear lstm lstm_cell max_pool1d max_pool2d max_pool2d_with_indices max_pool3d max_unpool2d
+    max_unpool3d mse_loss native_batch_norm native_group_norm native_layer_norm _native_multi_head_attention
+    _nested_tensor_from_mask _nested_tensor_from_mask_left_aligned nll_loss nll_loss_nd _pack_padded_sequence pad
+    _pad_packed_sequence pairwise_distance reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
+    replication_pad3d rms_norm rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell scaled_dot_product_attention
+    smooth_l1_loss to_padded_tensor _transformer_encoder_layer_fwd upsample_bicubic2d _upsample_bicubic2d_aa
+    upsample_bilinear2d _upsample_bilinear2d_aa _upsample_lanczos2d_aa upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d upsample_trilinear3d _weight_norm
 """
 
 _ACTIVATION = """
@@ -65,10 +74,11 @@ _ACTIVATION = """
 
 # Python's own values: numbers, strings, lists, dicts.
 _LANGUAGE = """
-    Bool Delete Float FloatImplicit Int IntImplicit ScalarImplicit __getitem__ __range_length _set_item _unwrap_optional
-    append clear copy count device dict extend find floordiv format get insert items index item join keys len list
-    lower ord pop remove replace reverse setdefault split startswith endswith str strip upper values warn
-    __derive_index is_autocast_enabled is_grad_enabled mathremainder
+    Bool Delete Float FloatImplicit Int IntImplicit ScalarImplicit append clear copy count __derive_index device
+    dict endswith extend find floordiv format get __getitem__ index insert is_autocast_enabled is_grad_enabled item
+    items join keys len list lower __lshift__ lstrip mathremainder ord percentFormat pop __range_length remove
+    replace reverse __rshift__ rstrip _set_item setdefault sorted split startswith str strip _unwrap_optional update
+    upper values warn
 """
 
 
@@ -85,18 +95,27 @@ PRIM_OPERATORS = _words(
 # Only in graphs: in source text they are Python syntax (`if`, `x.y`, `(a, b)`, `isinstance(...)`).
 _PRIM_SYNTAX = _words("""
     CallFunction CallMethod Constant DictConstruct EnumName EnumValue GetAttr If ListConstruct ListUnpack Loop Return
-    SetAttr TupleConstruct TupleIndex TupleSlice TupleUnpack Uninitialized isinstance tolist unchecked_cast
+    CreateObject Enter Exit SetAttr TupleConstruct TupleIndex TupleSlice TupleUnpack Uninitialized isinstance tolist
+    unchecked_cast
     """)
 
 NODE_KINDS = frozenset(
-    {f"aten::{name}" for name in ATEN_OPERATORS} | {f"prim::{name}" for name in PRIM_OPERATORS | _PRIM_SYNTAX}
+    {"aten::set_grad_enabled"}
+    | {f"aten::{name}" for name in ATEN_OPERATORS}
+    | {f"prim::{name}" for name in PRIM_OPERATORS | _PRIM_SYNTAX}
 )
+
+# The one class that is no module: `with torch.no_grad():` compiles to it. Only its methods may switch gradients.
+CONTEXT_CLASS = re.compile(r"__torch__\.torch\.autograd\.grad_mode\.(___torch_mangle_[0-9]+\.)?no_grad")
+CONTEXT_OPERATOR = "torch.set_grad_enabled"
 
 # What `torch.X` and `ops.N.X` in source text may resolve to.
 DOTTED_NAMES = frozenset({f"torch.{name}" for name in ATEN_OPERATORS} | {f"ops.prim.{name}" for name in PRIM_OPERATORS})
 
 # Names that mean something without being assigned first.
-VALUE_NAMES = _words("annotate bool float getattr inf int isinstance list nan range str unchecked_cast uninitialized")
+VALUE_NAMES = _words(
+    "annotate bool float getattr inf int isinstance list nan range sorted str unchecked_cast uninitialized"
+)
 TYPE_NAMES = _words("""
     Any AnyEnumType Device Dict Final Layout List NoneType Optional Scalar Tensor Tuple Union bool complex dict float
     int list number str tuple

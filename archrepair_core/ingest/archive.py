@@ -11,6 +11,7 @@ import torch
 
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.allowlist import NODE_KINDS
+from archrepair_core.ingest.declarations import Declarations, read_declarations
 from archrepair_core.ingest.inspect import ArchiveSummary, CheckedArchive, check_records, module_name
 from archrepair_core.ingest.program import operator_not_allowed, reprint
 from archrepair_core.ingest.records import ArchiveLimits, RecordReader
@@ -22,10 +23,14 @@ _native: Any = torch._C
 
 @dataclass(frozen=True)
 class LoadedArchive:
-    """A loaded model, never called yet; `compilation_unit` holds the graphs of its free functions."""
+    """A loaded model, never called yet; `compilation_unit` holds the graphs of its free functions.
+
+    `declarations` are the named tuples and enums its code declares.
+    """
 
     root: torch.jit.ScriptModule
     compilation_unit: torch._C.CompilationUnit
+    declarations: Declarations
 
 
 def ingest_archive(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = None) -> LoadedArchive:
@@ -85,7 +90,7 @@ def load_archive(path: Path) -> LoadedArchive:
         hint = "Check that torch.jit.load(path) works with this release of torch, and export the model with it again."
         raise ModelError("unreadable", detail, hint=hint) from error
     _check_graphs(unit, module)
-    return LoadedArchive(torch.jit._recursive.wrap_cpp_module(module), unit)
+    return LoadedArchive(torch.jit._recursive.wrap_cpp_module(module), unit, read_declarations(path))
 
 
 def _check_graphs(unit: Any, root: Any) -> None:

@@ -39,9 +39,20 @@ _MEMORY_FORMATS = ["contiguous_format", "preserve_format", "channels_last", "cha
 _ENUMERATIONS = {"dtype": _DTYPES, "layout": _LAYOUTS, "memory_format": _MEMORY_FORMATS}
 
 _TENSOR_TYPES = ("Tensor", "Optional[Tensor]", "List[Tensor]", "List[Optional[Tensor]]")
+_FLAGS = ("training", "train", "use_input_stats")
+_LAYERS_WITH_FLAG = frozenset(
+    f"aten::{layer}"
+    for layer in (
+        *("alpha_dropout", "alpha_dropout_", "batch_norm", "dropout", "dropout_", "feature_alpha_dropout"),
+        *("feature_alpha_dropout_", "feature_dropout", "feature_dropout_", "gru", "instance_norm", "lstm"),
+        *("rnn_relu", "rnn_tanh", "rrelu", "rrelu_"),
+    )
+)
+_DISPATCHED = frozenset({"index", "index_put", "index_put_"})
 _CREATORS = frozenset(
     [
         "arange",
+        "as_tensor",
         "empty",
         "eye",
         "full",
@@ -73,6 +84,14 @@ def is_tensor_operator(node: Node) -> bool:
     return namespace == "aten" and bool(node.schema()) and (takes_tensors(node) or operator in _CREATORS)
 
 
+def training_flag(node: Node) -> int | None:
+    """Position of the argument that says whether a layer is being trained, in operators that have one."""
+    if node.kind() not in _LAYERS_WITH_FLAG:
+        return None
+    names = [argument.name for argument in _arguments(node)]
+    return next((names.index(flag) for flag in _FLAGS if flag in names), None)
+
+
 def _arguments(node: Node) -> list[Any]:
     text = node.schema()
     return _schema(text).arguments if text and text != "(no schema)" else []
@@ -97,6 +116,8 @@ def _split_arguments(node: Node, inputs: list[ast.expr]) -> tuple[list[ast.expr]
     last_needed = 0
     for argument, value, expression in zip(_arguments(node), node.inputs(), inputs, strict=True):
         needed = not _is_default(argument, value)
+        if _acts_as_number(node, argument, value):
+            expression = literal(value.toIValue().item())
         if argument.kwarg_only:
             if needed:
                 keywords[argument.name] = _enumerated(argument.name, value, expression)
@@ -104,6 +125,35 @@ def _split_arguments(node: Node, inputs: list[ast.expr]) -> tuple[list[ast.expr]
         positional.append(_enumerated(argument.name, value, expression))
         last_needed = len(positional) if needed else last_needed
     return positional[:last_needed], keywords
+
+
+def num_arguments(node: Node) -> int:
+    """How many arguments are left when those at the end that have their default value are dropped."""
+    pairs = list(zip(_arguments(node), node.inputs(), strict=True))
+    needed = [index for index, (argument, value) in enumerate(pairs, start=1) if not _is_default(argument, value)]
+    return max(needed, default=0)
+
+
+def _acts_as_number(node: Node, argument: Any, value: Value) -> bool:
+    # Python's floats, in a trace, became tensors that do not take part in type promotion; eager tensors do.
+    if str(argument.type) != "Tensor" or not is_constant(value):
+        return False
+    constant = value.toIValue()
+    is_double = isinstance(constant, torch.Tensor) and constant.dim() == 0 and constant.dtype == torch.float64
+    return is_double and argument.name in _numbers_of(node.kind())
+
+
+@lru_cache(maxsize=1024)
+def _numbers_of(operator: str) -> frozenset[str]:
+    """Arguments that some overload on tensors takes as a number."""
+    schemas = torch._C._jit_get_schemas_for_operator(operator)
+    return frozenset(
+        argument.name
+        for schema in schemas
+        if schema.arguments and str(schema.arguments[0].type) == "Tensor" and "out" not in schema.overload_name
+        for argument in schema.arguments
+        if str(argument.type) == "number"
+    )
 
 
 def _is_default(argument: Any, value: Value) -> bool:
@@ -132,8 +182,8 @@ def dtype_literal(value: Value) -> ast.expr | None:
 
 
 def _function(operator: str, node: Node, positional: list[ast.expr]) -> ast.expr:
-    if _has_computed_dtype(node):
-        # Only the dispatcher takes a dtype that is a number in a variable.
+    if _has_computed_dtype(node) or operator in _DISPATCHED:
+        # Only the dispatcher takes a dtype that is a number in a variable, or None among indices.
         return dotted(f"torch.ops.aten.{operator}")
     takes_self = bool(positional) and next(iter(_arguments(node))).name == "self"
     if takes_self and operator.endswith("_") and _is_tensor_method(operator):

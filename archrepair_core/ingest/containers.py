@@ -7,6 +7,8 @@ from torch import nn
 
 from archrepair_core.ingest.graphs import Graph, bare_name, method_graph, method_names, type_name
 
+# What Python asks of a container that TorchScript compiles as its methods.
+HELD_METHODS = frozenset({"__contains__", "__len__"})
 _CONTAINERS = "__torch__.torch.nn.modules.container."
 # Containers without a forward of their own only hold their children.
 _HOLDERS: dict[str, Callable[[], nn.Module]] = {"ModuleList": nn.ModuleList, "ModuleDict": nn.ModuleDict}

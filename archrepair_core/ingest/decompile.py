@@ -8,7 +8,6 @@ import ast
 import itertools
 import re
 import uuid
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,8 +15,9 @@ from torch import nn
 
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.annotations import UnsupportedTypeError, annotation
-from archrepair_core.ingest.attention import attends_alike, build_attention
-from archrepair_core.ingest.containers import build_container
+from archrepair_core.ingest.casts import cast_function, is_cast
+from archrepair_core.ingest.containers import HELD_METHODS, build_container
+from archrepair_core.ingest.declarations import Declarations, define_types, enums_as_values
 from archrepair_core.ingest.emission import write_function
 from archrepair_core.ingest.graphs import (
     bare_name,
@@ -30,25 +30,31 @@ from archrepair_core.ingest.graphs import (
     type_name,
 )
 from archrepair_core.ingest.leaves import build_leaf
+from archrepair_core.ingest.measured import behaves_alike, build_measured
 from archrepair_core.ingest.operators import UnsupportedNodeError
 from archrepair_core.ingest.scope import Scope
 from archrepair_core.ingest.sources import define
-from archrepair_core.ingest.syntax import FUNCTION_PREFIX, dotted, is_identifier, is_reserved
-from archrepair_core.ingest.tensors import TensorCopies, fill_tensors
+from archrepair_core.ingest.syntax import FUNCTION_PREFIX, dotted, is_identifier, is_reserved, name, property_of
+from archrepair_core.ingest.tensors import TensorCopies, fill_tensors, tensor_lists
 
 _MAX_LISTED = 40
 _FORWARD = re.compile(r"forward(\d+|__\d+)?")
 
 
-def decompile(root: torch.jit.ScriptModule, compilation_unit: Any) -> nn.Module:
+def decompile(
+    root: torch.jit.ScriptModule, compilation_unit: Any, declarations: Declarations | None = None
+) -> nn.Module:
     """An editable copy of the model, same names, `state_dict` keys, training and requires_grad flags.
 
     Its generated classes are eager Python and TorchScript at once; tensors are copied, tied ones stay tied.
-    Raises ModelError `frozen_graph`, or `operator_not_supported` listing everything that cannot be written.
+    Raises ModelError `frozen_graph`, `no_forward`, or `operator_not_supported` listing all that cannot be written.
     """
     _refuse_frozen(root)
-    rebuild = _Rebuild(root, compilation_unit)
-    module = rebuild.module(root, "")
+    _refuse_without_forward(root)
+    declarations = declarations or Declarations()
+    with enums_as_values(declarations):
+        rebuild = _Rebuild(root, compilation_unit, declarations)
+        module = rebuild.module(root, "")
     if rebuild.problems:
         raise _not_supported(rebuild.problems)
     return module
@@ -60,6 +66,17 @@ def _refuse_frozen(root: torch.jit.ScriptModule) -> None:
             "frozen_graph",
             "the archive has no parameters: its weights are constants of the graph, so nothing in it can be trained",
             hint="save the model before torch.jit.freeze or torch.jit.optimize_for_inference",
+        )
+
+
+def _refuse_without_forward(root: torch.jit.ScriptModule) -> None:
+    names = method_names(root)
+    if not any(_FORWARD.fullmatch(method) for method in names):
+        found = f"only {', '.join(names)}" if names else "none at all"
+        raise ModelError(
+            "no_forward",
+            f"the model has no method named forward, {found}",
+            hint="rename the method that classifies to `forward`, or wrap the model in a module whose forward calls it",
         )
 
 
@@ -76,7 +93,7 @@ def _not_supported(problems: list[str]) -> ModelError:
 class _Rebuild:
     """One pass over an archive: what was generated so far, and what could not be."""
 
-    def __init__(self, root: torch.jit.ScriptModule, compilation_unit: Any) -> None:
+    def __init__(self, root: torch.jit.ScriptModule, compilation_unit: Any, declarations: Declarations) -> None:
         self.problems: list[str] = []
         self._compilation_unit = compilation_unit
         self._prefix = f"archrepair_decompiled_{uuid.uuid4().hex[:8]}"
@@ -85,6 +102,14 @@ class _Rebuild:
         self._aliases = {kind: _forward_aliases(module) for kind, module in modules_by_type(root).items()}
         self._classes: dict[str, tuple[type[nn.Module], Scope]] = {}
         self._functions: dict[str, Any] = {}
+        self._types = self._declared(declarations)
+
+    def _declared(self, declarations: Declarations) -> dict[str, type]:
+        try:
+            return define_types(declarations, self._prefix)
+        except UnsupportedTypeError as error:
+            self.problems.append(str(error))
+            return {}
 
     def module(self, original: torch.jit.ScriptModule, path: str) -> nn.Module:
         children = {
@@ -101,7 +126,7 @@ class _Rebuild:
         """Give `module` what it holds; False if what it then computes is found to differ from the archive."""
         fill_tensors(module, original, self._copies)
         module._modules.update(children)
-        if isinstance(module, nn.MultiheadAttention) and not attends_alike(module, original):
+        if not behaves_alike(module, original):
             return False
         module.training = bool(original.training) if original._c.hasattr("training") else False
         return True
@@ -109,12 +134,14 @@ class _Rebuild:
     def _torch_nn(self, original: torch.jit.ScriptModule) -> nn.Module | None:
         kind = type_name(original)
         called = {self._method_alias(kind, method) for method in self._called.get(kind, ())}
-        if not called <= {"forward"}:
-            return None
-        # Compared with None: an empty container is false.
-        builders = (build_leaf, build_attention, partial(build_container, alias=self._method_alias))
-        made = (build(original) for build in builders)
-        return next((module for module in made if module is not None), None)
+        if (measured := build_measured(original, called)) is not None:
+            return measured
+        if called <= {"forward", *HELD_METHODS}:
+            container = build_container(original, alias=self._method_alias)
+            # Compared with None: an empty container is false.
+            if container is not None:
+                return container
+        return build_leaf(original) if called <= {"forward"} else None
 
     def _generated(self, original: torch.jit.ScriptModule, path: str) -> nn.Module:
         kind = type_name(original)
@@ -139,6 +166,8 @@ class _Rebuild:
     def _class(self, original: torch.jit.ScriptModule, path: str) -> tuple[type[nn.Module], Scope]:
         kind = type_name(original)
         scope = Scope(path, self._function_name, self._method_alias, written_attributes=_written_attributes(original))
+        scope.tensor_lists = tensor_lists(original)
+        scope.namespace |= self._types
         if original._c._get_forward_hooks() or original._c._get_forward_pre_hooks():
             scope.report("forward hook")
         methods = self._methods(original, scope)
@@ -156,7 +185,8 @@ class _Rebuild:
         wanted = called if scope.path else {*called, *(m for m in method_names(original) if is_identifier(m))}
         written: dict[str, ast.stmt] = {}
         for method in method_names(original):
-            identifier = aliases.get(method, method)
+            attribute = property_of(method)
+            identifier = attribute or aliases.get(method, method)
             if method not in wanted or identifier in written:
                 continue
             if (identifier != "forward" and hasattr(nn.Module, identifier)) or not is_identifier(identifier):
@@ -164,7 +194,10 @@ class _Rebuild:
                 continue
             compiled = original._c._get_method(method)
             definition = write_function(identifier, compiled.graph, compiled.schema, scope)
-            definition.decorator_list = [] if method in called else [dotted("torch.jit.export")]
+            if attribute:
+                definition.decorator_list = [name("property")]
+            elif method not in called:
+                definition.decorator_list = [dotted("torch.jit.export")]
             written[identifier] = definition
         return list(written.values())
 
@@ -181,6 +214,10 @@ class _Rebuild:
         compiled = self._compilation_unit.find_function(qualified_name)
         if compiled is None:
             raise UnsupportedNodeError(f"prim::CallFunction of {bare_name(qualified_name)}")
+        if is_cast(compiled.graph):
+            source, target = compiled.schema.arguments[0].type, compiled.schema.returns[0].type
+            identifier = cast_function(source, target, scope.namespace)
+            return identifier, scope.namespace[identifier]
         scope_name, _, last = bare_name(qualified_name).rpartition(".")
         # Exported archives hold the prefixed names: they do not get a second one.
         identifier = self._unused(FUNCTION_PREFIX + _identifier(last.removeprefix(FUNCTION_PREFIX)))
@@ -191,6 +228,7 @@ class _Rebuild:
             self._function_name,
             self._method_alias,
             is_method=False,
+            namespace=dict(self._types),
         )
         definition = write_function(identifier, compiled.graph, compiled.schema, own)
         scope.problems += own.problems

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 
 from archrepair_core.ingest import operators
-from archrepair_core.ingest.annotations import UnsupportedTypeError, annotation
-from archrepair_core.ingest.aten import is_tensor_operator, spell, takes_tensors
-from archrepair_core.ingest.attention import NATIVE_ATTENTION, NATIVE_ATTENTION_READ, native_attention
-from archrepair_core.ingest.graphs import Block, Graph, Node, Value, block_uses, is_constant, is_function, is_module
+from archrepair_core.ingest.annotations import UnsupportedTypeError, annotation, is_named_tuple
+from archrepair_core.ingest.aten import is_tensor_operator, spell, takes_tensors, training_flag
+from archrepair_core.ingest.casts import write_cast, write_isinstance
+from archrepair_core.ingest.fused import FUSED
+from archrepair_core.ingest.graphs import Block, Graph, Node, Value, block_uses, is_constant, is_function
+from archrepair_core.ingest.members import call_function, call_method, get_attribute, set_attribute
 from archrepair_core.ingest.operators import UnsupportedNodeError
 from archrepair_core.ingest.scope import Body, Scope
 from archrepair_core.ingest.shapes import shape_scalars, write_scalar
 from archrepair_core.ingest.syntax import (
-    FUNCTION_PREFIX,
     assign,
     assign_all,
     call,
@@ -29,16 +30,6 @@ from archrepair_core.ingest.syntax import (
 
 _MAX_TRIPS = 2**31 - 1
 _MAX_LITERAL_ELEMENTS = 16
-# Position of the flag that says "training" in the operators a trace bakes it into.
-_TRAINING_FLAGS = {
-    "aten::batch_norm": 5,
-    "aten::dropout": 2,
-    "aten::dropout_": 2,
-    "aten::feature_dropout": 2,
-    "aten::feature_dropout_": 2,
-    "aten::alpha_dropout": 2,
-    "aten::instance_norm": 5,
-}
 _UNWRITABLE = (UnsupportedNodeError, UnsupportedTypeError, TypeError)
 # Written where they are used: they only name values, so a later evaluation gives the same.
 _INLINE = ("prim::ListConstruct", "prim::TupleConstruct")
@@ -96,17 +87,38 @@ def _with_default(defaults: list[ast.expr], argument: Any) -> list[ast.expr]:
 
 def _block(block: Block, body: Body) -> list[ast.stmt]:
     statements: list[ast.stmt] = []
+    outer: list[list[ast.stmt]] = []
     uses = block_uses(block)
     for node in block.nodes():
+        if node.kind() == "prim::Enter":
+            outer.append(statements)
+            statements = []
+            continue
+        if node.kind() == "prim::Exit":
+            statements = _without_gradient(outer.pop(), statements)
+            continue
         try:
             statements += _node(node, body, uses)
         except _UNWRITABLE as error:
             body.scope.report(str(error))
             for value in node.outputs():
                 body.values[value.debugName()] = ast.Constant(None)
-        if statements and isinstance(statements[-1], ast.Raise):
+        if _raises(statements):
             break
+    for before in reversed(outer):  # what raises inside a context never leaves it
+        statements = _without_gradient(before, statements)
     return statements
+
+
+def _without_gradient(before: list[ast.stmt], inside: list[ast.stmt]) -> list[ast.stmt]:
+    item = ast.withitem(call(dotted("torch.no_grad")), None)
+    return [*before, ast.With([item], inside)] if inside else before
+
+
+def _context(node: Node, body: Body) -> list[ast.stmt]:
+    """The object behind a `with`: torch.no_grad is the only class the gate lets through."""
+    body.values[node.output().debugName()] = ast.Constant(None)
+    return []
 
 
 def _node(node: Node, body: Body, uses: Counter[str]) -> list[ast.stmt]:
@@ -114,7 +126,7 @@ def _node(node: Node, body: Body, uses: Counter[str]) -> list[ast.stmt]:
     if kind in _STRUCTURES:
         return _STRUCTURES[kind](node, body)
     inputs = [body.read(value) for value in node.inputs()]
-    if kind in operators.STATEMENTS:
+    if kind in operators.STATEMENTS and not is_tensor_operator(node):
         for value in node.outputs():
             body.values[value.debugName()] = inputs[0]
         return [operators.STATEMENTS[kind](node, inputs)]
@@ -156,7 +168,7 @@ def _expression(node: Node, inputs: list[ast.expr], body: Body) -> ast.expr:
 def _relinked(node: Node, inputs: list[ast.expr], body: Body) -> list[ast.expr]:
     # A trace made in eval mode holds training=False as a constant: give the flag back to the module. A constant True
     # stays: whoever wrote it (or traced in train mode) deployed a model that behaves so.
-    position = _TRAINING_FLAGS.get(node.kind())
+    position = training_flag(node)
     if position is None or not body.scope.is_method:
         return inputs
     flag = list(node.inputs())[position]
@@ -183,9 +195,16 @@ def _constant(node: Node, body: Body) -> list[ast.stmt]:
     elif isinstance(constant, torch.Tensor):
         expression = _tensor_constant(constant, body)
     else:
-        expression = literal(constant)
+        expression = _literal_of(constant, value.type())
     body.values[value.debugName()] = expression
     return []
+
+
+def _literal_of(constant: Any, jit_type: Any) -> ast.expr:
+    if jit_type.kind() != "TupleType":
+        return literal(constant)
+    items = [_literal_of(item, inner) for item, inner in zip(constant, jit_type.elements(), strict=True)]
+    return call(annotation(jit_type), *items) if is_named_tuple(jit_type) else ast.Tuple(items, ast.Load())
 
 
 def _tensor_constant(tensor: torch.Tensor, body: Body) -> ast.expr:
@@ -201,56 +220,6 @@ def _tensor_constant(tensor: torch.Tensor, body: Body) -> ast.expr:
     attribute = f"_constant_{len(body.scope.constants)}"
     body.scope.constants[attribute] = tensor
     return dotted(f"self.{attribute}")
-
-
-def _get_attribute(node: Node, body: Body) -> list[ast.stmt]:
-    value, attribute = node.output(), node.s("name")
-    expression = member(body.read(node.input()), attribute)
-    own = isinstance(body.read(node.input()), ast.Name)
-    if own and not is_module(value) and attribute != "training":
-        body.scope.attribute_types[attribute] = value.type()
-    if own and attribute in body.scope.written_attributes:
-        return [assign(body.bind(value), expression)]
-    body.values[value.debugName()] = expression
-    return []
-
-
-def _set_attribute(node: Node, body: Body) -> list[ast.stmt]:
-    target, value = node.inputs()
-    attribute = node.s("name")
-    if not is_identifier(attribute):
-        raise UnsupportedNodeError(f"prim::SetAttr of {attribute!r}")
-    expression = ast.Attribute(body.read(target), attribute, ast.Store())
-    return [ast.Assign([expression], body.read(value))]
-
-
-def _call_method(node: Node, body: Body) -> list[ast.stmt]:
-    owner, *values = node.inputs()
-    if not is_module(owner):
-        raise UnsupportedNodeError(f"prim::CallMethod on {owner.type().annotation_str}")
-    output = node.output()
-    if not values and output.type().kind() == "NoneType" and not isinstance(body.read(owner), ast.Name):
-        # What is left of an identity in a trace: it takes nothing and gives nothing.
-        body.values[output.debugName()] = ast.Constant(None)
-        return []
-    method = body.scope.method_alias(owner.type().annotation_str, node.s("name"))
-    is_child = not isinstance(body.read(owner), ast.Name)
-    function = body.read(owner) if is_child and method == "forward" else member(body.read(owner), method)
-    return _call(node, call(function, *[body.read(value) for value in values]), body)
-
-
-def _call_function(node: Node, body: Body) -> list[ast.stmt]:
-    function, *values = node.inputs()
-    identifier = body.scope.function_name(function.type().annotation_str, body.scope)
-    return _call(node, call(name(identifier), *[body.read(value) for value in values]), body)
-
-
-def _call(node: Node, expression: ast.expr, body: Body) -> list[ast.stmt]:
-    value = node.output()
-    if value.type().kind() == "NoneType":
-        body.values[value.debugName()] = ast.Constant(None)
-        return [ast.Expr(expression)]
-    return [assign(body.bind(value), expression)]
 
 
 def _if(node: Node, body: Body) -> list[ast.stmt]:
@@ -287,7 +256,8 @@ def _arm(node: Node, arm: Block, targets: list[str], body: Body) -> list[ast.stm
 
 
 def _raises(statements: list[ast.stmt]) -> bool:
-    return bool(statements) and isinstance(statements[-1], ast.Raise)
+    last = statements[-1] if statements else None
+    return isinstance(last, ast.Raise) or (isinstance(last, ast.With) and _raises(last.body))
 
 
 def _loop(node: Node, body: Body) -> list[ast.stmt]:
@@ -342,32 +312,16 @@ def _while(flag: str, index: str, trips: Value, inner: list[ast.stmt], body: Bod
     return ast.While(condition, [*inner, step], [])
 
 
-def _native_attention(node: Node, body: Body) -> list[ast.stmt]:
-    inputs = dict(zip(NATIVE_ATTENTION, node.inputs(), strict=True))
-    mask, weights = inputs["mask"], inputs["need_weights"]
-    if not (is_constant(mask) and mask.toIValue() is None and is_constant(weights) and not weights.toIValue()):
-        raise UnsupportedNodeError("aten::_native_multi_head_attention with a mask or weights")
-    identifier = f"{FUNCTION_PREFIX}{native_attention.__name__}"
-    body.scope.namespace[identifier] = native_attention
-    read = [body.read(value) for argument, value in inputs.items() if argument in NATIVE_ATTENTION_READ]
-    targets = [body.bind(value) for value in node.outputs()]
-    return [assign_all(targets, call(name(identifier), *read))]
-
-
-def _isinstance(node: Node, body: Body) -> list[ast.stmt]:
-    types = [annotation(jit_type) for jit_type in node.tys("types")]
-    check = [call(dotted("torch.jit.isinstance"), body.read(node.input()), jit_type) for jit_type in types]
-    return [assign(body.bind(node.output()), check[0] if len(check) == 1 else ast.BoolOp(ast.Or(), check))]
-
-
 _STRUCTURES: Mapping[str, Callable[[Node, Body], list[ast.stmt]]] = {
-    "aten::_native_multi_head_attention": _native_attention,
-    "prim::CallFunction": _call_function,
-    "prim::CallMethod": _call_method,
+    **FUSED,
+    "prim::CallFunction": call_function,
+    "prim::CallMethod": call_method,
     "prim::Constant": _constant,
-    "prim::GetAttr": _get_attribute,
+    "prim::CreateObject": _context,
+    "prim::GetAttr": get_attribute,
     "prim::If": _if,
     "prim::Loop": _loop,
-    "prim::SetAttr": _set_attribute,
-    "prim::isinstance": _isinstance,
+    "prim::SetAttr": set_attribute,
+    "prim::isinstance": write_isinstance,
+    "prim::unchecked_cast": write_cast,
 }

@@ -30,4 +30,5 @@ def ingest_model(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = N
     """Check the file, load the checked copy of it and rebuild it. Raises ModelError; nothing is known to agree yet."""
     archive = ingest_archive(path, work_dir, limits=limits)
     refuse_non_finite(archive.root)
-    return IngestedModel("torchscript", archive.root, decompile(archive.root, archive.compilation_unit))
+    model = decompile(archive.root, archive.compilation_unit, archive.declarations)
+    return IngestedModel("torchscript", archive.root, model)

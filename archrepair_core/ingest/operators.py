@@ -9,8 +9,8 @@ import builtins
 from collections.abc import Callable
 from types import MappingProxyType
 
-from archrepair_core.ingest.annotations import annotation, same_type
-from archrepair_core.ingest.aten import dtype_literal
+from archrepair_core.ingest.annotations import annotation, is_named_tuple, same_type
+from archrepair_core.ingest.aten import dtype_literal, num_arguments
 from archrepair_core.ingest.graphs import Node, is_constant
 from archrepair_core.ingest.syntax import call, dotted, literal, member, name, subscript
 
@@ -45,10 +45,6 @@ def _equality(operator: ast.cmpop) -> Write:
     return write
 
 
-def _both(operator: ast.boolop) -> Write:
-    return lambda _, inputs: ast.BoolOp(operator, inputs)
-
-
 def _unary(operator: ast.unaryop) -> Write:
     return lambda _, inputs: ast.UnaryOp(operator, inputs[0])
 
@@ -61,8 +57,17 @@ def _method(attribute: str) -> Write:
     return lambda _, inputs: call(member(inputs[0], attribute), *inputs[1:])
 
 
+def _method_with_defaults(attribute: str) -> Write:
+    # Written out they would mean something else: TorchScript's default end of a string is -1.
+    return lambda node, inputs: call(member(inputs[0], attribute), *inputs[1 : num_arguments(node)])
+
+
 def _property(attribute: str) -> Write:
     return lambda _, inputs: member(inputs[0], attribute)
+
+
+def _percent_format(_: Node, inputs: list[ast.expr]) -> ast.expr:
+    return ast.BinOp(inputs[0], ast.Mod(), inputs[1] if len(inputs) == 2 else ast.Tuple(inputs[1:], ast.Load()))
 
 
 def _item(_: Node, inputs: list[ast.expr]) -> ast.expr:
@@ -92,8 +97,8 @@ def _list(node: Node, inputs: list[ast.expr]) -> ast.expr:
 
 
 def _tuple(node: Node, inputs: list[ast.expr]) -> ast.expr:
-    annotation(node.output().type())  # refuses named tuples: their fields would be lost
-    return ast.Tuple(inputs, ast.Load())
+    jit_type = node.output().type()
+    return call(annotation(jit_type), *inputs) if is_named_tuple(jit_type) else ast.Tuple(inputs, ast.Load())
 
 
 def _dict(node: Node, inputs: list[ast.expr]) -> ast.expr:
@@ -117,12 +122,16 @@ def _tuple_item(node: Node, inputs: list[ast.expr]) -> ast.expr:
     return subscript(inputs[0], literal(index.toIValue()))
 
 
+def _tuple_slice(node: Node, inputs: list[ast.expr]) -> ast.expr:
+    first, last = (literal(node.i(bound)) for bound in ("beg", "end"))
+    return subscript(inputs[0], ast.Slice(first, last))
+
+
 def _unwrap(node: Node, inputs: list[ast.expr]) -> ast.expr:
     source = node.input().type()
     if same_type(source, node.output().type()):
         return inputs[0]
-    if source.kind() != "OptionalType":
-        raise UnsupportedNodeError(f"prim::unchecked_cast from {source.annotation_str}")
+    assert source.kind() == "OptionalType", "other casts are written by emission"
     return call(dotted("torch.jit._unwrap_optional"), inputs[0])
 
 
@@ -136,7 +145,8 @@ def _default(jit_type: object) -> ast.expr:
     if kind in _DEFAULTS:
         return _DEFAULTS[kind]()
     if kind == "TupleType":
-        return ast.Tuple([_default(item) for item in jit_type.elements()], ast.Load())  # type: ignore[attr-defined]
+        items = [_default(item) for item in jit_type.elements()]  # type: ignore[attr-defined]
+        return call(annotation(jit_type), *items) if is_named_tuple(jit_type) else ast.Tuple(items, ast.Load())
     if kind in ("OptionalType", "ListType", "DictType"):
         empty = {"OptionalType": ast.Constant(None), "ListType": ast.List([], ast.Load()), "DictType": ast.Dict([], [])}
         return annotated(empty[kind], jit_type)
@@ -190,20 +200,35 @@ SCALARS: MappingProxyType[str, Write] = MappingProxyType(
         "aten::le": _compare(ast.LtE()),
         "aten::gt": _compare(ast.Gt()),
         "aten::ge": _compare(ast.GtE()),
-        "aten::__and__": _both(ast.And()),
-        "aten::__or__": _both(ast.Or()),
+        "aten::__and__": _binary(ast.BitAnd()),
+        "aten::__or__": _binary(ast.BitOr()),
         "aten::slice": _list_slice,
         "aten::sqrt": _calls("math.sqrt"),
         "aten::exp": _calls("math.exp"),
         "aten::log": _calls("math.log"),
         "aten::floor": _calls("math.floor"),
         "aten::ceil": _calls("math.ceil"),
-        "aten::round": _calls("round"),
+        # TorchScript rounds to a float, Python to an integer.
+        "aten::round": lambda _, inputs: call(name("float"), call(name("round"), *inputs)),
         "aten::abs": _calls("abs"),
         "aten::all": _calls("all"),
         "aten::any": _calls("any"),
-        "aten::copy": _calls("list"),
+        "aten::copy": _method("copy"),
         "aten::sum": _calls("sum"),
+        **{
+            f"aten::{method}": _method_with_defaults(method)
+            for method in (
+                *("count", "endswith", "find", "get", "index", "join", "lower", "replace", "setdefault", "split"),
+                *("startswith", "strip", "upper"),
+            )
+        },
+        "aten::ord": _calls("ord"),
+        "aten::__xor__": _binary(ast.BitXor()),
+        "aten::__lshift__": _binary(ast.LShift()),
+        "aten::__rshift__": _binary(ast.RShift()),
+        "aten::mathremainder": _calls("math.remainder"),
+        "aten::log10": _calls("math.log10"),
+        "aten::sorted": _calls("sorted"),
     }
 )
 
@@ -232,18 +257,27 @@ ANY: MappingProxyType[str, Write] = MappingProxyType(
         "aten::list_with_default": _list_with_default,
         "aten::pop": _method("pop"),
         "aten::size": _size,
+        "aten::percentFormat": _percent_format,
         "aten::str": _calls("str"),
         "aten::values": lambda _, inputs: call(name("list"), call(member(inputs[0], "values"))),
         "prim::DictConstruct": _dict,
         "prim::ListConstruct": _list,
         "prim::NumToTensor": _calls("torch.tensor"),
         "prim::TupleConstruct": _tuple,
+        "prim::EnumValue": lambda _, inputs: inputs[0],
         "prim::TupleIndex": _tuple_item,
+        "prim::TupleSlice": _tuple_slice,
         "prim::Uninitialized": _uninitialized,
         "prim::abs": _calls("abs"),
         "prim::device": _property("device"),
         "prim::dtype": _property("dtype"),
         "prim::is_cuda": _property("is_cuda"),
+        "prim::is_nested": _property("is_nested"),
+        "prim::type": _property("type"),
+        "prim::data": _property("data"),
+        "prim::layout": _property("layout"),
+        "aten::is_grad_enabled": _calls("torch.is_grad_enabled"),
+        "aten::is_autocast_enabled": _calls("torch.is_autocast_enabled"),
         "prim::max": _calls("max"),
         "prim::min": _calls("min"),
         "prim::requires_grad": _property("requires_grad"),
@@ -252,7 +286,11 @@ ANY: MappingProxyType[str, Write] = MappingProxyType(
 )
 
 # Called for what they do: the result, if any, is their first argument.
-_LIST_METHODS = ("append", "clear", "extend", "insert", "remove", "reverse", "sort", "update")
+_LIST_METHODS = ("append", "clear", "extend", "insert", "remove", "reverse", "update")
+
+
+def _delete(_: Node, inputs: list[ast.expr]) -> ast.stmt:
+    return ast.Delete([ast.Subscript(inputs[0], inputs[1], ast.Del())])
 
 
 def _set_item(_: Node, inputs: list[ast.expr]) -> ast.stmt:
@@ -281,7 +319,11 @@ def _exception_name(node: Node) -> str:
 
 STATEMENTS: MappingProxyType[str, Callable[[Node, list[ast.expr]], ast.stmt]] = MappingProxyType(
     {
+        "aten::Delete": _delete,
+        "aten::sort": lambda _, inputs: ast.Expr(call(member(inputs[0], "sort"), reverse=inputs[1])),
         "aten::_set_item": _set_item,
+        # Of lists; on tensors it is an operator.
+        "aten::add_": _statement("extend"),
         "aten::warn": _warn,
         "prim::RaiseException": _raise,
         **{f"aten::{method}": _statement(method) for method in _LIST_METHODS},

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.allowlist import (
     BASE_CLASSES,
+    CONTEXT_CLASS,
+    CONTEXT_OPERATOR,
     DOTTED_NAMES,
     FORBIDDEN_METHODS,
     ROOT_NAMES,
@@ -19,10 +21,10 @@ from archrepair_core.ingest.allowlist import (
     VALUE_NAMES,
 )
 
-_STATEMENTS = (ast.AnnAssign, ast.Assign, ast.Expr, ast.For, ast.If, ast.Pass, ast.Return, ast.While)
+_STATEMENTS = (ast.AnnAssign, ast.Assign, ast.Expr, ast.For, ast.If, ast.Pass, ast.Return, ast.While, ast.With)
 _EXPRESSIONS = (
     *(ast.Attribute, ast.Call, ast.Constant, ast.Dict, ast.List, ast.Name, ast.Slice, ast.Subscript, ast.Tuple),
-    *(ast.Load, ast.Store, ast.USub, ast.UnaryOp, ast.keyword),
+    *(ast.Load, ast.Store, ast.USub, ast.UnaryOp, ast.keyword, ast.withitem),
 )
 _LISTS_OF_NAMES = frozenset({"__parameters__", "__buffers__", "__forward_hooks__", "__forward_pre_hooks__"})
 _CONSTANT = re.compile(r"CONSTANTS\.c[0-9]{1,6}")
@@ -113,7 +115,7 @@ def operator_not_allowed(operators: Mapping[str, tuple[str, ...]]) -> ModelError
 def _unsafe_code(constructs: list[str]) -> ModelError:
     shown = "; ".join(constructs[:20]) + ("; ..." if len(constructs) > 20 else "")
     hint = "Only nn.Module classes with compiled methods, NamedTuples and Enums are accepted: no __setstate__, hooks, "
-    hint += "torchbind objects, other script classes (torch.no_grad is one), fork or rpc."
+    hint += "torchbind objects, other script classes, fork or rpc."
     return ModelError("unsafe_code", f"The archive's code is not allowed: {shown}.", hint=hint)
 
 
@@ -144,7 +146,8 @@ def _check_module(tree: ast.Module, module: str, findings: _Findings) -> None:
 def _check_class(definition: ast.ClassDef, name: str, findings: _Findings) -> None:
     base = definition.bases[0] if len(definition.bases) == 1 else None
     base_name = base.id if isinstance(base, ast.Name) and base.id in BASE_CLASSES else ""
-    if not base_name or definition.keywords or definition.decorator_list:
+    is_plain = bool(base_name) or (_is_context(name) and not definition.bases)
+    if not is_plain or definition.keywords or definition.decorator_list:
         findings.refuse("a class that is no Module, NamedTuple or Enum", name)
     if name in findings.classes or name.startswith(_TORCHBIND):
         findings.refuse("a second definition or torchbind class", name)
@@ -261,6 +264,8 @@ def _check_node(node: ast.AST, where: str, known: frozenset[str], findings: _Fin
             findings.refuse("a bare expression", where)
         case ast.For(orelse=[_, *_]) | ast.While(orelse=[_, *_]):
             findings.refuse("a loop with else", where)
+        case ast.withitem(optional_vars=ast.expr()):
+            findings.refuse("a with statement that names its value", where)
         case ast.keyword(arg=None):
             findings.refuse("a ** argument", where)
     yield from ast.iter_child_nodes(node)
@@ -288,8 +293,14 @@ def _check_attribute(node: ast.Attribute, where: str, findings: _Findings) -> It
     dotted = ".".join([value.id, *reversed(path)])
     if value.id == "__torch__":
         findings.references.setdefault(dotted, {})[where] = None
+    elif dotted == CONTEXT_OPERATOR and _is_context(where.rpartition(".")[0]):
+        return
     elif dotted not in DOTTED_NAMES and not _CONSTANT.fullmatch(dotted):
         findings.operators.setdefault(_operator_name(dotted), {})[where] = None
+
+
+def _is_context(class_name: str) -> bool:
+    return CONTEXT_CLASS.fullmatch(class_name) is not None
 
 
 def _operator_name(dotted: str) -> str:
@@ -305,6 +316,7 @@ def _resolve(findings: _Findings) -> None:
     """Names of other files and attributes, now that every definition is known."""
     enums = [(name, source) for name, source in findings.classes.items() if source.base == "Enum"]
     known = findings.functions | findings.classes.keys()
+    known |= {f"{name}.__new__" for name in findings.classes if _is_context(name)}
     known |= {f"{name}.{member}" for name, source in enums for member in source.attributes}
     for name, places in findings.references.items():
         if name.startswith(_TORCHBIND):

@@ -23,6 +23,8 @@ class Scope:
     method_alias: Callable[[str, str], str]
     written_attributes: frozenset[str] = frozenset()
     attribute_types: dict[str, Any] = field(default_factory=dict)
+    # Attributes that list tensors which the module also holds under a name of their own.
+    tensor_lists: dict[str, list[str]] = field(default_factory=dict)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     namespace: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _HEADER = ast.parse(
-    "import math\nimport warnings\nfrom typing import Any, Dict, List, Optional, Tuple, Union\n\n"
+    "import math\nimport warnings\nfrom typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union\n\n"
     "import torch\nfrom torch import Tensor\n"
 ).body
 

@@ -9,8 +9,12 @@ import re
 import torch
 
 # Names every generated file can use; locals keep clear of them.
-GLOBAL_NAMES = frozenset({"Any", "Dict", "List", "Optional", "Tensor", "Tuple", "Union", "math", "torch", "warnings"})
+GLOBAL_NAMES = frozenset(
+    {"Any", "Dict", "List", "NamedTuple", "Optional", "Tensor", "Tuple", "Union", "math", "torch", "warnings"}
+)
 FUNCTION_PREFIX = "fn_"
+TYPE_PREFIX = "nt_"
+_GETTER = re.compile(r"__(\w+)_getter", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -21,7 +25,14 @@ def is_identifier(text: str) -> bool:
 
 def is_reserved(text: str) -> bool:
     """Whether a local of this name would hide something the generated source relies on."""
-    return text in GLOBAL_NAMES or text == "self" or hasattr(builtins, text) or text.startswith(FUNCTION_PREFIX)
+    taken = text in GLOBAL_NAMES or text == "self" or hasattr(builtins, text)
+    return taken or text.startswith((FUNCTION_PREFIX, TYPE_PREFIX))
+
+
+def property_of(method: str) -> str | None:
+    """The property whose getter TorchScript calls `__x_getter`; None for any other method."""
+    match = _GETTER.fullmatch(method)
+    return match[1] if match and is_identifier(match[1]) else None
 
 
 def name(identifier: str) -> ast.expr:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from archrepair_core.ingest.graphs import method_graph, method_names, nodes_of
+
 
 class TensorCopies:
     """Copies storages once each, so that tied weights and views stay tied and the archive stays as it was delivered."""
@@ -41,6 +43,9 @@ def fill_tensors(module: nn.Module, original: torch.jit.ScriptModule, copies: Te
         module._parameters[name] = copies.parameter(tensor)
     for name, buffer in original.named_buffers(recurse=False, remove_duplicate=False):
         module._buffers[name] = copies.tensor(buffer)
+    if isinstance(module, nn.RNNBase):
+        # Its own list of its parameters, made when it was built.
+        module._flat_weights = [module._parameters[name] for name in module._flat_weights_names]
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -56,3 +61,29 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc only
         trim(0)
+
+
+def tensor_lists(original: torch.jit.ScriptModule) -> dict[str, list[str]]:
+    """Attributes of `original` that list its own parameters or buffers (`nn.LSTM._flat_weights`), and the names listed.
+
+    The lists in an archive are copies by value: training the parameter would leave them behind.
+    """
+    tensors = [*original.named_parameters(recurse=False), *original.named_buffers(recurse=False)]
+    names = {_place(tensor): name for name, tensor in reversed(tensors)}
+    lists = {}
+    for attribute in _list_attributes(original):
+        places = [_place(tensor) for tensor in original._c.getattr(attribute)]
+        if places and all(place in names for place in places):
+            lists[attribute] = [names[place] for place in places]
+    return lists
+
+
+def _list_attributes(original: torch.jit.ScriptModule) -> list[str]:
+    graphs = [method_graph(original, method) for method in method_names(original)]
+    reads = [node for graph in graphs for node in nodes_of(graph) if node.kind() == "prim::GetAttr"]
+    lists = {node.s("name") for node in reads if node.output().type().annotation_str == "List[Tensor]"}
+    return sorted(name for name in lists if original._c.hasattr(name))
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.decompile import decompile
+from archrepair_core.ingest.model import ingest_model
 from archrepair_core.ingest.outputs import largest_difference, tensors_in
 from archrepair_core.ingest.verify import verify_decompiled
 
@@ -364,7 +365,7 @@ class Sorting(nn.Module):
         self.text = "a,b"
 
     def forward(self, x: Tensor) -> Tensor:
-        text = self.text.split(",")
+        text = self.text.title()
         return x * len(text)
 
 
@@ -372,7 +373,7 @@ def test_every_unsupported_operator_is_listed_with_its_module(archived):
     with pytest.raises(ModelError) as caught:
         decompile(*archived(Unsupported()))
     assert caught.value.code == "model.operator_not_supported"
-    for problem in ("prim::fork", "aten::wait", "aten::split in inner"):
+    for problem in ("prim::fork", "aten::wait", "aten::title in inner"):
         assert problem in caught.value.detail
 
 
@@ -384,19 +385,48 @@ def test_frozen_archive_is_refused(archived):
     assert "torch.jit.freeze" in caught.value.hint
 
 
+class Size(NamedTuple):
+    height: int
+    width: int
+
+
 class Answer(NamedTuple):
     logits: Tensor
-    features: Tensor
+    size: Size
 
 
 class Named(WithParameter):
     def forward(self, x: Tensor) -> Answer:
-        return Answer(x * self.weight.sum(), x)
+        return Answer(x * self.weight.sum(), Size(x.size(2), x.size(3)))
 
 
-def test_named_tuple_is_named_as_unsupported(archived):
-    with pytest.raises(ModelError, match="Answer"):
-        decompile(*archived(Named()))
+def test_named_tuples_keep_their_fields_and_names(tmp_path):
+    torch.jit.save(torch.jit.script(Named()), str(tmp_path / "named.pt"))
+    ingested = ingest_model(tmp_path / "named.pt", tmp_path)
+    x = torch.randn(2, 3, 4, 5)
+    answer = ingested.model(x)
+    assert answer._fields == ("logits", "size")
+    assert (answer.size.height, answer.size.width) == (4, 5)
+    assert torch.equal(answer.logits, ingested.reference(x).logits)
+    scripted = torch.jit.script(ingested.model)
+    assert scripted(x).size.width == 5
+    assert str(scripted.forward.schema).endswith("Answer")
+
+
+class OnlyPredict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    @torch.jit.export
+    def predict(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def test_model_without_forward_is_refused_by_the_names_it_has(archived):
+    with pytest.raises(ModelError, match="predict") as caught:
+        decompile(*archived(OnlyPredict()))
+    assert caught.value.code == "model.no_forward"
 
 
 def vision_transformer():

@@ -56,10 +56,22 @@ class Forks(Weighted):
         return torch.jit.wait(torch.jit.fork(torch.relu, x * self.weight))
 
 
+@torch.jit.script
+class Scaling:
+    def __init__(self, by: float):
+        self.by = by
+
+
+class UsesAClass(Weighted):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight * Scaling(2.0).by
+
+
 class SwitchesGradientsOff(Weighted):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return x * self.weight
+            scale = x.mean()
+        return x * self.weight * scale
 
 
 def peek(self: nn.Module, input: tuple[Tensor]) -> tuple[Tensor]:
@@ -137,7 +149,7 @@ def test_a_trained_resnet20_passes():
         (WritesFile, "operator_not_allowed", ["aten::save", "WritesFile.forward"]),
         (WritesWhileLoading, "unsafe_code", ["WritesWhileLoading.__setstate__", "aten::save"]),
         (Forks, "unsafe_code", ["fork", "Forks.forward"]),
-        (SwitchesGradientsOff, "unsafe_code", ["With", "no_grad"]),
+        (UsesAClass, "unsafe_code", ["no Module, NamedTuple or Enum", "Scaling"]),
         (Hooked, "unsafe_code", ["peek", "Hooked"]),
         (Parameterless, "no_parameters", []),
     ],
@@ -210,6 +222,22 @@ def test_random_bytes_are_no_torchscript(tmp_path):
     path = tmp_path / "noise.pt"
     path.write_bytes(bytes(range(256)) * 10)
     assert refusal(path).code == "model.not_torchscript"
+
+
+def test_no_grad_blocks_are_allowed(tmp_path):
+    assert inspect_archive(scripted(SwitchesGradientsOff(), tmp_path)).num_parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (b"def f(x: Tensor) -> Tensor:\n  torch.set_grad_enabled(False)\n  return x\n", "aten::set_grad_enabled"),
+        (b"class no_grad:\n  def __enter__(self) -> NoneType:\n    return None\n", "no_grad"),
+        (b"def f(x: Tensor) -> Tensor:\n  with x as y:\n    return y\n", "with statement that names"),
+    ],
+)
+def test_gradients_are_switched_by_the_class_of_torch_only(changed, text, word):
+    refusal(changed({"code/__torch__/evil.py": text}), word)
 
 
 def test_a_torchbind_attribute_is_refused_by_name(changed):

@@ -108,7 +108,7 @@ def test_namespaces_cannot_be_aliased_or_shadowed(body):
         ("return [i for i in x]", "ListComp"),
         ("return (lambda: x)()", "Lambda"),
         ("import os", "Import"),
-        ("with x:\n      pass", "With"),
+        ("with x as y:\n      pass", "a with statement that names its value"),
         ("def g():\n      pass", "FunctionDef"),
         ("return f'{x}'", "JoinedStr"),
         ("return '\\x00'", "constant"),
