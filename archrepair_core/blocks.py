@@ -6,31 +6,30 @@ autograd graph (what can be bypassed), never off class names: rebuilt TorchScrip
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node, get_gradient_edge
 
+from archrepair_core.calls import Call, trace_calls
 from archrepair_core.cost import count_macs, latency_shares
 from archrepair_core.errors import ModelError, SpecError
-from archrepair_core.modes import eval_mode
 
 Level = Literal["block", "stage"]
 
-# Two images show the structure of a model as well as sixty-four, and one would hide a mistaken batch dimension.
-STRUCTURE_BATCH = 2
+# A block that was repaired with a branch holds these two and nothing else (search/branches.py), in any archive of ours.
+CELL_PARTS = {"original", "branch"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A single-input single-output module called once per forward; a `stage` holds two or more blocks.
+    """A module that can be replaced as one: one tensor comes out; `stage`: it holds two or more blocks.
 
-    Shapes are without the batch dimension, `macs` per image, `latency_share` the measured part (0–1) of the host's
-    forward, `depth` the position in execution order among all blocks and stages of the host.
+    What goes in is one tensor, or several (`arguments` of its forward) that count as concatenated over channels.
+    Shapes are without batch, `macs` per image, `latency_share` the measured part (0–1) of the forward, `depth` the
+    position in execution order; `borrowed` are tensors of the host it computes with.
     """
 
     name: str
@@ -42,34 +41,14 @@ class Block:
     latency_share: float
     depth: int
     level: Level
-
-
-@dataclass
-class Call:
-    """What one forward pass did with a module. The last four fields are None unless it took and gave one tensor."""
-
-    module: nn.Module
-    order: int
-    count: int = 0
-    input_shape: tuple[int, ...] | None = None
-    output_shape: tuple[int, ...] | None = None
-    # Positions in the autograd graph, taken during the pass: later in-place operations move a tensor's grad_fn.
-    input_node: Node | None = None
-    output_node: Node | None = None
+    arguments: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
 
     @property
-    def replaceable(self) -> bool:
-        """Called once with one tensor and nothing else, gave one tensor, has weights to train.
-
-        `requires_grad` is not asked: it tells how the last training was set up, not what the module is.
-        """
-        one_to_one = self.count == 1 and self.input_shape is not None and self.output_shape is not None
-        return one_to_one and any(parameter.is_floating_point() for parameter in self.module.parameters())
-
-    @property
-    def weighted(self) -> bool:
-        """Owns a weight matrix or kernel itself: a convolution, a linear layer, an attention projection."""
-        return any(parameter.ndim >= 2 for parameter in self.module.parameters(recurse=False))
+    def scope(self) -> tuple[str, ...]:
+        """What trains when this block trains: names of modules and tensors of the host."""
+        # A run owns no weights and is not put in train mode: its batch-norms are operators and would forget.
+        return (*self.borrowed, f"{self.name}.branch") if self.borrowed else (self.name,)
 
 
 def find_blocks(model: nn.Module, inputs: Tensor) -> list[Block]:
@@ -79,14 +58,10 @@ def find_blocks(model: nn.Module, inputs: Tensor) -> list[Block]:
     without such modules (VGG, a plain CNN) yields its layers with weights. Raises `model.no_repairable_block`.
     """
     calls = trace_calls(model, inputs)
-    names, stages = _composite_blocks(calls) or _layers(calls)
+    seen = _without_branches(calls)
+    names, stages = _composite_blocks(seen) or _layers(seen)
     if not names:
-        raise ModelError(
-            "no_repairable_block",
-            f"none of the {len(calls) - 1} submodules that {type(model).__name__} calls takes one tensor, gives one "
-            "tensor, runs once and has weights",
-            hint="Only models with layers or blocks that map one tensor to one tensor can be repaired.",
-        )
+        raise _no_block(model, calls)
     levels: dict[str, Level] = {**dict.fromkeys(stages, "stage"), **dict.fromkeys(names, "block")}
     return _describe(model, inputs, calls, levels)
 
@@ -110,44 +85,33 @@ def replace_block_(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
     return old
 
 
-def trace_calls(model: nn.Module, inputs: Tensor) -> dict[str, Call]:
-    """What one eval-mode forward over the first images calls, by qualified name (`""` is root), first call first."""
-    calls: dict[str, Call] = {}
-    probe = inputs[:STRUCTURE_BATCH].detach()
-    if probe.is_floating_point():
-        # A copy that is no leaf: models may normalise their input in place, and the caller keeps his tensor.
-        probe = probe.clone().requires_grad_().clone()
-    with eval_mode(model), torch.enable_grad(), _recording(model, calls):
-        model(probe)
-    return calls
+def _no_block(model: nn.Module, calls: dict[str, Call]) -> ModelError:
+    refused = [f"{name} {call.refusal}" for name, call in calls.items() if name and _holds_weights(call.module)]
+    reasons = f": {'; '.join(refused[:5])}{' …' if len(refused) > 5 else ''}" if refused else ""
+    return ModelError(
+        "no_repairable_block",
+        f"none of the {len(calls) - 1} submodules that {type(model).__name__} calls takes tensors that fit together, "
+        f"gives one tensor and has weights{reasons}",
+        hint="Only models with layers or blocks that map tensors to one tensor can be repaired.",
+    )
 
 
-@contextmanager
-def _recording(model: nn.Module, calls: dict[str, Call]) -> Iterator[None]:
-    names = {module: name for name, module in model.named_modules()}
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = calls.setdefault(names[module], Call(module, order=len(calls)))
-        call.count += 1
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            call.input_shape, call.input_node = tuple(args[0].shape[1:]), _graph_node(args[0])
-
-    def leave(module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
-        if isinstance(output, Tensor):
-            call = calls[names[module]]
-            call.output_shape, call.output_node = tuple(output.shape[1:]), _graph_node(output)
-
-    handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in names]
-    handles += [module.register_forward_hook(leave) for module in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _holds_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
-def _graph_node(tensor: Tensor) -> Node | None:
-    return get_gradient_edge(tensor).node if tensor.requires_grad else None
+def _without_branches(calls: dict[str, Call]) -> dict[str, Call]:
+    """The calls as they were before any block got a branch: a repaired block counts as what its original is."""
+    cells = [name for name, call in calls.items() if name and set(call.module._modules) == CELL_PARTS]
+    hidden = {f"{cell}.original" for cell in cells}
+    seen = {name: call for name, call in calls.items() if name not in hidden}
+    for cell in cells:
+        module = calls[cell].module
+        while set(module._modules) == CELL_PARTS:
+            module = module.get_submodule("original")
+        if cell in seen:
+            seen[cell] = replace(calls[cell], module=module)
+    return {name: call for name, call in seen.items() if not any(_inside(name, f"{cell}.branch") for cell in cells)}
 
 
 def _in_series(host: Call, part: Call) -> bool:
@@ -157,7 +121,7 @@ def _in_series(host: Call, part: Call) -> bool:
     ahead, seen = [host.output_node], {part.output_node}
     while ahead:
         node = ahead.pop()
-        if node is host.input_node:
+        if node in host.input_nodes:
             return False
         if node not in seen:
             seen.add(node)
@@ -186,51 +150,87 @@ def _kind(module: nn.Module) -> tuple[str, ...]:
 
 def _composite_blocks(calls: dict[str, Call]) -> tuple[list[str], list[str]] | None:
     """(blocks, stages), or None for a flat model: one whose composites neither repeat nor hide a bypass."""
-    composites = {
-        name: call
-        for name, call in calls.items()
-        if name and call.replaceable and len(_weighted_parts(calls, name)) >= 2
-    }
-    blocks, stages = _group(calls, composites, host="")
-    kinds = Counter(_kind(composites[name].module) for name in blocks)
-    true_blocks = [name for name in blocks if kinds[_kind(composites[name].module)] > 1 or _has_bypass(calls, name)]
-    return (blocks, stages) if true_blocks else None
+    parts = {name: len(_weighted_parts(calls, name)) for name, call in calls.items() if name and call.replaceable}
+    kinds = {_kind(calls[name].module) for name, count in parts.items() if count >= 2}
+    # A sibling may be slimmer: EfficientNetV2's first blocks have a single convolution.
+    composites = {name: calls[name] for name, count in parts.items() if count and _kind(calls[name].module) in kinds}
+    blocks, stages = _group(_Composites(calls, composites), host="")
+    repeats = Counter(_kind(composites[name].module) for name in blocks)
+    true = {name for name in blocks if repeats[_kind(composites[name].module)] > 1 or _has_bypass(calls, name)}
+    ends = _first_and_last_layer(calls)
+    kept = [name for name in blocks if name in true or not any(_inside(layer, name) for layer in ends)]
+    return (kept, stages) if true else None
 
 
-def _group(calls: dict[str, Call], composites: dict[str, Call], *, host: str) -> tuple[list[str], list[str]]:
-    """(blocks, stages) strictly inside `host`.
+def _first_and_last_layer(calls: dict[str, Call]) -> tuple[str, str]:
+    """Where stem and head are. A plain sequence there is no block, as little as the single layer it stands for."""
+    layers = sorted(_weighted_parts(calls, ""), key=lambda name: calls[name].order)
+    return layers[0], layers[-1]
+
+
+class _Composites:
+    """The candidates of a model and how they stand to one another.
 
     Inside a composite only parts in series can be blocks of their own: the branches of an Inception module, or the
-    attention and MLP around which an encoder block adds its residuals, make sense only together.
+    attention and MLP around which an encoder block adds its residuals, make sense only together. They stand aside, and
+    what stands aside in one place is a mere part in all (the gate of a mobile block without a residual).
     """
+
+    def __init__(self, calls: dict[str, Call], composites: dict[str, Call]) -> None:
+        self.calls = composites
+        self.in_series: dict[str, list[str]] = {"": _outermost(composites, "")}
+        self.kinds = Counter(_kind(call.module) for call in composites.values())
+        self.part_kinds: set[tuple[str, ...]] = set()
+        for host in composites:
+            parts = _outermost(composites, host)
+            dense = _densely_connected(calls, parts)
+            self.in_series[host] = [part for part in parts if part in dense or _in_series(calls[host], calls[part])]
+            self.part_kinds |= {self.kind(part) for part in parts if part not in self.in_series[host]}
+
+    def kind(self, name: str) -> tuple[str, ...]:
+        return _kind(self.calls[name].module)
+
+    def absorbs(self, outer: str, inner: str) -> bool:
+        """Whether `outer` is the block and `inner`, the only one in it, its body; else `outer` is just a wrapper."""
+        if self.kind(inner) in self.part_kinds:
+            return True
+        if self.kind(outer)[0] == "Sequential" and len(self.calls[outer].module) == 1:  # type: ignore[arg-type]
+            return False
+        if self.kinds[self.kind(outer)] < self.kinds[self.kind(inner)]:
+            return False
+        same_size = _num_params(self.calls[outer].module) == _num_params(self.calls[inner].module)
+        return self.kinds[self.kind(outer)] > 1 or same_size
+
+
+def _group(composites: _Composites, *, host: str) -> tuple[list[str], list[str]]:
+    """(blocks, stages) strictly inside `host`."""
     blocks: list[str] = []
     stages: list[str] = []
-    parts = _outermost(composites, host)
-    if host:
-        parts = [part for part in parts if _in_series(calls[host], calls[part])]
-    for part in parts:
-        inner_blocks, inner_stages = _group(calls, composites, host=part)
+    for part in composites.in_series[host]:
+        inner_blocks, inner_stages = _group(composites, host=part)
         if len(inner_blocks) >= 2:
             # A wrapper around one stage is the same candidate again.
             wraps_stage = _blocks_in(inner_blocks, inner_stages[:1]) == inner_blocks
             stages += inner_stages if wraps_stage else [part, *inner_stages]
             blocks += inner_blocks
         else:
-            blocks += inner_blocks if inner_blocks and not _absorbs(composites, part, inner_blocks[0]) else [part]
+            blocks += inner_blocks if inner_blocks and not composites.absorbs(part, inner_blocks[0]) else [part]
     return blocks, stages
+
+
+def _densely_connected(calls: dict[str, Call], parts: list[str]) -> set[str]:
+    """Parts that take the answer of the one before them among several tensors (Huang et al., CVPR 2017)."""
+    ordered = sorted(parts, key=lambda part: calls[part].order)
+    pairs = [
+        pair
+        for pair in pairwise(ordered)
+        if len(calls[pair[1]].input_nodes) > 1 and calls[pair[0]].output_node in calls[pair[1]].input_nodes
+    ]
+    return {part for pair in pairs for part in pair}
 
 
 def _blocks_in(blocks: list[str], hosts: list[str]) -> list[str]:
     return [block for block in blocks if any(_inside(block, host) for host in hosts)]
-
-
-def _absorbs(composites: dict[str, Call], outer: str, inner: str) -> bool:
-    """Whether `outer` is the block and `inner`, the only one in it, its body; else `outer` is just a wrapper."""
-    kinds = Counter(_kind(call.module) for call in composites.values())
-    outer_module, inner_module = composites[outer].module, composites[inner].module
-    if kinds[_kind(outer_module)] < kinds[_kind(inner_module)]:
-        return False
-    return kinds[_kind(outer_module)] > 1 or _num_params(outer_module) == _num_params(inner_module)
 
 
 def _has_bypass(calls: dict[str, Call], name: str) -> bool:
@@ -256,17 +256,21 @@ def _num_params(module: nn.Module) -> int:
 def _describe(model: nn.Module, inputs: Tensor, calls: dict[str, Call], levels: dict[str, Level]) -> list[Block]:
     macs = count_macs(model, inputs)
     shares = latency_shares(model, inputs, levels)
+    borrowable = dict(model.named_parameters())
     return [
         Block(
             name=name,
             kind=type(calls[name].module).__name__,
             input_shape=calls[name].input_shape or (),
             output_shape=calls[name].output_shape or (),
-            num_params=_num_params(calls[name].module),
+            num_params=_num_params(calls[name].module)
+            + sum(borrowable[key].numel() for key in calls[name].entered[0].borrowed if key in borrowable),
             macs=macs[name],
             latency_share=shares[name],
             depth=depth,
             level=levels[name],
+            arguments=tuple(calls[name].entered[0].shapes),
+            borrowed=calls[name].entered[0].borrowed,
         )
         for depth, name in enumerate(sorted(levels, key=lambda name: calls[name].order))
     ]

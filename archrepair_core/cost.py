@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -60,35 +61,38 @@ def latency_ratio(before: nn.Module, after: nn.Module, inputs: Tensor, *, repeat
 
 def latency_shares(model: nn.Module, inputs: Tensor, names: Iterable[str], *, repeats: int = 3) -> dict[str, float]:
     """Share of the forward's time spent inside each named module, 0–1, median over `repeats` runs."""
-    spent: dict[str, list[float]] = {name: [] for name in names}
-    totals: list[float] = []
-    with eval_mode(model), torch.no_grad(), _clocks(model, spent):
+    shares: dict[str, list[float]] = {name: [] for name in names}
+    with eval_mode(model), torch.no_grad(), _clocks(model, shares) as spent:
         for _ in range(repeats + 1):
-            totals.append(_forward_seconds(model, inputs))
-    return {
-        name: statistics.median(inside / total for inside, total in zip(runs[1:], totals[1:], strict=True))
-        for name, runs in spent.items()
-    }
+            spent.clear()
+            total = _forward_seconds(model, inputs)
+            for name, runs in shares.items():
+                runs.append(spent[name] / total)
+    return {name: statistics.median(runs[1:]) for name, runs in shares.items()}
 
 
 @contextmanager
-def _clocks(model: nn.Module, spent: dict[str, list[float]]) -> Iterator[None]:
-    """Append to `spent[name]` the seconds each call of that module takes."""
-    started: dict[nn.Module, float] = {}
-    names = {model.get_submodule(name): name for name in spent}
+def _clocks(model: nn.Module, names: Iterable[str]) -> Iterator[defaultdict[str, float]]:
+    """The seconds spent in each module so far, over all its calls."""
+    spent: defaultdict[str, float] = defaultdict(float)
+    started: dict[str, float] = {}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
-    def start(module: nn.Module, args: tuple[Tensor]) -> None:
-        _synchronize(args[0])
-        started[module] = time.perf_counter()
+    def watch(name: str) -> list[torch.utils.hooks.RemovableHandle]:
+        def start(_module: nn.Module, _args: tuple[object, ...]) -> None:
+            _synchronize(device)
+            started[name] = time.perf_counter()
 
-    def stop(module: nn.Module, args: tuple[Tensor], _output: object) -> None:
-        _synchronize(args[0])
-        spent[names[module]].append(time.perf_counter() - started[module])
+        def stop(_module: nn.Module, _args: tuple[object, ...], _output: object) -> None:
+            _synchronize(device)
+            spent[name] += time.perf_counter() - started[name]
 
-    handles = [module.register_forward_pre_hook(start) for module in names]
-    handles += [module.register_forward_hook(stop) for module in names]
+        module = model.get_submodule(name)
+        return [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
+
+    handles = [handle for name in names for handle in watch(name)]
     try:
-        yield
+        yield spent
     finally:
         for handle in handles:
             handle.remove()
@@ -104,14 +108,14 @@ def _interleaved_pair(before: nn.Module, after: nn.Module, inputs: Tensor, *, sw
 
 def _forward_seconds(model: nn.Module, inputs: Tensor) -> float:
     batch = inputs.clone()  # a model that normalises its input in place must not wear the caller's away
-    _synchronize(batch)
+    _synchronize(batch.device)
     started = time.perf_counter()
     model(batch)
-    _synchronize(batch)
+    _synchronize(batch.device)
     return time.perf_counter() - started
 
 
-def _synchronize(tensor: Tensor) -> None:
+def _synchronize(device: torch.device) -> None:
     """Accelerators run behind the clock: wait for them."""
-    if tensor.device.type != "cpu":
-        torch.accelerator.synchronize(tensor.device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

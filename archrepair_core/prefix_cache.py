@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from archrepair_core.cut import cut_at
+from archrepair_core.cut import NoCut, cut_at
 from archrepair_core.data.augment import View, stack_views
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
@@ -105,8 +105,8 @@ class PrefixCache:
             return lambda images: images
         sample = to_tensor(data.images[:2], self.preprocessing).to(self.device)
         cut = cut_at(self.model, cut_name, sample)
-        if cut is None:
-            raise EngineError("no_cut", f"{cut_name!r} was offered as a cut but the model cannot be split there")
+        if isinstance(cut, NoCut):
+            raise EngineError("no_cut", f"{cut_name!r} was offered as a cut, but: {cut.reason}")
         return cut.prefix
 
     def _viewed_batches(self, data: list[LabelledImages]) -> Iterator[Tensor]:

@@ -1,22 +1,22 @@
 """What is left of a `forward` once a submodule has answered: its statements after that call, as a function.
 
-The source is cut, never guessed: whatever the rest needs besides the submodule's answer must be a constant, or there is
-no slice and `Unsliceable` says why.
+The source is cut, never guessed. What the rest needs besides the submodule's answer is worked out again where it is
+made of constants and attributes; the other locals it reads are named, for the caller to keep.
 """
 
 import ast
 import copy
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, TypeGuard
 
 from torch import nn
 
-Rest = Callable[[nn.Module, Any], Any]
-
 ANSWER = "answer_of_the_cut"
+KEPT = "kept_at_the_cut"
 
 # `return self._forward_impl(x)` and the like: how far such delegation is followed.
 MAX_DELEGATION = 3
@@ -32,53 +32,61 @@ CONSTANT_EXPRESSIONS = (
 
 
 class Unsliceable(Exception):
-    """This forward cannot be continued from the submodule's answer alone."""
+    """This forward cannot be continued from the submodule's answer."""
 
 
-def rest_after(module: nn.Module, child: nn.Module) -> Rest:
-    """The rest of `module`'s forward after its one call of `child`: takes the module and the child's answer.
+@dataclass(frozen=True)
+class Rest:
+    """What is left of one method: `run(module, answer, kept)` gives what the method gives.
 
-    Submodules are looked up when it runs, so the live model is used. Raises Unsliceable.
+    `kept` holds the locals `needs` as they were when the submodule was called, in the frame that runs `code`.
+    """
+
+    run: Callable[[nn.Module, Any, Mapping[str, Any]], Any]
+    needs: tuple[str, ...] = ()
+    code: CodeType | None = None
+
+
+def rests_after(module: nn.Module, child: nn.Module) -> tuple[Rest, ...]:
+    """What is left of `module`'s forward after its one call of `child`: one rest per method on the way, inner first.
+
+    Submodules are looked up when they run, so the live model is used. Raises Unsliceable.
     """
     forward = inspect.getattr_static(type(module), "forward")
     if "forward" in vars(module):
         raise Unsliceable("forward was replaced on the instance")
     if forward is nn.Sequential.forward:
-        return _rest_of_sequential(module, child)
-    rests = _rests_in(forward, module, child, depth=0)
-    if len(rests) != 1:
-        raise Unsliceable(f"the source of forward calls the submodule {len(rests)} times")
-    return rests[0]
+        return (_rest_of_sequential(module, child),)
+    ways = _ways_to(forward, module, child, depth=0)
+    if len(ways) != 1:
+        raise Unsliceable(f"the source of forward calls the submodule {len(ways)} times")
+    return ways[0]
 
 
 def _rest_of_sequential(module: nn.Module, child: nn.Module) -> Rest:
     later = _position(module.children(), child) + 1
 
-    def rest(sequential: nn.Module, answer: Any) -> Any:
+    def run(sequential: nn.Module, answer: Any, _kept: Mapping[str, Any]) -> Any:
         for part in list(sequential.children())[later:]:
             answer = part(answer)
         return answer
 
-    return rest
+    return Rest(run)
 
 
-def _rests_in(function: Any, module: nn.Module, child: nn.Module, *, depth: int) -> list[Rest]:
-    """One rest per call of `child` in `function`, in its loops, or else in the methods it hands its work to."""
+def _ways_to(function: Any, module: nn.Module, child: nn.Module, *, depth: int) -> list[tuple[Rest, ...]]:
+    """One way per call of `child` in `function`, in its loops, or else in the methods it hands its work to."""
     source = _Source(function, module)
     rests = [source.rest_after_call(call) for call in source.calls() if source.resolve(call.func) is child]
     rests += [source.rest_after_turn(loop, child) for loop in source.loops_over(child)]
     if rests or depth == MAX_DELEGATION:
-        return rests
+        return [(rest,) for rest in rests]
     return [
-        _chain(inner, source.rest_after_call(call))
+        (*inner, source.rest_after_call(call))
         for call in source.calls()
         if (method := source.method(call.func)) is not None
-        for inner in _rests_in(method, module, child, depth=depth + 1)
+        for inner in _ways_to(method, module, child, depth=depth + 1)
     ]
-
-
-def _chain(inner: Rest, outer: Rest) -> Rest:
-    return lambda module, answer: outer(module, inner(module, answer))
 
 
 class _Source:
@@ -90,7 +98,6 @@ class _Source:
         self.module = module
         self.body = definition.body
         self.parameters = [argument.arg for argument in [*definition.args.posonlyargs, *definition.args.args]]
-        self.defaults = dict(zip(reversed(self.parameters), reversed(definition.args.defaults), strict=False))
         self.locals = {*function.__code__.co_varnames, *function.__code__.co_cellvars} - {self.parameters[0]}
 
     def calls(self) -> Iterator[ast.Call]:
@@ -148,27 +155,32 @@ class _Source:
         return self._compile([*_statements_after(loop.body, calls[0]), turns, *behind])
 
     def _compile(self, statements: list[ast.stmt]) -> Rest:
-        tree = ast.parse(f"def {self.function.__name__}({self.parameters[0]}, {ANSWER}): pass")
+        tree = ast.parse(f"def {self.function.__name__}({self.parameters[0]}, {ANSWER}, {KEPT}): pass")
         definition = tree.body[0]
         assert isinstance(definition, ast.FunctionDef)
-        definition.body = [*self._constants(_read_first(statements) & self.locals), *statements]
+        prelude, needs = self._prelude(_read_first(statements) & self.locals)
+        definition.body = [*prelude, *statements]
         # Line numbers stay those of the source, so that a traceback out of a rest points at the real forward.
         ast.increment_lineno(ast.fix_missing_locations(tree), self.function.__code__.co_firstlineno - 1)
         compiled = compile(tree, self.function.__code__.co_filename, "exec", dont_inherit=True)
         code = next(constant for constant in compiled.co_consts if isinstance(constant, CodeType))
-        return FunctionType(code, self.function.__globals__)
+        return Rest(FunctionType(code, self.function.__globals__), tuple(needs), self.function.__code__)
 
-    def _constants(self, names: set[str]) -> list[ast.stmt]:
-        """Statements that give `names` their values again, each constant after those it is made of."""
+    def _prelude(self, names: set[str]) -> tuple[list[ast.stmt], list[str]]:
+        """Statements that give `names` their values again, and those of them whose values must be kept for it."""
         statements: list[ast.stmt] = []
+        needs: list[str] = []
         for name in sorted(names):
-            value = self._constant(name)
-            statements += self._constants(_names(value) & self.locals)
-            statements.append(ast.Assign([ast.Name(name, ast.Store())], value))
-        return statements
+            worked_out = self._constant(name)
+            if worked_out is None:
+                needs.append(name)
+                key = ast.Subscript(ast.Name(KEPT, ast.Load()), ast.Constant(name), ast.Load())
+                worked_out = [ast.Assign([ast.Name(name, ast.Store())], key)]
+            statements += worked_out
+        return statements, needs
 
-    def _constant(self, name: str) -> ast.expr:
-        """The one expression `name` ever stands for, made of literals and attributes only: no tensor computed."""
+    def _constant(self, name: str) -> list[ast.stmt] | None:
+        """Statements that work `name` out from literals and attributes alone, no tensor computed; None if none do."""
         nodes = [node for statement in self.body for node in ast.walk(statement)]
         stores = [node for node in nodes if _is_name(node, name) and not isinstance(node.ctx, ast.Load)]
         values = [
@@ -176,11 +188,12 @@ class _Source:
             for statement in self.body
             if isinstance(statement, ast.Assign) and statement.targets == stores and name not in self.parameters
         ]
-        if not stores and name in self.defaults:  # every call on the way passes one argument, so defaults hold
-            values = [self.defaults[name]]
         if not values or not _is_constant(values[0]) or any(_mutates(node, name) for node in nodes):
-            raise Unsliceable(f"{name!r} is needed after the call and is no constant")
-        return values[0]
+            return None
+        parts = [self._constant(part) for part in sorted(_names(values[0]) & self.locals)]
+        made_of = [statement for part in parts if part is not None for statement in part]
+        assigned = ast.Assign([ast.Name(name, ast.Store())], values[0])
+        return None if None in parts else [*made_of, assigned]
 
 
 def _parse(function: Any) -> ast.FunctionDef:
@@ -206,8 +219,6 @@ def _statements_after(body: list[ast.stmt], call: ast.Call) -> list[ast.stmt]:
         raise Unsliceable("the submodule is called under a condition")
     if any(isinstance(node, CONDITIONAL_EXPRESSIONS) and _contains_node(node, call) for node in ast.walk(statement)):
         raise Unsliceable("the submodule is called under a condition")
-    if len(call.args) != 1 or call.keywords or isinstance(call.args[0], ast.Starred):
-        raise Unsliceable("the call on the way to the submodule has more than one argument")
     # A deep copy that finds the call already "copied" puts the answer where the call stood.
     answered = copy.deepcopy(statement, {id(call): ast.Name(ANSWER, ast.Load())})
     return [answered, *body[index + 1 :]]
@@ -280,7 +291,7 @@ def _contains_node(tree: ast.AST, wanted: ast.AST) -> bool:
 
 def _means_another_thing_outside_its_class(node: ast.AST) -> bool:
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-    return name == ANSWER or (name.startswith("__") and not name.endswith("__"))
+    return name in (ANSWER, KEPT) or (name.startswith("__") and not name.endswith("__"))
 
 
 def _position(parts: Iterable[nn.Module], wanted: nn.Module) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from archrepair_core.blocks import Block
 from archrepair_core.cost import latency_ratio
-from archrepair_core.cut import cut_at
+from archrepair_core.cut import Cut, cut_at
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.prefix_cache import INPUT, PrefixCache
 from archrepair_core.search.genotype import Genotype, Start, build_
@@ -139,8 +139,9 @@ def _cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Call
     if all(name in arena.blocks for name in scope):
         first = min(scope, key=lambda name: arena.blocks[name].depth)
         cut = cut_at(model, first, arena.sample())
-        if cut is not None:
+        if isinstance(cut, Cut):
             return first, cut.tail
+        arena.on_progress(f"{first}: trained on the whole model, which cannot be cut there: {cut.reason}")
     return INPUT, model
 
 

@@ -202,9 +202,41 @@ def test_frozen_parameters_still_make_a_block():
     assert len(find_blocks(net, torch.randn(2, 3, 16, 16))) == 12
 
 
-def test_modules_that_run_twice_are_no_blocks():
-    with pytest.raises(ModelError, match="takes one tensor") as caught:
-        find_blocks(Wrapped(nn.Linear(3, 3)), torch.randn(2, 3))
+def test_a_module_that_runs_twice_is_a_block_when_both_calls_are_alike():
+    blocks = find_blocks(Wrapped(nn.Linear(3, 3)), torch.randn(2, 3))
+    assert [(block.name, block.macs) for block in blocks] == [("part", 2 * 9)]
+
+
+class Uneven(nn.Module):
+    """Calls its only layer on tensors of two shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean() + self.conv(x[:, :, 1:]).mean()
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "why"),
+    [
+        (Uneven(), torch.randn(2, 3, 4, 4), "conv is called with tensors of changing shapes"),
+        (Recurrent(), torch.randn(2, 5, 3), "rnn gives something other than one tensor"),
+    ],
+)
+def test_a_model_without_blocks_is_refused_naming_what_stands_in_the_way(net, inputs, why):
+    with pytest.raises(ModelError, match=why) as caught:
+        find_blocks(net, inputs)
     assert caught.value.code == "model.no_repairable_block"
 
 

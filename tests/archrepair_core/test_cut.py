@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from archrepair_core.blocks import find_blocks, replace_block_
-from archrepair_core.cut import cut_at
+from archrepair_core.cut import Cut, NoCut, cut_at
 from archrepair_core.errors import EngineError
 from archrepair_core.ingest.archive import ingest_archive
 from archrepair_core.ingest.decompile import decompile
@@ -117,7 +117,7 @@ class EncoderNet(nn.Module):
 
 
 class SkipsPast(PlainCnn):
-    """conv2 cannot be cut at: the input flows past it."""
+    """conv1's answer flows past conv2."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.conv1(x))
@@ -130,6 +130,12 @@ class NeedsEarlierShape(PlainCnn):
         batch = x.shape[0]
         x = self.conv2(self.conv1(x))
         return self.fc(x.view(batch, -1))
+
+
+class RunsTwice(PlainCnn):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        return (self.conv2(y) + self.conv2(-y)).flatten(1)
 
 
 class LeavesNotes(PlainCnn):
@@ -168,7 +174,7 @@ def assert_cuts_everywhere(net, inputs, names):
     other = torch.randn(inputs.shape[0] + 2, *inputs.shape[1:])
     for name in names:
         cut = cut_at(net, name, inputs)
-        assert cut is not None, name
+        assert isinstance(cut, Cut), f"{name}: {cut.reason}"
         with torch.no_grad():
             for batch in (inputs, other):
                 assert torch.equal(cut.tail(cut.prefix(batch)), net(batch)), name
@@ -312,28 +318,79 @@ def test_a_block_that_begins_in_place_does_not_wear_its_input_away():
     assert torch.equal(entering, kept)
 
 
-@pytest.mark.parametrize("kind", [SkipsPast, NeedsEarlierShape, LeavesNotes, TakesAnotherWayInTraining])
-def test_what_cannot_be_proved_is_not_cut(kind):
-    assert cut_at(kind(), "conv2", images()) is None
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (NeedsEarlierShape, "a value that was 3 is 2"),
+        (LeavesNotes, "do not give what the whole gives"),
+        (TakesAnotherWayInTraining, "under a condition"),
+        (RunsTwice, "2 times"),
+    ],
+)
+def test_what_cannot_be_proved_is_not_cut_and_says_why(kind, why):
+    cut = cut_at(kind(), "conv2", images())
+    assert isinstance(cut, NoCut)
+    assert why in cut.reason
 
 
-def test_the_head_behind_a_skip_can_still_be_cut():
-    assert cut_at(SkipsPast(), "fc", images()) is not None
+def test_what_flows_past_the_block_is_cut_along():
+    net = SkipsPast().eval()
+    assert_cuts_everywhere(net, images(), ["conv1", "conv2", "fc"])
+    entering = cut_at(net, "conv2", images()).prefix(images())
+    assert entering.shape == (3, 4, 14, 14), "what enters and what flows past is the same tensor here"
+
+
+class GrowsAList(nn.Module):
+    """A dense block as it is written by hand: every layer takes the list of all that came before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Concatenates(3), Concatenates(7), Concatenates(11)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        features.append(self.layers[0](features))
+        features.append(self.layers[1](features))
+        features.append(self.layers[2](features))
+        return torch.cat(features, 1)
+
+
+class Concatenates(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.narrow, self.conv = nn.Conv2d(width, 4, 1), nn.Conv2d(4, 4, 3, 1, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.conv(self.narrow(torch.cat(features, 1)))
+
+
+def test_a_layer_that_takes_a_list_is_cut_with_all_the_list_holds():
+    net = GrowsAList().eval()
+    assert_cuts_everywhere(net, images(), ["layers.0", "layers.1", "layers.2"])
+    assert cut_at(net, "layers.1", images()).prefix(images()).shape == (3, 7 * 16 * 16)
+
+
+def test_a_prefix_refuses_what_it_was_not_cut_for():
+    net = SkipsPast().eval()
+    cut = cut_at(net, "fc", images())
+    with pytest.raises(EngineError, match="another shape") as caught:
+        cut.prefix(images(17))
+    assert caught.value.code == "platform.stale_cut"
 
 
 def test_a_forward_without_source_or_put_on_the_instance_is_not_cut():
     namespace: dict = {"PlainCnn": PlainCnn}
     source = "class Hidden(PlainCnn):\n    def forward(self, x):\n        return self.conv2(self.conv1(x))"
     exec(source, namespace)  # noqa: S102 - a class whose source nobody can read is what is tested
-    assert cut_at(namespace["Hidden"](), "conv2", images()) is None
+    assert isinstance(cut_at(namespace["Hidden"](), "conv2", images()), NoCut)
     net = PlainCnn()
     net.forward = lambda x: net.conv2(net.conv1(x))
-    assert cut_at(net, "conv2", images()) is None
+    assert isinstance(cut_at(net, "conv2", images()), NoCut)
 
 
 def test_unknown_names_and_modules_that_are_no_blocks_are_not_cut():
-    assert cut_at(CifarResNet(), "layer9", images()) is None
-    assert cut_at(CifarResNet(), "", images()) is None
+    assert isinstance(cut_at(CifarResNet(), "layer9", images()), NoCut)
+    assert isinstance(cut_at(CifarResNet(), "", images()), NoCut)
 
 
 def test_cutting_keeps_the_mode_and_statistics_of_the_model():
@@ -341,7 +398,7 @@ def test_cutting_keeps_the_mode_and_statistics_of_the_model():
     net.layer1[0].bn1.eval()
     flags = [module.training for module in net.modules()]
     state = {key: value.clone() for key, value in net.state_dict().items()}
-    assert cut_at(net, "layer2.0", images()) is not None
+    assert isinstance(cut_at(net, "layer2.0", images()), Cut)
     assert [module.training for module in net.modules()] == flags
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from archrepair_core.slicing import Unsliceable, rest_after
+from archrepair_core.slicing import Unsliceable, rests_after
 
 SCALE = 3.0
 
@@ -161,29 +161,39 @@ class UsesPrivateNames(Host):
         return x * 2
 
 
-@pytest.mark.parametrize("kind", [Inlined, KeepsConstants, Delegates, BranchesAfter])
+def go_on(host, answer, kept):
+    for rest in rests_after(host, host.block):
+        answer = rest.run(host, answer, {need: kept[need] for need in rest.needs})
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        (Inlined, {"offset": 1.0}),
+        (KeepsConstants, {}),
+        (Delegates, {}),
+        (BranchesAfter, {}),
+        (PassesTwoArguments, {"factor": 2}),
+    ],
+)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_rest_after_the_answer_is_the_forward(kind, training):
+def test_the_rest_after_the_answer_is_the_forward(kind, kept, training):
     host, x, answers = kind().train(training), torch.randn(3, 2), []
     host.block.register_forward_hook(lambda _module, _args, output: answers.append(output))
     expected = host(x)
-    rest = rest_after(host, host.block)
-    assert torch.equal(rest(host, answers[0]), expected)
+    assert torch.equal(go_on(host, answers[0], kept), expected)
     assert len(answers) == 1, "the rest must not run the block again"
 
 
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        (WritesInOneBranch, "'y' is needed"),
-        (AddsOnto, "'x' is needed"),
         (CallsUnderCondition, "under a condition"),
         (CallsInConditionalExpression, "under a condition"),
         (ReturnsBefore, "under a condition"),
         (CallsTwice, "2 times"),
-        (MutatesItsConstant, "'axes' is needed"),
         (BreaksItsLoop, "loop"),
-        (PassesTwoArguments, "more than one argument"),
         (Decorated, "not a plain method"),
         (CallsItsParent, "not a plain method"),
         (Aliases, "0 times"),
@@ -193,11 +203,22 @@ def test_the_rest_after_the_answer_is_the_forward(kind, training):
 def test_a_forward_that_cannot_be_continued_says_why(kind, why):
     host = kind()
     with pytest.raises(Unsliceable, match=why):
-        rest_after(host, host.block)
+        rests_after(host, host.block)
+
+
+@pytest.mark.parametrize(
+    ("kind", "needs"),
+    [(KeepsConstants, ()), (WritesInOneBranch, ("y",)), (AddsOnto, ("x",)), (MutatesItsConstant, ("axes",))],
+)
+def test_locals_that_are_no_constants_must_be_kept(kind, needs):
+    host = kind()
+    (rest,) = rests_after(host, host.block)
+    assert rest.needs == needs
+    assert rest.code is kind.forward.__code__
 
 
 def test_the_rest_does_not_add_names_to_the_module_it_came_from():
     before = set(globals())
     host = Inlined()
-    rest_after(host, host.block)(host, torch.zeros(1, 2))
+    go_on(host, torch.zeros(1, 2), {"offset": 0.0})
     assert set(globals()) == before
