@@ -103,22 +103,29 @@ def _holds_weights(module: nn.Module) -> bool:
 def _without_branches(calls: dict[str, Call]) -> dict[str, Call]:
     """The calls as they were before any block got a branch: a repaired block counts as what its original is."""
     cells = [name for name, call in calls.items() if name and set(call.module._modules) == CELL_PARTS]
-    hidden = {f"{cell}.original" for cell in cells}
-    seen = {name: call for name, call in calls.items() if name not in hidden}
+    branches = [f"{cell}.branch" for cell in cells]
+    ends = (calls[branch].output_node for branch in branches if branch in calls)
+    hidden = frozenset(node for node in ends if node is not None)
+    kept = {
+        name: replace(call, hidden_nodes=hidden)
+        for name, call in calls.items()
+        if not any(name == branch or _inside(name, branch) for branch in branches)
+    }
     for cell in cells:
         module = calls[cell].module
         while set(module._modules) == CELL_PARTS:
             module = module.get_submodule("original")
-        if cell in seen:
-            seen[cell] = replace(calls[cell], module=module)
-    return {name: call for name, call in seen.items() if not any(_inside(name, f"{cell}.branch") for cell in cells)}
+        if cell in kept:
+            kept[cell] = replace(kept[cell], module=module)
+            kept.pop(f"{cell}.original", None)
+    return kept
 
 
 def _in_series(host: Call, part: Call) -> bool:
     """Whether all that flows from the input of `host` to its output passes through `part`: nothing bypasses it."""
     if host.output_node is None or part.output_node is None:
         return False
-    ahead, seen = [host.output_node], {part.output_node}
+    ahead, seen = [host.output_node], {part.output_node, *host.hidden_nodes}
     while ahead:
         node = ahead.pop()
         if node in host.input_nodes:

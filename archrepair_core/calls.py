@@ -4,6 +4,7 @@ Read off a run, never off source or class names: rebuilt TorchScript modules car
 """
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from archrepair_core.modes import eval_mode
 STRUCTURE_BATCH = 2
 
 Shape = tuple[int, ...]
+
+# How a trace names what a module does when called again (ingest/decompile.py); hooks do not see these calls.
+_OTHER_FORWARD = re.compile(r"forward(\d+|__\d+)")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Call:
     # Positions in the autograd graph, taken during the pass: later in-place operations move a tensor's grad_fn.
     input_nodes: frozenset[Node] = frozenset()
     output_node: Node | None = None
+    # Where the branches of earlier repairs end: what counts as the structure of the model is without them.
+    hidden_nodes: frozenset[Node] = frozenset()
 
     @property
     def input_shape(self) -> Shape | None:
@@ -72,6 +78,8 @@ class Call:
 
         `requires_grad` is not asked: it tells how the last training was set up, not what the module is.
         """
+        if any(_OTHER_FORWARD.fullmatch(method) for method in dir(type(self.module))):
+            return "has several forwards, one per call of the trace"
         if any(shape is None for shape in self.output_shapes) or not self.output_shapes:
             return "gives something other than one tensor"
         if self.input_shape is None:

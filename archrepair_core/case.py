@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archrepair_core.blocks import Block, find_blocks
+from archrepair_core.blocks import Block
 from archrepair_core.data.augment import AUGMENTATIONS, View, apply_view, harmless_augmentation
 from archrepair_core.data.formats import load_dataset
 from archrepair_core.data.images import LabelledImages
@@ -18,6 +18,7 @@ from archrepair_core.data.split import Splits, check_labels, prepare_splits
 from archrepair_core.evaluate import predict
 from archrepair_core.ingest.model import IngestedModel
 from archrepair_core.ingest.verify import Parity, verify_decompiled
+from archrepair_core.runs import find_blocks_
 from archrepair_core.spec import SPLITS, Preprocessing, RepairSpec
 
 BATCH_SIZE = 128
@@ -92,7 +93,7 @@ def examine_host(ingested: IngestedModel, data: Data) -> Host:
     inputs = data.tensors("repair", slice(0, VERIFY_BATCH))
     parity = verify_decompiled(ingested.reference, ingested.model, inputs)
     model = ingested.model.to(device).eval()
-    blocks = {block.name: block for block in find_blocks(model, inputs.to(device))}
+    blocks = {block.name: block for block in find_blocks_(model, inputs.to(device))}
     return Host(ingested.reference, model, blocks, device, parity)
 
 

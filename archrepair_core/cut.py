@@ -177,9 +177,10 @@ def _reproduces(cut: Cut, model: nn.Module, inputs: Tensor) -> bool:
         # Something else passes in between: a forward that leaves notes on its modules for later must not pass.
         cut.prefix(torch.rand_like(inputs) if inputs.is_floating_point() else inputs.flip(0))
         found = cut.tail(entering)
-    return _same_bits(found, expected) and torch.equal(entering, kept)
+    return same_bits(found, expected) and torch.equal(entering, kept)
 
 
-def _same_bits(found: Any, expected: Any) -> bool:
+def same_bits(found: Any, expected: Any) -> bool:
+    """Whether two answers of a model hold the same tensors, however nested."""
     ours, theirs = tensors_in(found), tensors_in(expected)
     return bool(theirs) and ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)

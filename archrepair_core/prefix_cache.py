@@ -7,6 +7,7 @@ Shapes: V views, N inputs, K classes.
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,8 +51,9 @@ class Features:
 class PrefixCache:
     """Features by (cut, split), each computed at most once; files live in `work_dir` and die with it.
 
-    `model` is where every repair starts from and is never modified; `original_logits` [N, K] are those of the
-    customer's model, computed once for the baseline.
+    `model` is where every repair starts from and must not be modified: features of other weights would be wrong
+    without a sign, so each use compares a checksum (EngineError `stale_features`). `original_logits` [N, K] are those
+    of the customer's model, computed once for the baseline.
     """
 
     model: nn.Module
@@ -64,10 +66,13 @@ class PrefixCache:
     batch_size: int = 128
     max_bytes: int = 8 * 1024**3
     _features: dict[tuple[str, str], Features] = field(default_factory=dict)
+    _checksum: int | None = None
 
     def features(self, cut_name: str, split: str) -> Features:
         """Features of a split, or of `training` (repair and replay), at `cut_name` (`INPUT` for the whole network)."""
         key = (cut_name, split)
+        if cut_name != INPUT:
+            self._check_model(cut_name)
         if key not in self._features:
             self._features[key] = self._compute(cut_name, split)
         return self._features[key]
@@ -75,7 +80,16 @@ class PrefixCache:
     def starting_from(self, model: nn.Module) -> "PrefixCache":
         """The same cache for another starting point; what does not depend on the model is shared."""
         shared = {key: value for key, value in self._features.items() if key[0] == INPUT}
-        return replace(self, model=model, _features=shared)
+        return replace(self, model=model, _features=shared, _checksum=None)
+
+    def _check_model(self, cut_name: str) -> None:
+        checksum = _checksum_of(self.model)
+        if self._checksum is None:
+            self._checksum = checksum
+        elif checksum != self._checksum:
+            raise EngineError(
+                "stale_features", f"the model changed after features were computed for cuts such as {cut_name!r}"
+            )
 
     def _compute(self, cut_name: str, split: str) -> Features:
         data = [self.splits[role] for role in ROLES.get(split, (split,)) if role in self.splits]
@@ -128,3 +142,13 @@ class PrefixCache:
         descriptor, path = tempfile.mkstemp(prefix="features-", suffix=".npy", dir=self.work_dir)
         os.close(descriptor)
         return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+
+
+def _checksum_of(model: nn.Module) -> int:
+    """Over names and bytes of every tensor; it need only tell an accident, so a fast one will do."""
+    checksum = 0
+    for name, tensor in model.state_dict().items():
+        checksum = zlib.crc32(name.encode(), checksum)
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        checksum = zlib.crc32(data, checksum)
+    return checksum

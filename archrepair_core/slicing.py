@@ -93,7 +93,7 @@ class _Source:
     """The parsed source of one method of one module."""
 
     def __init__(self, function: Any, module: nn.Module) -> None:
-        definition = _parse(function)
+        definition = parse_method(function)
         self.function = function
         self.module = module
         self.body = definition.body
@@ -158,7 +158,7 @@ class _Source:
         tree = ast.parse(f"def {self.function.__name__}({self.parameters[0]}, {ANSWER}, {KEPT}): pass")
         definition = tree.body[0]
         assert isinstance(definition, ast.FunctionDef)
-        prelude, needs = self._prelude(_read_first(statements) & self.locals)
+        prelude, needs = self._prelude(read_first(statements) & self.locals)
         definition.body = [*prelude, *statements]
         # Line numbers stay those of the source, so that a traceback out of a rest points at the real forward.
         ast.increment_lineno(ast.fix_missing_locations(tree), self.function.__code__.co_firstlineno - 1)
@@ -196,7 +196,8 @@ class _Source:
         return None if None in parts else [*made_of, assigned]
 
 
-def _parse(function: Any) -> ast.FunctionDef:
+def parse_method(function: Any) -> ast.FunctionDef:
+    """The definition of a method, from its source. Raises Unsliceable where there is none to rely on."""
     if not isinstance(function, FunctionType) or function.__code__.co_freevars:
         raise Unsliceable("forward is not a plain method")
     try:
@@ -224,7 +225,7 @@ def _statements_after(body: list[ast.stmt], call: ast.Call) -> list[ast.stmt]:
     return [answered, *body[index + 1 :]]
 
 
-def _read_first(statements: list[ast.stmt]) -> set[str]:
+def read_first(statements: list[ast.stmt]) -> set[str]:
     """Names that may be read before `statements` have written them."""
     needed: set[str] = set()
     _follow(statements, set(), needed)
@@ -242,14 +243,14 @@ def _follow(statements: list[ast.stmt], written: set[str], needed: set[str]) -> 
                 written = set.intersection(*going_on) if going_on else written
             case ast.For(target=target, iter=iterable, body=body, orelse=[]):
                 needed |= _names(iterable) - written
-                _follow(body, written | _stored(target), needed)
+                _follow(body, written | stored(target), needed)
             case ast.While(test=test, body=body, orelse=[]):
                 needed |= _names(test) - written
                 _follow(body, written, needed)
             case _ if isinstance(statement, STRAIGHT_STATEMENTS):
-                updated = _stored(statement.target) if isinstance(statement, ast.AugAssign) else set()
+                updated = stored(statement.target) if isinstance(statement, ast.AugAssign) else set()
                 needed |= (_names(statement) | updated) - written
-                written = written | _stored(statement)
+                written = written | stored(statement)
             case _:
                 raise Unsliceable(f"a {type(statement).__name__} statement follows the call")
     return written
@@ -259,7 +260,13 @@ def _names(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Store)}
 
 
-def _stored(node: ast.AST) -> set[str]:
+def certainly_stored(statement: ast.stmt) -> set[str]:
+    """Names that have a new value after `statement` whichever way it goes."""
+    return _follow([statement], set(), set())
+
+
+def stored(node: ast.AST) -> set[str]:
+    """Names that are assigned somewhere in `node`."""
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
 
 

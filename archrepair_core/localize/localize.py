@@ -30,9 +30,11 @@ def localize(case: Case) -> Localization:
     passing, failing = np.flatnonzero(right)[:MAX_POOL], np.flatnonzero(~right)[:MAX_POOL]
     if method == "random" or not len(passing) or not len(failing):
         return rank_at_random(blocks, seed=case.spec.seed)
+    # A block that owns no layers is watched as a whole.
+    also = [block.name for block in blocks if block.borrowed]
     pools = Pools(
-        observe_layers(case.host.model, _batches(case, passing)),
-        observe_layers(case.host.model, _batches(case, failing)),
+        observe_layers(case.host.model, _batches(case, passing), also=also),
+        observe_layers(case.host.model, _batches(case, failing), also=also),
     )
     if not pools.passing:
         return rank_at_random(blocks, seed=case.spec.seed)

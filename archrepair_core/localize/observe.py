@@ -4,7 +4,7 @@ Shapes: I inputs, C channels of one layer. A neuron is an output channel of a co
 linear layer (mean over tokens).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,16 +28,19 @@ class LayerObservation:
     influence_IC: npt.NDArray[np.float32]
 
 
-def observe_layers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> list[LayerObservation]:
-    """Observe every convolution and linear layer over `batches` of (inputs, labels), in execution order.
+def observe_layers(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, also: Collection[str] = ()
+) -> list[LayerObservation]:
+    """Observe every convolution and linear layer, and the modules `also`, over `batches` of (inputs, labels), in
+    execution order.
 
     The influence is exact per input without per-input weight gradients: a channel's output a is linear in its
-    weights w, so Σ_w w·∂CE/∂w = Σ_positions (a − bias)·∂CE/∂a.
+    weights w, so Σ_w w·∂CE/∂w = Σ_positions (a − bias)·∂CE/∂a. For `also`, activation times gradient stands for it.
     """
     activations: dict[str, list[Tensor]] = {}
     influences: dict[str, list[Tensor]] = {}
     device = next(model.parameters()).device
-    with _recording(model) as outputs, torch.enable_grad():
+    with _recording(model, also) as outputs, torch.enable_grad():
         for inputs, labels in batches:
             outputs.clear()
             loss = F.cross_entropy(model(inputs.to(device).requires_grad_()), labels.to(device), reduction="sum")
@@ -56,7 +59,7 @@ def observe_layers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
 
 
 def _per_channel(layer: nn.Module, output: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
-    channels_last = isinstance(layer, nn.Linear)
+    channels_last = isinstance(layer, nn.Linear) or (not isinstance(layer, WATCHED) and output.dim() <= 3)
     output_ICP = _channels_then_positions(output, channels_last=channels_last)
     if gradient is None:
         return output_ICP.mean(2), torch.zeros_like(output_ICP[:, :, 0])
@@ -73,14 +76,15 @@ def _channels_then_positions(value: Tensor, *, channels_last: bool) -> Tensor:
 
 
 @contextmanager
-def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _recording(model: nn.Module, also: Collection[str]) -> Iterator[dict[str, Tensor]]:
     """Keep each watched layer's output; a layer called twice keeps its last output. The model is in eval mode."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> torch.utils.hooks.RemovableHandle:
         return model.get_submodule(name).register_forward_hook(lambda _m, _args, out: outputs.__setitem__(name, out))
 
-    handles = [keep(name) for name, module in model.named_modules() if isinstance(module, WATCHED)]
+    watched = [name for name, module in model.named_modules() if isinstance(module, WATCHED) or name in also]
+    handles = [keep(name) for name in watched]
     try:
         with eval_mode(model):
             yield outputs

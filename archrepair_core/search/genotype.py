@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from archrepair_core.blocks import Block, replace_block_
-from archrepair_core.search.primitives import BlockWithBranch, build_branch
+from archrepair_core.search.branches import with_branch
+from archrepair_core.search.primitives import build_branch
 from archrepair_core.training import Scope
 
 MAX_NAMED = 3
@@ -57,5 +58,6 @@ def build_(model: nn.Module, genotype: Genotype, blocks: dict[str, Block], *, se
         for edit in genotype.edits:
             device = next(model.parameters()).device
             branch = build_branch(blocks[edit.block], edit.primitive).to(device)
-            replace_block_(model, edit.block, BlockWithBranch(model.get_submodule(edit.block), branch))
+            edited = with_branch(model.get_submodule(edit.block), branch, blocks[edit.block])
+            replace_block_(model, edit.block, edited)
     return model

@@ -94,12 +94,13 @@ def run_trial(
     cache = arena.starts[genotype.start]
     model = build_(copy.deepcopy(cache.model), genotype, arena.blocks, seed=arena.seed)
     cut_name, tail = _cut_before(arena, model, genotype.scope)
-    start = {name: value.clone() for name, value in scoped_state(model, genotype.scope).items()}
+    scope = _trained(genotype.scope, arena.blocks)
+    start = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     run = train(
         model,
         tail,
         cache.features(cut_name, "training"),
-        scope=genotype.scope,
+        scope=scope,
         plan=TrainingPlan(epochs=epochs, deadline=deadline, seed=arena.seed),
         on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
     )
@@ -107,12 +108,17 @@ def run_trial(
         model,
         tail,
         cache.features(cut_name, "validation"),
-        scope=genotype.scope,
+        scope=scope,
         start=start,
         max_broken=arena.max_broken,
         alphas=alphas,
     )
     return Trial(genotype, model, alpha, score, run)
+
+
+def _trained(scope: Scope, blocks: Mapping[str, Block]) -> Scope:
+    """What trains when these modules do: a block that owns no weights trains those it borrows."""
+    return tuple(part for name in scope for part in (blocks[name].scope if name in blocks else (name,)))
 
 
 def _run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: float) -> list[Trial]:
