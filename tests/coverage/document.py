@@ -45,7 +45,7 @@ REMAKE = """\
 ## How to measure it again
 
 `make test-models` measures what the rows in `build/coverage.jsonl` do not have yet of this very code, and writes this
-page. The rows above took {minutes} minutes in all, one after the other, and at most {gigabytes:.1f} GB of memory.
+page. The rows above took {minutes} minutes of one core in all, and at most {gigabytes:.1f} GB of memory.
 """
 
 
@@ -110,7 +110,7 @@ def _families(rows: list[Row]) -> str:
     for row in rows:
         families[ENTRIES[row.name].family].append(row)
     lines = ["## By family", "", "Archives for which every column holds.", ""]
-    lines += _table_head(["family", "models", "scripted", "traced", "median seconds"])
+    lines += _table_head(["family", "models", "scripted", "traced", "median CPU seconds"])
     for family, members in sorted(families.items()):
         kinds = [_whole(row for row in members if row.kind == kind) for kind in KINDS]
         seconds = f"{statistics.median(row.seconds for row in members):.0f}"

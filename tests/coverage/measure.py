@@ -25,7 +25,10 @@ _PRELOADED = ["torch", "torchvision", "timm", "onnx"]
 
 @dataclass(frozen=True)
 class Row:
-    """One archive: its cells by column (passed, detail, seconds), and what they were measured with."""
+    """One archive: its cells by column (passed, detail, seconds), and what they were measured with.
+
+    Seconds are of the processor: the machine may have had other things to do.
+    """
 
     name: str
     kind: Kind
@@ -76,7 +79,6 @@ def _measure_here(name: str, kind: Kind, sender: Connection) -> None:
     from tests.coverage.check import check
     from tests.coverage.registry import ENTRIES
 
-    started = time.monotonic()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     entry = ENTRIES[name]
@@ -93,23 +95,24 @@ def _measure_here(name: str, kind: Kind, sender: Connection) -> None:
             tolerance=entry.tolerance,
             keeps_values=entry.keeps_values,
         )
-    row = _row(name, kind, {column: dataclasses.asdict(cell) for column, cell in cells.items()}, started)
+    as_data = {column: dataclasses.asdict(cell) for column, cell in cells.items()}
+    row = _row(name, kind, as_data, seconds=time.process_time())
     sender.send(dataclasses.replace(row, num_parameters=num_parameters, input_shapes=shapes))
 
 
 def _lost(name: str, kind: Kind, why: str, started: float) -> Row:
     seconds = time.monotonic() - started
-    return _row(name, kind, {"archive": {"passed": False, "detail": why, "seconds": seconds}}, started)
+    return _row(name, kind, {"archive": {"passed": False, "detail": why, "seconds": seconds}}, seconds=seconds)
 
 
-def _row(name: str, kind: Kind, cells: dict[str, dict[str, Any]], started: float) -> Row:
+def _row(name: str, kind: Kind, cells: dict[str, dict[str, Any]], *, seconds: float) -> Row:
     return Row(
         name=name,
         kind=kind,
         cells=cells,
         num_parameters=0,
         input_shapes=[],
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(seconds, 1),
         peak_megabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         torch_version=torch.__version__,
         code=code_digest(),
