@@ -20,7 +20,7 @@ from tests.coverage.entry import Kind
 
 TIMEOUT_SECONDS = 840
 # Loaded once, before anything is computed; every row starts from there.
-_PRELOADED = ["torch", "torchvision", "timm", "onnx"]
+_PRELOADED = ["torch", "torchvision", "timm"]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _FAMILIES = (
     *("regnet", "resnet", "resnext", "shufflenet", "squeezenet", "swin", "vgg", "vit", "wide_resnet"),
 )
 _FAST = {"resnet18": ("scripted", "traced")}
-_TIMM_FAST = {"vit_tiny_patch16_224": ("traced",), "convnext_atto": ("scripted",)}
+_TIMM_FAST = {"vit_tiny_patch16_224": ("traced",)}
 _TIMM_SIZED = ("vit", "deit", "swin", "mixer")
 _TIMM = {
     "resnet": ("resnet10t", "resnet18", "resnet26d", "resnetblur18", "seresnet18"),
