@@ -82,18 +82,19 @@ _LANGUAGE = """
 """
 
 
-def _words(*texts: str) -> frozenset[str]:
+def words(*texts: str) -> frozenset[str]:
+    """The words of the texts, which are easier to read and to compare than quoted lists."""
     return frozenset(word for text in texts for word in text.split())
 
 
-ATEN_OPERATORS = _words(_ARITHMETIC, _REDUCTION, _COMPARISON, _SHAPE, _CREATION, _LAYERS, _ACTIVATION, _LANGUAGE)
+ATEN_OPERATORS = words(_ARITHMETIC, _REDUCTION, _COMPARISON, _SHAPE, _CREATION, _LAYERS, _ACTIVATION, _LANGUAGE)
 
-PRIM_OPERATORS = _words(
+PRIM_OPERATORS = words(
     "NumToTensor RaiseException abs data device dtype is_cuda is_nested layout max min requires_grad type"
 )
 
 # Only in graphs: in source text they are Python syntax (`if`, `x.y`, `(a, b)`, `isinstance(...)`).
-_PRIM_SYNTAX = _words("""
+_PRIM_SYNTAX = words("""
     CallFunction CallMethod Constant DictConstruct EnumName EnumValue GetAttr If ListConstruct ListUnpack Loop Return
     CreateObject Enter Exit SetAttr TupleConstruct TupleIndex TupleSlice TupleUnpack Uninitialized isinstance tolist
     unchecked_cast
@@ -113,10 +114,10 @@ CONTEXT_OPERATOR = "torch.set_grad_enabled"
 DOTTED_NAMES = frozenset({f"torch.{name}" for name in ATEN_OPERATORS} | {f"ops.prim.{name}" for name in PRIM_OPERATORS})
 
 # Names that mean something without being assigned first.
-VALUE_NAMES = _words(
+VALUE_NAMES = words(
     "annotate bool float getattr inf int isinstance list nan range sorted str unchecked_cast uninitialized"
 )
-TYPE_NAMES = _words("""
+TYPE_NAMES = words("""
     Any AnyEnumType Device Dict Final Layout List NoneType Optional Scalar Tensor Tuple Union bool complex dict float
     int list number str tuple
     """)

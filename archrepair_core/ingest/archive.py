@@ -3,7 +3,7 @@
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class LoadedArchive:
     root: torch.jit.ScriptModule
     compilation_unit: torch._C.CompilationUnit
     declarations: Declarations
+    written_by: str = "unknown"
 
 
 def ingest_archive(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = None) -> LoadedArchive:
@@ -38,8 +39,8 @@ def ingest_archive(path: Path, work_dir: Path, *, limits: ArchiveLimits | None =
     # A folder of its own, gone afterwards: the upload itself may lie in `work_dir`, under any name.
     with tempfile.TemporaryDirectory(dir=work_dir) as folder:
         copy = Path(folder) / "model.pt"
-        repack_archive(path, copy, limits=limits)
-        return load_archive(copy)
+        summary = repack_archive(path, copy, limits=limits)
+        return replace(load_archive(copy), written_by=summary.written_by)
 
 
 def repack_archive(path: Path, target: Path, *, limits: ArchiveLimits | None = None) -> ArchiveSummary:

@@ -186,6 +186,11 @@ def _function(operator: str, node: Node, positional: list[ast.expr]) -> ast.expr
         # Only the dispatcher takes a dtype that is a number in a variable, or None among indices.
         return dotted(f"torch.ops.aten.{operator}")
     takes_self = bool(positional) and next(iter(_arguments(node))).name == "self"
+    return function_of(operator, positional, takes_self=takes_self)
+
+
+def function_of(operator: str, positional: list[ast.expr], *, takes_self: bool) -> ast.expr:
+    """What to call for an operator; a method takes its first argument out of `positional`, if `takes_self`."""
     if takes_self and operator.endswith("_") and _is_tensor_method(operator):
         return member(positional.pop(0), operator)
     if isinstance(getattr(torch.nn.functional, operator, None), types.BuiltinFunctionType):

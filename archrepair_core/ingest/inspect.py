@@ -18,8 +18,8 @@ from archrepair_core.ingest.records import (
     pickle_not_torchscript,
     unsafe_archive,
 )
+from archrepair_core.ingest.versions import check_torchscript_version, torchscript_writer
 
-_FORMAT_VERSIONS = range(3, 11)
 _SOURCE = re.compile(r"code/(__torch__(?:/[A-Za-z_][A-Za-z0-9_]*)*)\.py")
 _TENSOR = re.compile(r"(data|constants)/[0-9]{1,9}")
 _NESTED = re.compile(r"\.(zip|pt|pth|pt2|ptl|jar|whl|npz|gz|bz2|xz|7z|tar|tgz|zst|rar)$", re.IGNORECASE)
@@ -37,7 +37,10 @@ _FREEZE_HINT = (
 
 @dataclass(frozen=True)
 class ArchiveSummary:
-    """What the gate learned. `num_parameters` counts elements, tied weights once; `modules` are code files by name."""
+    """What the gate learned. `num_parameters` counts elements, tied weights once; `written_by` names torch releases.
+
+    `modules` are code files of TorchScript, module paths of a .pt2 file.
+    """
 
     format_version: int
     root_class: str
@@ -46,6 +49,7 @@ class ArchiveSummary:
     num_parameters: int
     num_storages: int
     storage_bytes: int
+    written_by: str
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def check_records(reader: RecordReader, limits: ArchiveLimits) -> CheckedArchive
         num_parameters=num_parameters,
         num_storages=len(storages),
         storage_bytes=sum(storage.num_bytes for storage in storages.values()),
+        written_by=torchscript_writer(version),
     )
     return CheckedArchive(summary, texts, pickles, tuple(storages))
 
@@ -111,11 +116,6 @@ def module_name(record_name: str) -> str:
 
 
 def _refuse_other_formats(records: Mapping[str, Record]) -> None:
-    is_export = "archive_format" in records or "serialized_exported_program.json" in records
-    if is_export or any(name.startswith("models/") for name in records):
-        hint = "Export TorchScript instead: torch.jit.save(torch.jit.script(model), 'model.pt')."
-        detail = "The file is a torch.export program (.pt2), which is not supported yet."
-        raise ModelError("format_not_supported", detail, hint=hint)
     if "model.json" in records:
         hint = "Load it with the torch that wrote it, and save it again with torch >= 1.6."
         raise ModelError("format_not_supported", "The archive is older than format version 3 (model.json).", hint=hint)
@@ -141,11 +141,7 @@ def _check_record_names(records: Mapping[str, Record]) -> None:
 def _read_version(reader: RecordReader) -> int:
     record = reader.records.get("version") or reader.records.get(".data/version")
     text = reader.read(record, max_bytes=64).strip() if record else b""
-    version = int(text) if re.fullmatch(rb"[0-9]{1,3}", text) else 0
-    if version not in _FORMAT_VERSIONS:
-        hint = "Load the model with a torch release that supports it, and save it again with torch.jit.save."
-        detail = f"Format version {text!r} is not supported; versions 3 to 10 are."
-        raise ModelError("format_not_supported", detail, hint=hint)
+    version = check_torchscript_version(text)
     order = reader.records.get("byteorder")
     if order is not None and reader.read(order, max_bytes=64) != b"little":
         detail = "The archive was written on a big-endian machine."

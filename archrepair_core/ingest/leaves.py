@@ -49,6 +49,23 @@ def build_leaf(original: torch.jit.ScriptModule) -> nn.Module | None:
     return module
 
 
+def leaf_of(class_name: str, steps: list[Step], tensors: Tensors) -> nn.Module | None:
+    """The `torch.nn` layer named `torch.nn.modules.….X`, if each of its calls ran the one operator such a layer runs.
+
+    `steps` are those calls, in eval mode, with every argument of the schema; None if they do not prove it.
+    """
+    module_name, _, last = class_name.rpartition(".")
+    leaf = _LEAVES.get(last)
+    if leaf is None or not f"{module_name}.".startswith("torch.nn.modules.") or any(step != steps[0] for step in steps):
+        return None
+    line = StraightLine((steps[0],), Symbol("result:0"))
+    step = _only_step(line, leaf)
+    if step is None or not _is_wired(step, tensors):
+        return None
+    module = leaf.make(step, tensors)
+    return module if module is not None and _shapes(dict(module.state_dict())) == _shapes(tensors) else None
+
+
 def _shapes(tensors: Tensors) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
