@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from archrepair_core.errors import ModelError
 from archrepair_core.ingest.inspect import ArchiveSummary
 from archrepair_core.ingest.outputs import largest_relative_difference
 from archrepair_core.ingest.records import ArchiveLimits, RecordReader
@@ -26,6 +27,7 @@ from archrepair_core.ingest.torch_export_root import argument_trees
 from archrepair_core.ingest.torch_export_tensors import load_tensors
 
 _TOLERANCE = 1e-5
+_CONTRADICTIONS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SyntaxError, StopIteration)
 _PROBE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, LookupError)
 
 
@@ -50,12 +52,18 @@ def ingest_export(path: Path, *, limits: ArchiveLimits | None = None) -> LoadedE
     program = checked.program
     _check_names(program, tensors)
     argument_trees(program)
-    steps = resolve(program.operations)
-    shaped = find_batch(program, steps, tensors)
     batch, _ = batch_of(program)
     fixed = 0 if batch.symbol else batch.size
-    reference = make_reference(program, steps, tensors, fixed_batch=fixed)
-    model = rebuild_modules(program, steps, shaped, _copied(tensors))
+    try:
+        steps = resolve(program.operations)
+        shaped = find_batch(program, steps, tensors)
+        reference = make_reference(program, steps, tensors, fixed_batch=fixed)
+        model = rebuild_modules(program, steps, shaped, _copied(tensors))
+    except ModelError:
+        raise
+    except _CONTRADICTIONS as error:
+        # Crafted files: every record was well formed, but they do not make one program together.
+        raise unsafe_program(f"The program contradicts itself: {type(error).__name__} {str(error)[:200]}.") from error
     if fixed:
         _check_any_batch(reference, model, program, size=fixed)
     return LoadedExport(reference, model, checked.summary)
@@ -84,9 +92,8 @@ def _check_any_batch(reference: ExportedModel, model: nn.Module, program: Progra
     _, batched = batch_of(program)
     inputs = [_random(program, name, size + 1 if name in batched else 0, generator) for name in program.input_shapes]
     with torch.no_grad():
-        expected = reference(*inputs)
         try:
-            found = model(*inputs)
+            expected, found = reference(*inputs), model(*inputs)
         except _PROBE_ERRORS as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise fixed_batch_size(size, lines[0][:200]) from error

@@ -25,7 +25,7 @@ from archrepair_core.ingest.syntax import (
     name,
     subscript,
 )
-from archrepair_core.ingest.torch_export_batch import MARK, Batch
+from archrepair_core.ingest.torch_export_batch import MARK, Batch, used_names
 from archrepair_core.ingest.torch_export_graph import DTYPES, MEMORY_FORMATS
 from archrepair_core.ingest.torch_export_program import Member, Ref, Tree
 from archrepair_core.ingest.torch_export_tree import Call, Line
@@ -92,7 +92,8 @@ class Writing:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     values: dict[str, ast.expr] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
-    inputs: tuple[str, ...] = ()
+    # Tensors the current line reads anyway.
+    near: tuple[str, ...] = ()
 
     def bind(self, value: str, hint: str) -> str:
         """A new local that holds `value` from now on."""
@@ -115,7 +116,6 @@ class Writing:
 
 def write_call(called: Call, writing: Writing) -> ast.FunctionDef:
     """The method that does what `called` did, for a module below the root: values in, values out."""
-    writing.inputs = called.inputs
     parameters = [ast.arg("self")]
     for value in called.inputs:
         shape = writing.shapes[value]
@@ -161,6 +161,8 @@ def _call(item: Call, writing: Writing) -> list[ast.stmt]:
 
 def _line(line: Line, writing: Writing) -> list[ast.stmt]:
     operation = line.step.operation
+    read_here = [value for value in used_names(line.arguments) if value in writing.values]
+    writing.near = tuple(value for value in read_here if isinstance(writing.shapes.get(value), tuple))
     expression = _expression(line, writing)
     targets = [writing.bind(value, line.step.kind) for value in operation.outputs]
     if not targets:
@@ -293,22 +295,28 @@ def below(path: str, owner: str) -> ast.expr:
     return expression
 
 
+def _tensors_so_far(writing: Writing) -> list[str]:
+    """Values that hold a tensor, the latest first: reading off the nearest leaves a model easy to cut in two."""
+    return [value for value in reversed(writing.values) if isinstance(writing.shapes.get(value), tuple)]
+
+
 def _device(writing: Writing) -> ast.expr:
     """Where the inputs are, not where the program was recorded."""
-    source = next((value for value in writing.inputs if isinstance(writing.shapes[value], tuple)), None)
-    return member(writing.values[source], "device") if source else call(dotted("torch.device"), ast.Constant("cpu"))
+    found = _tensors_so_far(writing)
+    return member(writing.values[found[0]], "device") if found else call(dotted("torch.device"), ast.Constant("cpu"))
 
 
 def _batch(times: int, writing: Writing) -> ast.expr:
-    """`times` the batch size, read off an input: of all sizes that tell it, the one that needs least arithmetic."""
+    """`times` the batch size, read off the latest tensor that tells it with least arithmetic."""
     sizes = [
         (size // MARK, value, axis)
-        for value in writing.inputs
-        if isinstance(writing.shapes[value], tuple)
+        for value in (*writing.near, *_tensors_so_far(writing))
         for axis, size in enumerate(writing.shapes[value])
         if size and size % MARK == 0
     ]
-    held, value, axis = min(sizes, key=lambda found: (found[0] != times, times % found[0] != 0, found[0]))
+    held, value, axis = min(
+        sizes, key=lambda found: (times % found[0] != 0, found[1] not in writing.near, found[0] != times)
+    )
     size = call(member(writing.values[value], "size"), ast.Constant(axis))
     if held == times:
         return size

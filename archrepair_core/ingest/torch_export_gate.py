@@ -6,7 +6,7 @@ code. None of that is needed to rebuild a model, so nothing of torch's loader is
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from archrepair_core.ingest.inspect import ArchiveSummary
 from archrepair_core.ingest.records import ArchiveLimits, Record, RecordReader, unsafe_archive
 from archrepair_core.ingest.torch_export_program import (
     RE_EXPORT,
-    Operation,
     Program,
+    Ref,
     read_json,
     read_program,
     unsafe_program,
@@ -104,12 +104,11 @@ def check_export(reader: RecordReader, limits: ArchiveLimits) -> CheckedExport:
     name = f"models/{model}.json"
     data = read_json(reader.read(records[name], max_bytes=limits.sources_bytes), name)
     version = check_export_version(data)
-    program = read_program(data, name)
-    _check_operators(program.operations)
+    program = read_program(data, name, _check_operators)
     weights = _read_tensors(reader, f"data/weights/{model}_weights_config.json", limits)
     constants = _read_tensors(reader, f"data/constants/{model}_constants_config.json", limits)
-    _check_tensors_exist(program, weights, constants)
     stored = {**weights, **constants}
+    _check_flow(program, stored)
     parameters = {(t.record, t.offset, t.shape, t.stride): t.num_elements for t in weights.values() if t.is_parameter}
     _check_trainable(sum(parameters.values()), constants)
     used = {tensor.record for tensor in stored.values()}
@@ -174,13 +173,9 @@ def _check_byteorder(reader: RecordReader) -> None:
         raise ModelError("format_not_supported", "The file was written on a big-endian machine.", hint=RE_EXPORT)
 
 
-def _check_operators(operations: tuple[Operation, ...]) -> None:
+def _check_operators(targets: list[tuple[str, str]]) -> None:
     """Every operator by allow-list, all that are not listed in one error."""
-    refused: dict[str, str] = {}
-    for operation in operations:
-        if not _is_allowed(operation.target):
-            where = operation.scopes[-1].path if operation.scopes else ""
-            refused.setdefault(operation.target[:120], where or "the model itself")
+    refused = {target: where or "the model itself" for target, where in reversed(targets) if not _is_allowed(target)}
     if refused:
         listed = "; ".join(f"{target} in {where}" for target, where in list(refused.items())[:_MAX_LISTED])
         hint = "Replace these operations in the model's code. Control flow, no_grad blocks and custom operators inside "
@@ -204,6 +199,8 @@ def _read_tensors(reader: RecordReader, config_name: str, limits: ArchiveLimits)
     folder = config_name.rpartition("/")[0]
     try:
         return {name: _stored(name, entry, folder, reader.records) for name, entry in config["config"].items()}
+    except ModelError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unsafe_program(f"Record {config_name!r} is incomplete: {type(error).__name__} {error}.") from error
 
@@ -244,25 +241,42 @@ def _check_geometry(name: str, tensor: StoredTensor, records: Mapping[str, Recor
         raise tensor_geometry(detail + f"does not fit into record {tensor.record!r} of {record.num_bytes} bytes.")
 
 
-def _check_tensors_exist(
-    program: Program, weights: Mapping[str, StoredTensor], constants: Mapping[str, StoredTensor]
-) -> None:
+def _check_flow(program: Program, held: Mapping[str, StoredTensor]) -> None:
+    """Every value is made once, before it is read, and every tensor the program names is in the file."""
+    known: set[str] = set()
     for item in program.inputs:
-        is_held = item.target in weights or item.target in constants
-        if item.kind in ("parameter", "buffer", "constant") and not is_held:
+        if item.kind in ("parameter", "buffer", "constant") and item.target not in held:
             raise unsafe_program(f"The program uses {item.kind} {item.target!r}, which the file does not hold.")
-    known = {item.name for item in program.inputs}
+        _make(known, [item.name], "an input")
     for operation in program.operations:
-        missing = [name for name in _names(operation.inputs) if name not in known]
-        if missing:
-            raise unsafe_program(f"{operation.target} uses {missing[0]!r} before anything computes it.")
-        known.update(operation.outputs)
+        _require(known, _names(operation.inputs), operation.target)
+        _make(known, operation.outputs, operation.target)
+    _require(known, [*_names(program.outputs), *(value for value, _ in program.mutations)], "the answer")
+    buffers = {item.target for item in program.inputs if item.kind == "buffer"}
+    strange = [buffer for _, buffer in program.mutations if buffer not in buffers]
+    if strange or program.out_tree.num_leaves != len(program.outputs):
+        what = f"buffer {strange[0]!r}" if strange else f"{len(program.outputs)} answers"
+        raise unsafe_program(f"The program writes {what}, which its signature does not name.")
+
+
+def _require(known: set[str], names: list[str], where: str) -> None:
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise unsafe_program(f"{where[:120]} uses {missing[0]!r} before anything computes it.")
+
+
+def _make(known: set[str], names: Sequence[str], where: str) -> None:
+    named = [name for name in names if name]
+    twice = [name for name in named if name in known]
+    if twice or len(set(named)) != len(named):
+        raise unsafe_program(f"{where[:120]} makes {(twice or named)[0]!r} for the second time.")
+    known.update(named)
 
 
 def _names(value: Any) -> list[str]:
     if isinstance(value, tuple | list):
         return [name for item in value for name in _names(item)]
-    return [value.name] if hasattr(value, "name") else []
+    return [value.name] if isinstance(value, Ref) else []
 
 
 def _check_trainable(num_parameters: int, constants: Mapping[str, StoredTensor]) -> None:

@@ -17,7 +17,7 @@ RE_EXPORT = (
     'dynamic_shapes=({0: torch.export.Dim("batch")},)), "model.pt2").'
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,400}")
-_MODULE_PATH = re.compile(r"([A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)?")
+_MODULE_PATH = re.compile(r"([A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*)?")
 _MAX_DEPTH = 40
 
 
@@ -142,11 +142,17 @@ def _refuse_constant(text: str) -> Any:
     raise _Unknown(f"the number {text}")
 
 
-def read_program(data: Any, name: str) -> Program:
-    """The program of a parsed `models/*.json`. Raises ModelError `unsafe_program`, saying where it is odd."""
+def read_program(data: Any, name: str, check: Callable[[list[tuple[str, str]]], None]) -> Program:
+    """The program of a parsed `models/*.json`. Raises ModelError `unsafe_program`, saying where it is odd.
+
+    `check` gets every operator and the module it runs in before anything of it is read, and may refuse.
+    """
     try:
+        check([_target(node) for node in data["graph_module"]["graph"]["nodes"]])
         return _program(data)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+    except ModelError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, StopIteration) as error:
         raise unsafe_program(f"Record {name!r} is incomplete: {type(error).__name__} {str(error)[:200]}.") from error
     except _Unknown as error:
         raise unsafe_program(f"Record {name!r}: {error}.") from error
@@ -224,6 +230,11 @@ def _literal(union: Any) -> Any:
     if kind not in ("as_none", "as_int", "as_float", "as_string", "as_bool"):
         raise _Unknown(f"a constant input of kind {kind!r}")
     return _ARGUMENTS[kind](value)
+
+
+def _target(node: Any) -> tuple[str, str]:
+    scopes = _scopes(node["metadata"].get("nn_module_stack", ""))
+    return _text(node["target"])[:120], scopes[-1].path if scopes else ""
 
 
 def _operation(node: Any) -> Operation:

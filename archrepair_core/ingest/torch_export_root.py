@@ -7,17 +7,27 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from archrepair_core.ingest.syntax import assign_all, call, is_identifier, is_reserved, literal, member, name, subscript
+from archrepair_core.ingest.syntax import (
+    GLOBAL_NAMES,
+    assign_all,
+    call,
+    is_identifier,
+    literal,
+    member,
+    name,
+    subscript,
+)
 from archrepair_core.ingest.torch_export_emission import Writing, below, function, read, write_annotation, write_items
 from archrepair_core.ingest.torch_export_program import Input, Program, Ref, Tree, unsafe_program
 from archrepair_core.ingest.torch_export_tree import Call
 
 ANSWER_PREFIX = "Answer_"
+# Names the written source reads itself; `input`, a name of Python's own and a common one for arguments, is not.
+_TAKEN = GLOBAL_NAMES | {"self", "bool", "float", "getattr", "int", "max", "min", "str"}
 
 
 def write_root(called: Call, writing: Writing, program: Program) -> ast.FunctionDef:
     """`forward` of the whole model: unpack the arguments, do everything, put the answer together."""
-    writing.inputs = called.inputs
     # Every name the arguments use must be taken before a local could get it.
     writing.taken.update(program.arguments)
     given = user_inputs(program)
@@ -48,7 +58,7 @@ def argument_trees(program: Program) -> list[Tree]:
     trees = [tree for part in children for tree in part.children]
     is_pair = [part.kind for part in children] == ["tuple", "dict"]
     names = program.arguments
-    usable = all(is_identifier(argument) and not is_reserved(argument) for argument in names)
+    usable = all(is_identifier(argument) and argument not in _TAKEN for argument in names)
     if not is_pair or len(trees) != len(names) or len(set(names)) != len(names) or not usable:
         raise unsafe_program(f"The program names its arguments {list(names)[:8]}, which its inputs do not fit.")
     if sum(tree.num_leaves for tree in trees) != len(user_inputs(program)):

@@ -192,16 +192,6 @@ def test_what_torch_save_writes_is_told_apart(tmp_path, legacy):
     assert "torch.jit.script" in error.hint
 
 
-def test_torch_export_programs_are_not_supported_yet(tmp_path):
-    path = tmp_path / "model.pt2"
-    # The records torch.export.save writes; exporting a real one takes longer than all other tests here.
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("data/weights/weight_0", "models/model.json", "data/sample_inputs/model.pt", "archive_format"):
-            archive.writestr(f"model/{name}", b"pt2")
-    error = refusal(path, "pt2")
-    assert error.code == "model.format_not_supported"
-
-
 def test_an_archive_inside_the_archive_is_refused(changed, small_archive):
     error = refusal(changed({"extra/nested.zip": small_archive.read_bytes()}), "inside")
     assert error.code == "model.unsafe_archive"
