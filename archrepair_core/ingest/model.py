@@ -37,6 +37,7 @@ def ingest_model(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = N
         exported = is_export(reader.records)
     if exported:
         loaded = ingest_export(path, limits=limits)
+        refuse_non_finite(loaded.reference)
         return IngestedModel("torch_export", loaded.reference, loaded.model, loaded.summary.written_by)
     archive = ingest_archive(path, work_dir, limits=limits)
     refuse_non_finite(archive.root)
