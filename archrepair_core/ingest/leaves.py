@@ -33,6 +33,10 @@ class Leaf:
     flag: str = ""
 
 
+# What the constructors of torch.nn raise for arguments that make no layer.
+_REFUSALS = (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError)
+
+
 def build_leaf(original: torch.jit.ScriptModule) -> nn.Module | None:
     """The real `torch.nn` layer that `original` is, without its tensors' values; None if the graphs do not prove it."""
     qualified = bare_name(type_name(original))
@@ -42,7 +46,10 @@ def build_leaf(original: torch.jit.ScriptModule) -> nn.Module | None:
         return None
     tensors = {**dict(original.named_parameters()), **dict(original.named_buffers())}
     step = _proven_step(original, leaf, tensors)
-    module = leaf.make(step, tensors) if step is not None else None
+    try:
+        module = leaf.make(step, tensors) if step is not None else None
+    except _REFUSALS:
+        return None  # no such layer exists; what its operator says to such arguments, running it will show
     if module is None or _shapes(dict(module.state_dict())) != _shapes(tensors):
         return None
     # What the registries hold is on the meta device: `fill_tensors` puts the archive's in.

@@ -43,6 +43,7 @@ class Body:
     device_source: ast.expr | None = None
     values: dict[str, ast.expr] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def fresh(self, hint: str) -> str:
         plain = re.sub(r"\.\d+$", "", hint)
@@ -51,10 +52,11 @@ class Body:
             stem = f"{stem}_"
         if not is_identifier(stem) or is_reserved(stem):
             stem = "v_" + re.sub(r"\W|[^\x00-\x7f]", "_", stem)
-        candidate, count = stem, 0
+        candidate = stem
         while candidate in self.taken:
-            count += 1
-            candidate = f"{stem}_{count}"
+            # Counting on from where the last one stopped: traces have thousands of values of one name.
+            self.counts[stem] = self.counts.get(stem, 0) + 1
+            candidate = f"{stem}_{self.counts[stem]}"
         self.taken.add(candidate)
         return candidate
 

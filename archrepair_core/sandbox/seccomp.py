@@ -20,6 +20,7 @@ from archrepair_core.sandbox.system_calls import (
     DENIED,
     NUMBERS,
     OWN_PROCESS_ONLY,
+    PARENT_DEATH_REQUEST,
     TERMINAL_REQUESTS,
 )
 
@@ -68,6 +69,7 @@ def filter_program(pid: int, machine: str) -> bytes:
     bodies["clone3"] = _answer(_ERROR | errno.ENOSYS)
     bodies["clone"] = _load_argument(0) + _jump(_ANY_BIT, CLONE_THREAD, if_true=1) + denied + allowed
     bodies["ioctl"] = _load_argument(1) + _one_of(TERMINAL_REQUESTS, denied) + allowed
+    bodies["prctl"] = _load_argument(0) + _one_of([PARENT_DEATH_REQUEST], denied) + allowed
     bodies["socketpair"] = _load_argument(0) + _one_of([AF_UNIX], allowed) + denied
     for name in OWN_PROCESS_ONLY:
         bodies[name] = _load_argument(0) + _one_of([pid], allowed) + denied

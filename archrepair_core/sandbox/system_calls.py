@@ -11,6 +11,8 @@ CLONE_THREAD = 0x00010000
 AF_UNIX = 1
 # TIOCSTI and TIOCLINUX put characters into the terminal we were started from.
 TERMINAL_REQUESTS = (0x5412, 0x541C)
+# PR_SET_PDEATHSIG: an engine must not outlive its worker.
+PARENT_DEATH_REQUEST = 1
 # The first argument is a process; every other process is somebody else's.
 OWN_PROCESS_ONLY = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 
@@ -130,6 +132,7 @@ _CONDITIONAL: dict[str, tuple[int | None, int | None]] = {
     "clone": (56, 220),
     "clone3": (435, 435),
     "ioctl": (16, 29),
+    "prctl": (157, 167),
     "socketpair": (53, 199),
     "prlimit64": (302, 261),
     "kill": (62, 129),

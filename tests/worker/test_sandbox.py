@@ -160,6 +160,12 @@ def test_the_parents_memory_is_closed(said_by):
     assert is_denied(said_by("open(f'/proc/{os.getppid()}/mem', 'rb')"))
 
 
+def test_an_engine_cannot_choose_to_outlive_its_worker(said_by):
+    code = "c.prctl(1, 0), os.strerror(__import__('ctypes').get_errno())"
+    said = said_by(f"(lambda c: ({code}))(__import__('ctypes').CDLL(None, use_errno=True))")
+    assert said == "(-1, 'Operation not permitted')"
+
+
 def test_threads_are_allowed(said_by):
     code = "[thread.start() or thread.join() for thread in [threading.Thread(target=int)]]"
     assert said_by(code) == "[None]"

@@ -45,6 +45,12 @@ def nested_modules(levels: int) -> bytes:
 
 
 # These pass the gate, as harmless models do; only running them shows.
+def loops(levels: int) -> str:
+    """A body of loops in loops."""
+    lines = [f"{'  ' * (2 + level)}for i{level} in range(1):\n" for level in range(levels)]
+    return "".join(lines) + "  " * (2 + levels) + f"x = torch.add(x, 0)\n{FORWARD}"
+
+
 def adding(answer: str) -> str:
     """A body that adds `answer` to what the model says; code without an effect would be dropped."""
     return FORWARD.replace("return ", "_1 = ") + f"    return torch.add(_1, {answer})\n"
@@ -66,8 +72,9 @@ BEHAVIOUR: Table = {
         lambda _: with_forward(adding("torch.sum(torch.zeros([1099511627776]))")), "platform.engine_failed", "memory"),
     "forward that fills the memory": (
         lambda _: with_forward(
-            "    y = annotate(List[Tensor], [])\n    while True:\n      _0 = torch.append(y, torch.ones([67108864]))\n"
-            + FORWARD), "platform.engine_failed", "memory"),
+            "    y = annotate(List[Tensor], [])\n    for _2 in range(10000):\n"
+            "      _0 = torch.append(y, torch.ones([67108864]))\n" + adding("torch.sum(torch.stack(y))")),
+        "platform.engine_failed", "memory"),
     "forward that raises": (
         lambda _: with_forward(f'    ops.prim.RaiseException("no", "builtins.ValueError")\n{FORWARD}'),
         "dataset.shape_mismatch", "ValueError: no"),
@@ -85,5 +92,9 @@ BEHAVIOUR: Table = {
     "operators with arguments of other types": (
         lambda _: expression("torch.conv2d(weight, 3, 'a', None)"), "model.unreadable", "not valid"),
     "a model nested in 140 levels": (lambda _: nested_modules(140), "succeeded", ""),
+    "sixty nested loops": (lambda _: with_forward(loops(60)), "model.too_deeply_nested", "nested"),
+    "with a tensor": (
+        lambda _: with_forward(f"    with x:\n      pass\n{FORWARD}"), "model.unreadable", "__enter__"),
+    "ten thousand statements": (lambda _: with_forward("    x = torch.relu(x)\n" * 10_000 + FORWARD), "succeeded", ""),
     "ten thousand modules": (lambda _: many_modules(10_000), "succeeded", ""),
 }  # fmt: skip

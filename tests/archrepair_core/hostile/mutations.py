@@ -113,17 +113,19 @@ def _change_node(node: ast.AST, chance: Random) -> None:
             node.attr = chance.choice((chance.choice(_OPERATORS), "weight", "training", "forward", "__class__", "T"))
         case ast.Name():
             node.id = chance.choice(("x", "weight", "self", "torch", "ops", "int", "List", "Tensor", "inf", "exec"))
-        case ast.Call(args=arguments) if arguments:
+        case ast.Call(args=arguments):
             _change_list(arguments, chance)
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name) if chance.random() < 0.2:
             node.name = chance.choice((f"{name}_", "forward", "Net", "__init__", "__setstate__"))
         case ast.FunctionDef(body=body) | ast.ClassDef(body=body) | ast.Module(body=body) | ast.If(body=body):
             _change_list(body, chance)
-        case ast.Tuple(elts=items) | ast.List(elts=items) if items:
+        case ast.Tuple(elts=items) | ast.List(elts=items):
             _change_list(items, chance)
 
 
 def _change_list(items: list, chance: Random) -> None:
+    if not items:
+        return
     here, there = chance.randrange(len(items)), chance.randrange(len(items))
     match chance.randrange(4):
         case 0:
@@ -132,7 +134,7 @@ def _change_list(items: list, chance: Random) -> None:
             items.insert(there, items[here])
         case 2:
             items[here], items[there] = items[there], items[here]
-        case 3:
+        case _:
             items[here] = items[there]
 
 

@@ -65,6 +65,8 @@ OPERATORS: Table = {
         f"aten::as_strided in {_WHERE}"),
     "memory of the heap with aten::resize_": (
         lambda _: expression("torch.resize_(x, [1000000])"), "operator_not_allowed", f"aten::resize_ in {_WHERE}"),
+    "gradients switched off for everybody": (
+        lambda _: expression("torch.set_grad_enabled(False)"), "operator_not_allowed", "aten::set_grad_enabled"),
     "prim::rpc_sync": (
         lambda canary: expression(f'ops.prim.rpc_sync("127.0.0.1:{canary.port}", "f", (x,))'), "operator_not_allowed",
         f"prim::rpc_sync in {_WHERE}"),
@@ -132,7 +134,13 @@ CONSTRUCTS: Table = {
         lambda _: expression("torch.relu(**x)"), "unsafe_code", "a ** argument"),
     "a starred argument": (lambda _: expression("torch.relu(*x)"), "unsafe_code", "Starred syntax"),
     "global": (lambda _: with_forward(f"    global weight\n{FORWARD}"), "unsafe_code", ""),
-    "with": (lambda _: with_forward(f"    with x:\n      pass\n{FORWARD}"), "unsafe_code", "With syntax"),
+    "with that names its value": (
+        lambda _: with_forward(f"    with x as y:\n      pass\n{FORWARD}"), "unsafe_code", "names its value"),
+    "a false torch.no_grad": (
+        lambda canary: archive(records() | {"code/__torch__/torch/autograd/grad_mode.py": (
+            "class no_grad:\n  def __enter__(self: __torch__.torch.autograd.grad_mode.no_grad) -> NoneType:\n"
+            f"    _0 = torch.save([1], \"{canary.file}\")\n    return None\n").encode()}),
+        "operator_not_allowed", "aten::save in __torch__.torch.autograd.grad_mode.no_grad.__enter__"),
     "try": (lambda _: with_forward(f"    try:\n      pass\n    except:\n      pass\n{FORWARD}"), "unsafe_code", "Try"),
     "del": (lambda _: with_forward(f"    del x\n{FORWARD}"), "unsafe_code", "Delete syntax"),
     "a coroutine": (
