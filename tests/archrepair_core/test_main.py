@@ -1,9 +1,16 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from archrepair_core.__main__ import ERROR, NOT_BETTER, PASSED, exit_code, main, named_path, read_spec
 from archrepair_core.errors import SpecError
+from archrepair_core.sandbox.sandbox import missing_layers
+from tests.archrepair_core.hostile.archives import archive, records
+from tests.archrepair_core.hostile.jobs import write_images
 
 
 @pytest.fixture
@@ -69,3 +76,25 @@ def test_a_missing_file_is_an_error_with_a_hint(tmp_path, capsys):
 )
 def test_the_exit_code_is_zero_only_for_what_may_be_deployed(outcome, verdict, code):
     assert exit_code({"outcome": outcome}, verdict) == code
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing_layers()), reason=f"this machine has no sandbox: {missing_layers()}")
+def test_the_program_closes_itself_off_and_still_repairs(tmp_path):
+    (tmp_path / "model.pt").write_bytes(archive(records()))
+    write_images(tmp_path / "data.npz")
+    (tmp_path / "spec.json").write_text(json.dumps({"repair": {"budget_seconds": 1}}))
+    command = [sys.executable, "-m", "archrepair_core", "model.pt", "data.npz", "--spec", "spec.json"]
+    environment = {**os.environ, "ARCHREPAIR_ENGINE_SANDBOX": "required", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode in (PASSED, NOT_BETTER), done.stderr
+    assert "files: closed" in done.stderr
+    assert "system calls: closed" in done.stderr
+    left = {path.name for path in (tmp_path / "archrepair-out").iterdir()}
+    assert {"report.json", "predictions.npz"} <= left
+    assert not [name for name in left if name.startswith("work-")]
+
+
+def test_an_unknown_sandbox_is_an_error_before_anything_is_read(tmp_path, capsys):
+    assert main([str(tmp_path / "model.pt"), str(tmp_path / "data.npz")], sandbox="bogus") == ERROR
+    assert "required, best_effort, off" in capsys.readouterr().err
