@@ -21,14 +21,14 @@ class IngestedModel:
     """The customer's model twice: `reference` is the file as it was and never changed, `model` its editable twin.
 
     Both take the same arguments and have the same `state_dict` keys; they share no tensor. `written_by` says which
-    torch wrote the file, as far as the file tells; `input_shape`, without the batch, is known of one-input .pt2 files.
+    torch wrote the file, `input_shapes` what each input was without its batch, as far as the file tells.
     """
 
     format: Format
     reference: nn.Module
     model: nn.Module
     written_by: str = "unknown"
-    input_shape: tuple[int, ...] | None = None
+    input_shapes: tuple[tuple[int, ...], ...] = ()
 
 
 def ingest_model(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = None) -> IngestedModel:
@@ -39,8 +39,8 @@ def ingest_model(path: Path, work_dir: Path, *, limits: ArchiveLimits | None = N
     if exported:
         loaded = ingest_export(path, limits=limits)
         refuse_non_finite(loaded.reference)
-        written_by = loaded.summary.written_by
-        return IngestedModel("torch_export", loaded.reference, loaded.model, written_by, loaded.input_shape)
+        shapes = loaded.reference.input_shapes
+        return IngestedModel("torch_export", loaded.reference, loaded.model, loaded.summary.written_by, shapes)
     archive = ingest_archive(path, work_dir, limits=limits)
     refuse_non_finite(archive.root)
     model = decompile(archive.root, archive.compilation_unit, archive.declarations)

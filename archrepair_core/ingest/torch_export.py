@@ -33,15 +33,11 @@ _PROBE_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError
 
 @dataclass(frozen=True)
 class LoadedExport:
-    """A .pt2 file twice: `reference` runs its graph as it stands, `model` is editable; they share no tensor.
-
-    `input_shape` is the one input's in the example the file was made with, without the batch; None with several.
-    """
+    """A .pt2 file twice: `reference` runs its graph as it stands, `model` is editable; they share no tensor."""
 
     reference: ExportedModel
     model: nn.Module
     summary: ArchiveSummary
-    input_shape: tuple[int, ...] | None
 
 
 def ingest_export(path: Path, *, limits: ArchiveLimits | None = None) -> LoadedExport:
@@ -70,14 +66,7 @@ def ingest_export(path: Path, *, limits: ArchiveLimits | None = None) -> LoadedE
         raise unsafe_program(f"The program contradicts itself: {type(error).__name__} {str(error)[:200]}.") from error
     if fixed:
         _check_any_batch(reference, model, program, size=fixed)
-    return LoadedExport(reference, model, checked.summary, _input_shape(program))
-
-
-def _input_shape(program: Program) -> tuple[int, ...] | None:
-    if len(program.input_shapes) != 1:
-        return None
-    (shape,) = program.input_shapes.values()
-    return tuple(dimension.size for dimension in shape[1:])
+    return LoadedExport(reference, model, checked.summary)
 
 
 def _check_names(program: Program, tensors: Mapping[str, Tensor]) -> None:

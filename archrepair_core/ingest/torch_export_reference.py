@@ -31,6 +31,11 @@ class ExportedModel(nn.Module):
             if item.kind in ("parameter", "buffer", "constant"):
                 attach(self, item.target, tensors[item.target], persistent=item.persistent and item.kind != "constant")
 
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """What each tensor argument was in the example the program was recorded with, without the batch."""
+        return tuple(tuple(dimension.size for dimension in shape[1:]) for shape in self._program.input_shapes.values())
+
     def forward(self, *arguments: Any) -> Any:
         """The file's answer; arguments as the exported model's forward takes them."""
         flat = flatten(arguments, self._program)

@@ -210,7 +210,7 @@ def test_reference_and_model_share_no_tensor(ingested):
 
 def test_the_file_tells_which_torch_wrote_it_and_for_what_inputs(ingested):
     assert ingested.written_by == f"torch {torch.__version__}"
-    assert ingested.input_shape == (3, 9, 9)
+    assert ingested.input_shapes == ((3, 9, 9),)
 
 
 def test_a_block_without_gradients_is_refused_by_its_operator(tmp_path):
