@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +14,18 @@ from archrepair_core.data.formats import load_dataset
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
 from archrepair_core.data.split import Splits, check_labels, prepare_splits
-from archrepair_core.evaluate import predict
+from archrepair_core.evaluate import predict, run_model
 from archrepair_core.ingest.model import IngestedModel
 from archrepair_core.ingest.verify import Parity, verify_decompiled
+from archrepair_core.interface import (
+    Interface,
+    adapt_,
+    input_dtype,
+    read_interface,
+    refuse_several_inputs,
+    tensors_by_path,
+)
+from archrepair_core.modes import eval_mode
 from archrepair_core.runs import find_blocks_
 from archrepair_core.spec import SPLITS, Preprocessing, RepairSpec
 
@@ -41,13 +49,17 @@ class Data:
 
 @dataclass(frozen=True)
 class Host:
-    """The customer's model: the file's own answers, the editable twin in eval mode on `device`, its blocks in order."""
+    """The customer's model: the file's own answers, the editable twin in eval mode on `device`, its blocks in order.
+
+    The twin takes float32 images and gives logits, whatever the file does; `interface` tells the difference.
+    """
 
     reference: nn.Module
     model: nn.Module
     blocks: dict[str, Block]
     device: torch.device
     parity: Parity
+    interface: Interface
 
 
 @dataclass(frozen=True)
@@ -84,17 +96,23 @@ def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path)
     return Data(splits, resolve_preprocessing(spec.preprocessing, splits.repair))
 
 
-def examine_host(ingested: IngestedModel, data: Data) -> Host:
-    """Prove the editable twin equal to the file on the customer's own images, and find its blocks."""
+def examine_host(ingested: IngestedModel, data: Data, *, output: str) -> Host:
+    """Prove the editable twin equal to the file on the customer's own images, and find its blocks.
+
+    `output` is the spec's `model.output`. Raises ModelError or DatasetError where the file is no classifier of them.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    few = data.splits.repair.subset(np.arange(min(VERIFY_BATCH, len(data.splits.repair))))
-    logits = predict(ingested.reference, few, data.preprocessing, batch_size=VERIFY_BATCH, device="cpu")
-    check_labels(data.splits, num_classes=logits.shape[1])
-    inputs = data.tensors("repair", slice(0, VERIFY_BATCH))
+    refuse_several_inputs(ingested.reference)
+    images = data.tensors("repair", slice(0, VERIFY_BATCH))
+    inputs = images.to(input_dtype(ingested.reference))
+    with torch.inference_mode(), eval_mode(ingested.reference):
+        answer = run_model(ingested.reference, inputs, name="repair")
+    interface = read_interface(ingested.reference, answer, asked=output, num_inputs=len(inputs))
+    check_labels(data.splits, num_classes=tensors_by_path(answer)[interface.output].shape[1])
     parity = verify_decompiled(ingested.reference, ingested.model, inputs)
-    model = ingested.model.to(device).eval()
-    blocks = {block.name: block for block in find_blocks_(model, inputs.to(device))}
-    return Host(ingested.reference, model, blocks, device, parity)
+    model = adapt_(ingested.model, interface, images).to(device).eval()
+    blocks = {block.name: block for block in find_blocks_(model, images.to(device))}
+    return Host(ingested.reference, model, blocks, device, parity, interface)
 
 
 def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from archrepair_core.calls import Call, trace_calls
 from archrepair_core.errors import EngineError
 from archrepair_core.ingest.outputs import tensors_in
+from archrepair_core.interface import read_logits
 from archrepair_core.modes import eval_mode
 from archrepair_core.packing import Packing, Unpackable, packing_of
 from archrepair_core.slicing import Rest, Unsliceable, rests_after
@@ -164,7 +165,7 @@ def _make_tail(
         answer = model.get_submodule(name)(*args, **kwargs)
         for step, known in zip(steps, kept, strict=True):
             answer = step.rest.run(step.module, answer, known)
-        return answer
+        return read_logits(model, answer)
 
     return tail
 

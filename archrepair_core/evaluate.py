@@ -57,19 +57,8 @@ def predict(
 
 
 def _logits(model: nn.Module, x_NCHW: Tensor, *, name: str) -> Tensor:
-    shape = "×".join(str(size) for size in x_NCHW.shape)
-    try:
-        output = model(x_NCHW)
-    except torch.OutOfMemoryError:
-        raise
-    except _REJECTIONS as error:
-        if "allocate memory" in str(error):  # on the CPU no class of its own says so
-            raise
-        raise DatasetError(
-            "shape_mismatch",
-            f"the model rejects the images of {name} as a batch of {shape} (N×C×H×W): {_reason(error)}",
-            hint="set preprocessing.resize and preprocessing.color to what the model was trained on",
-        ) from error
+    shape = _sizes(x_NCHW)
+    output = run_model(model, x_NCHW, name=name)
     if not isinstance(output, Tensor):
         raise ModelError(
             "output_not_logits",
@@ -84,6 +73,26 @@ def _logits(model: nn.Module, x_NCHW: Tensor, *, name: str) -> Tensor:
             hint="export a classifier whose forward returns one row of logits per image",
         )
     return output
+
+
+def run_model(model: nn.Module, x_NCHW: Tensor, *, name: str) -> Any:
+    """The model's whole answer to a batch of the dataset `name`. Raises DatasetError when it rejects the images."""
+    try:
+        return model(x_NCHW)
+    except torch.OutOfMemoryError:
+        raise
+    except _REJECTIONS as error:
+        if "allocate memory" in str(error):  # on the CPU no class of its own says so
+            raise
+        raise DatasetError(
+            "shape_mismatch",
+            f"the model rejects the images of {name} as a batch of {_sizes(x_NCHW)} (N×C×H×W): {_reason(error)}",
+            hint="set preprocessing.resize and preprocessing.color to what the model was trained on",
+        ) from error
+
+
+def _sizes(x_NCHW: Tensor) -> str:
+    return "×".join(str(size) for size in x_NCHW.shape)
 
 
 def _reason(error: Exception) -> str:

@@ -60,6 +60,8 @@ class Packing:
 
     def unpack(self, packed: Tensor, model: nn.Module) -> Any:
         """The values again, with new lists and dicts: a forward may change them."""
+        # Caches hold float32 for models of any type.
+        packed = packed.to(self.slots[0].dtype)
         if len(self.slots) == 1:
             return _restore(self.structure, [packed], model)
         columns = packed.split([math.prod(slot.shape) for slot in self.slots], 1)

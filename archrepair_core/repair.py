@@ -15,6 +15,7 @@ from archrepair_core.errors import DatasetError
 from archrepair_core.export import ExportCheck, export_torchscript
 from archrepair_core.gates import parse_gate
 from archrepair_core.ingest.model import ingest_model
+from archrepair_core.interface import restore_
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
 from archrepair_core.prefix_cache import PrefixCache
@@ -87,7 +88,7 @@ def repair_model(request: RepairRequest, on_progress: OnProgress) -> RepairOutco
     narrator.begin("ingesting", "checking the model and reading the data")
     ingested = ingest_model(request.model, request.work_dir)
     data = read_data(request.datasets, spec, work_dir=request.work_dir)
-    host = examine_host(ingested, data)
+    host = examine_host(ingested, data, output=spec.model.output)
 
     narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
     case = Case(spec, host, data, measure_baseline(host, data, spec))
@@ -204,8 +205,11 @@ def _package(
 
 
 def _export(case: Case, chosen: Trial, path: Path) -> ExportCheck:
-    inputs = case.data.tensors("repair", slice(0, 8))
-    return export_torchscript(chosen.model.cpu(), path, inputs=inputs, original=case.host.reference)
+    interface = case.host.interface
+    inputs = case.data.tensors("repair", slice(0, 8)).to(interface.dtype)
+    return export_torchscript(
+        restore_(chosen.model.cpu(), interface), path, inputs=inputs, original=case.host.reference
+    )
 
 
 def _result(evidence: Evidence, seconds: dict[str, float]) -> dict[str, Any]:
@@ -240,6 +244,7 @@ def _package_localization(request: RepairRequest, case: Case, localization: Loca
 def _resolved_spec(case: Case, localization: Localization, budget_seconds: float) -> dict[str, Any]:
     """The spec with every `auto` replaced by what it became."""
     spec = case.spec.model_dump(mode="json")
+    spec["model"]["output"] = case.host.interface.output
     spec["preprocessing"] = case.data.preprocessing.model_dump(mode="json")
     spec["localization"]["method"] = localization.method
     spec["repair"] |= {"augment": case.baseline.augment, "budget_seconds": round(budget_seconds, 1)}

@@ -51,6 +51,18 @@ class Preprocessing(Strict):
         return self
 
 
+class Model(Strict):
+    """How the model's answer is read."""
+
+    output: str = Field(
+        "auto",
+        min_length=1,
+        max_length=200,
+        description="Which output holds the logits: a field or key (`logits`), a position (`0`), a path (`0.logits`). "
+        "`auto` is the only floating output of shape [N, classes].",
+    )
+
+
 class Localization(Strict):
     """Which block to blame. `auto` lets scores order the blocks and measured probe repairs decide."""
 
@@ -89,6 +101,7 @@ class RepairSpec(Strict):
 
     kind: Literal["repair", "localize"] = "repair"
     datasets: DatasetReferences
+    model: Model = Model()
     preprocessing: Preprocessing = Preprocessing()
     localization: Localization = Localization()
     repair: Repair = Repair()

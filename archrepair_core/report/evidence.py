@@ -14,6 +14,7 @@ from archrepair_core.case import BATCH_SIZE, Case
 from archrepair_core.cost import latency_ratio
 from archrepair_core.evaluate import metrics_of, predict, summarize_split
 from archrepair_core.gates import GateResult, Metric, evaluate_gate, parse_gate, verdict_of
+from archrepair_core.interface import round_
 from archrepair_core.search.search import Trial, count_parameters
 from archrepair_core.selection import NO_CHANGE_UTILITY
 from archrepair_core.spec import DEFAULT_GATES
@@ -68,6 +69,7 @@ def _logits_after(case: Case, chosen: Trial | None) -> dict[str, Tensor]:
     if chosen is None:
         return {role: case.baseline.logits[role] for role in roles}
     preprocessing, device = case.data.preprocessing, case.host.device
+    round_(chosen.model, case.host.interface)
     return {
         role: predict(chosen.model, present[role], preprocessing, batch_size=BATCH_SIZE, device=device)
         for role in roles

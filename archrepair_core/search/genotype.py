@@ -56,8 +56,8 @@ def build_(model: nn.Module, genotype: Genotype, blocks: dict[str, Block], *, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for edit in genotype.edits:
-            device = next(model.parameters()).device
-            branch = build_branch(blocks[edit.block], edit.primitive).to(device)
+            weight = next(p for p in model.get_submodule(edit.block).parameters() if p.is_floating_point())
+            branch = build_branch(blocks[edit.block], edit.primitive).to(weight.device, weight.dtype)
             edited = with_branch(model.get_submodule(edit.block), branch, blocks[edit.block])
             replace_block_(model, edit.block, edited)
     return model

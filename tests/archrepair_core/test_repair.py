@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from archrepair_core.demo.digits import make_case
 from archrepair_core.errors import ArchRepairError
+from archrepair_core.ingest.model import ingest_model
 from archrepair_core.repair import RepairRequest, repair_model
 from archrepair_core.spec import RepairSpec
 
@@ -25,11 +27,12 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def run(digits, tmp_path):
-    def run_spec(model=digits / "model.pt", files=None, **spec):
+    def run_spec(model=digits / "model.pt", files=None, model_output="auto", **spec):
         (tmp_path / "work").mkdir(exist_ok=True)
         (tmp_path / "out").mkdir(exist_ok=True)
         files = files or {f"upload:{name}": digits / f"{name}.npz" for name in SETS}
         asked = {"datasets": {name: f"upload:{name}" for name in SETS}, "seed": 3} | spec
+        asked["model"] = {"output": model_output}
         told = []
         request = RepairRequest(model, files, RepairSpec.model_validate(asked), tmp_path / "work", tmp_path / "out")
         return repair_model(request, told.append), tmp_path / "out", told
@@ -169,3 +172,95 @@ def test_the_same_seed_gives_the_same_model(run):
         outcome, out, _ = run(repair=repair, gates=["test.accuracy > before"])
         states.append(load(out / outcome.artifacts[-1].name).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Answer(NamedTuple):
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+class Wrapped(torch.nn.Module):
+    """The demo's network, answering in another shape."""
+
+    def __init__(self, net: torch.nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> Answer:
+        logits = self.net(x)
+        return Answer(logits[:, None].softmax(2), logits)
+
+
+class Ambiguous(Wrapped):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.net(x)
+        return {"logits": logits, "probabilities": logits.softmax(1)}
+
+
+class TwoInputs(Wrapped):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.net(x * mask)
+
+
+@pytest.fixture
+def rewritten(digits, tmp_path):
+    """`rewritten(wrapper, dtype)` saves the demo's model anew, and gives the path."""
+
+    def save(wrapper=None, dtype=torch.float32):
+        net = ingest_model(digits / "model.pt", tmp_path).model.to(dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(wrapper(net) if wrapper else net), str(tmp_path / "rewritten.pt"))
+        return tmp_path / "rewritten.pt"
+
+    return save
+
+
+def repaired_file(outcome, out):
+    (name,) = [artifact.name for artifact in outcome.artifacts if artifact.kind in ("model", "candidate")]
+    return load(out / name)
+
+
+WEIGHTS = {"repair": {"method": "weights", "level": "block", "epochs": 2}, "gates": ["test.accuracy > before"]}
+
+
+def test_a_named_tuple_comes_back_whole_and_its_logits_are_repaired(run, rewritten):
+    outcome, out, _ = run(model=rewritten(Wrapped), **WEIGHTS)
+    assert outcome.resolved_spec["model"] == {"output": "logits"}
+    answer = repaired_file(outcome, out)(torch.rand(3, 1, 8, 8))
+    assert answer._fields == ("features", "logits")
+    assert (answer.features.shape, answer.logits.shape) == ((3, 1, 10), (3, 10))
+    report = json.loads((out / "report.json").read_text())
+    assert report["test"]["accuracy"]["after"] > report["test"]["accuracy"]["before"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_model_comes_back_in_its_own_number_format(run, rewritten, dtype):
+    path = rewritten(dtype=dtype)
+    outcome, out, _ = run(model=path, **WEIGHTS)
+    original, repaired = load(path).state_dict(), repaired_file(outcome, out).state_dict()
+    assert {name: tensor.dtype for name, tensor in repaired.items()} == {
+        name: tensor.dtype for name, tensor in original.items()
+    }
+    (block,) = outcome.result["blocks_repaired"]
+    changed = {name for name in original if not torch.equal(original[name], repaired[name])}
+    assert changed
+    assert all(name.startswith(f"{block}.") for name in changed)
+    assert repaired_file(outcome, out)(torch.rand(3, 1, 8, 8, dtype=dtype)).dtype == dtype
+
+
+def test_two_outputs_that_could_be_logits_must_be_told_apart(run, rewritten):
+    path = rewritten(Ambiguous)
+    with pytest.raises(ArchRepairError, match="'probabilities'") as error:
+        run(model=path)
+    assert error.value.code == "model.output_ambiguous"
+    assert "model.output" in error.value.hint
+    with pytest.raises(ArchRepairError, match="'logits'") as error:
+        run(model=path, model_output="scores")
+    assert error.value.code == "spec.unknown_output"
+
+
+def test_a_model_of_several_inputs_is_refused_by_their_names(run, rewritten):
+    with pytest.raises(ArchRepairError, match="x, mask") as error:
+        run(model=rewritten(TwoInputs))
+    assert error.value.code == "model.needs_several_inputs"
