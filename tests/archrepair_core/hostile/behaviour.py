@@ -94,7 +94,7 @@ BEHAVIOUR: Table = {
     "a model nested in 140 levels": (lambda _: nested_modules(140), "succeeded", ""),
     "sixty nested loops": (lambda _: with_forward(loops(60)), "model.too_deeply_nested", "nested"),
     "with a tensor": (
-        lambda _: with_forward(f"    with x:\n      pass\n{FORWARD}"), "model.unreadable", "__enter__"),
+        lambda _: with_forward(f"    with x:\n      pass\n{FORWARD}"), "model.unreadable", "With item"),
     "ten thousand statements": (lambda _: with_forward("    x = torch.relu(x)\n" * 10_000 + FORWARD), "succeeded", ""),
     "ten thousand modules": (lambda _: many_modules(10_000), "succeeded", ""),
 }  # fmt: skip
