@@ -22,8 +22,8 @@ from archrepair_core.ingest.torch_export_gate import check_export
 from archrepair_core.ingest.torch_export_graph import DTYPES, resolve
 from archrepair_core.ingest.torch_export_modules import rebuild_modules
 from archrepair_core.ingest.torch_export_program import Program, unsafe_program
-from archrepair_core.ingest.torch_export_reference import ExportedModel, make_reference
-from archrepair_core.ingest.torch_export_root import argument_trees
+from archrepair_core.ingest.torch_export_reference import ExportedModel, build, make_reference
+from archrepair_core.ingest.torch_export_root import argument_trees, user_inputs
 from archrepair_core.ingest.torch_export_tensors import load_tensors
 
 _TOLERANCE = 1e-5
@@ -90,7 +90,13 @@ def _check_any_batch(reference: ExportedModel, model: nn.Module, program: Progra
     """A static program answers for one batch size: the model must answer for another as it does piece by piece."""
     generator = torch.Generator().manual_seed(0)
     _, batched = batch_of(program)
-    inputs = [_random(program, name, size + 1 if name in batched else 0, generator) for name in program.input_shapes]
+    leaves = iter(
+        _random(program, item.name, size + 1 if item.name in batched else 0, generator)
+        if item.kind == "tensor"
+        else item.value
+        for item in user_inputs(program)
+    )
+    inputs = [build(leaves, tree) for tree in argument_trees(program)]
     with torch.no_grad():
         try:
             expected, found = reference(*inputs), model(*inputs)

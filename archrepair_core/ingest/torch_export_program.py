@@ -279,6 +279,8 @@ def _subtree(spec: Any, fields: Mapping[str, tuple[str, ...]], *, depth: int) ->
     children = tuple(_subtree(child, fields, depth=depth + 1) for child in spec["children_spec"])
     if kind in ("builtins.tuple", "builtins.list"):
         return Tree(kind.removeprefix("builtins."), children)
+    # A named tuple's class is only known by the name it was registered under.
+    kind = _text(context).strip('"') if kind == "collections.namedtuple" else kind
     keys = read_json(context.encode(), "tree") if kind == "builtins.dict" else list(fields.get(kind, ()))
     if len(keys) != len(children) or not all(isinstance(key, str) for key in keys):
         raise _Unknown(f"arguments or answers of type {str(kind)[:80]!r}: use tuples, lists, dicts with string keys")

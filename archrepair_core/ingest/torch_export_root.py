@@ -74,10 +74,14 @@ def user_inputs(program: Program) -> list[Input]:
 @lru_cache(maxsize=256)
 def tuple_class(tree: Tree) -> type[tuple[Any, ...]]:
     """The class of a NamedTuple answer, made anew from its field names. Raises ModelError for odd ones."""
-    last = tree.type_name.rpartition(".")[2]
-    if not all(is_identifier(field) for field in (last, *tree.keys)) or any(key.startswith("_") for key in tree.keys):
+    module_name, _, last = tree.type_name.rpartition(".")
+    if not all(map(is_identifier, [*tree.type_name.split("."), *tree.keys])) or any(
+        key.startswith("_") for key in tree.keys
+    ):
         raise unsafe_program(f"An answer is of type {tree.type_name[:80]!r} with fields {list(tree.keys)[:8]}.")
     made: Any = NamedTuple(last, [(key, Tensor) for key in tree.keys])  # type: ignore[misc]
+    # What TorchScript will call it.
+    made.__module__ = module_name or "exported"
     return made
 
 

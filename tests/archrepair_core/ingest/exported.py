@@ -98,6 +98,16 @@ class Nested(nn.Module):
         return y, (y.relu(), y + 1), None
 
 
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, pair: tuple[Tensor, dict[str, Tensor]]) -> Answer:
+        y = self.layer(x) + pair[0] + pair[1]["shift"]
+        return Answer(y, y * 2)
+
+
 class Tokens(nn.Module):
     """A class token expanded to the batch, attention by hand, heads in a view, parts taken by split."""
 

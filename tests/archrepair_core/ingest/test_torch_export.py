@@ -14,8 +14,10 @@ from archrepair_core.ingest.model import IngestedModel, ingest_model
 from archrepair_core.ingest.outputs import tensors_in
 from archrepair_core.ingest.verify import verify_decompiled
 from tests.archrepair_core.ingest.exported import (
+    Answer,
     BatchBound,
     Gradless,
+    Named,
     Nested,
     SmallNet,
     Tied,
@@ -174,6 +176,19 @@ def test_nested_answers_keep_their_structure(tmp_path):
     assert (type(answer), type(answer[1]), answer[2]) == (tuple, tuple, None)
     assert same(answer, original(inputs))
     assert same(ingested.reference(inputs), original(inputs))
+
+
+def test_named_tuples_and_nested_arguments_keep_their_structure(tmp_path):
+    torch.utils._pytree._register_namedtuple(Answer, serialized_type_name="exported.Answer")
+    original = Named().eval()
+    arguments = torch.rand(2, 4), (torch.rand(2, 3), {"shift": torch.rand(2, 3)})
+    ingested = ingest(original, tmp_path, *arguments, dynamic=False)
+    expected = original(*arguments)
+    for model in (ingested.reference, ingested.model):
+        answer = model(*arguments)
+        assert (type(answer).__name__, answer._fields) == ("Answer", ("logits", "features"))
+        assert torch.equal(answer.logits, expected.logits)
+        assert torch.equal(answer.features, expected.features)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
