@@ -27,9 +27,9 @@ CELL_PARTS = {"original", "branch"}
 class Block:
     """A module that can be replaced as one: one tensor comes out; `stage`: it holds two or more blocks.
 
-    What goes in is one tensor, or several (`arguments` of its forward) that count as concatenated over channels.
-    Shapes are without batch, `macs` per image, `latency_share` the measured part (0–1) of the forward, `depth` the
-    position in execution order; `borrowed` are tensors of the host it computes with.
+    What goes in is one tensor, or several `arguments` that count as concatenated over channels. Shapes are without
+    batch, `macs` per image, `latency_share` is the measured part (0–1) of the forward, `depth` the place in execution
+    order, `borrowed` the host's tensors it computes with.
     """
 
     name: str
@@ -164,9 +164,10 @@ def _composite_blocks(calls: dict[str, Call]) -> tuple[list[str], list[str]] | N
     blocks, stages = _group(_Composites(calls, composites), host="")
     repeats = Counter(_kind(composites[name].module) for name in blocks)
     true = {name for name in blocks if repeats[_kind(composites[name].module)] > 1 or _has_bypass(calls, name)}
+    if not true:
+        return None
     ends = _first_and_last_layer(calls)
-    kept = [name for name in blocks if name in true or not any(_inside(layer, name) for layer in ends)]
-    return (kept, stages) if true else None
+    return [name for name in blocks if name in true or not any(_inside(layer, name) for layer in ends)], stages
 
 
 def _first_and_last_layer(calls: dict[str, Call]) -> tuple[str, str]:
@@ -178,9 +179,9 @@ def _first_and_last_layer(calls: dict[str, Call]) -> tuple[str, str]:
 class _Composites:
     """The candidates of a model and how they stand to one another.
 
-    Inside a composite only parts in series can be blocks of their own: the branches of an Inception module, or the
-    attention and MLP around which an encoder block adds its residuals, make sense only together. They stand aside, and
-    what stands aside in one place is a mere part in all (the gate of a mobile block without a residual).
+    Inside a composite only parts in series can be blocks of their own: the branches of an Inception module, the
+    attention and MLP of an encoder block make sense only together. They stand aside, and what stands aside in one place
+    is a mere part in all (the gate of a mobile block without a residual).
     """
 
     def __init__(self, calls: dict[str, Call], composites: dict[str, Call]) -> None:

@@ -52,8 +52,8 @@ class PrefixCache:
     """Features by (cut, split), each computed at most once; files live in `work_dir` and die with it.
 
     `model` is where every repair starts from and must not be modified: features of other weights would be wrong
-    without a sign, so each use compares a checksum (EngineError `stale_features`). `original_logits` [N, K] are those
-    of the customer's model, computed once for the baseline.
+    without a sign, so each use compares a checksum (EngineError `stale_features`). `original_logits` [N, K] are the
+    customer's model's, from the baseline.
     """
 
     model: nn.Module

@@ -54,7 +54,14 @@ def make_runs_(model: nn.Module, inputs: Tensor) -> list[str]:
     Each takes one tensor and gives one, and uses a weight matrix or kernel. Checked bit for bit on `inputs`; a forward
     whose source cannot be read, or that answers otherwise afterwards, stays as it was.
     """
-    return [run for path, module in list(model.named_modules()) for run in _rewrite_(model, path, module, inputs)]
+    calls = trace_calls(model, inputs)
+    # A layer of torch.nn is one operator already.
+    called = [(path, call.module) for path, call in calls.items() if not _of_torch(call.module)]
+    return [run for path, module in called for run in _rewrite_(model, path, module, inputs)]
+
+
+def _of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 @dataclass(frozen=True)
@@ -140,11 +147,12 @@ class _Forward:
         for start, stop in pairwise(cuts):
             (entering,), (leaving,) = live[start], live[stop]
             borrowed = self._borrowed(self.body[start:stop])
-            if borrowed is None or leaving not in set().union(*map(stored, self.body[start:stop])):
+            if borrowed is None:
                 continue
-            if any(_weighs(self._tensor(path)) for path in borrowed):
+            computed = leaving in set().union(*map(stored, self.body[start:stop]))
+            if computed and any(_weighs(self._tensor(path)) for path in borrowed):
                 found.append(_Span(start, stop, entering, leaving, borrowed))
-            elif found and found[-1].stop == start:
+            elif found and found[-1].stop == start and (computed or leaving == entering):
                 before = found.pop()
                 joined = tuple(dict.fromkeys([*before.borrowed, *borrowed]))
                 found.append(_Span(before.start, stop, before.entering, leaving, joined))
@@ -186,8 +194,16 @@ class _Forward:
         found = module._parameters.get(attribute, module._buffers.get(attribute))
         return found if isinstance(found, Tensor) else None
 
-    def is_tensor(self, path: str) -> bool:
-        return self._tensor(path) is not None
+    def is_absent(self, path: str) -> bool:
+        """Whether `path` is a parameter or buffer a module could have and has not: the bias of a convolution."""
+        owner, _, attribute = path.rpartition(".")
+        module = dict(self.module.named_modules()).get(owner)
+        declared = module is not None and (attribute in module._parameters or attribute in module._buffers)
+        return declared and self._tensor(path) is None
+
+    def can_pass(self, path: str) -> bool:
+        """Tensors, and the train/eval flags by which batch-norm and dropout behave."""
+        return self._tensor(path) is not None or _is_flag(path)
 
     def run(self, span: _Span) -> nn.Module:
         """The module that does what `span` does; it computes with what it is given and owns nothing."""
@@ -195,7 +211,8 @@ class _Forward:
         body = [reader.visit(copy.deepcopy(statement)) for statement in self.body[span.start : span.stop]]
         arguments = [
             ast.arg(self.self_name),
-            *(_tensor_argument(key) for key in (span.entering, *reader.arguments.values())),
+            ast.arg(span.entering, name("Tensor")),
+            *(ast.arg(key, name("bool" if _is_flag(path) else "Tensor")) for path, key in reader.arguments.items()),
         ]
         forward = ast.FunctionDef(
             "forward",
@@ -236,7 +253,7 @@ class _Forward:
 
 
 class _TensorReader(ast.NodeTransformer):
-    """Puts an argument where a statement reads a tensor of the module; `training` is every module's own."""
+    """Puts an argument where a statement reads a tensor of the module, or whether a part of it is training."""
 
     def __init__(self, forward: _Forward) -> None:
         self.forward = forward
@@ -245,9 +262,11 @@ class _TensorReader(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         path = self.forward.path(node) if isinstance(node, ast.expr) else None
-        if path is None or path == "training":
+        if path is None:
             return self.generic_visit(node)
-        if not self.forward.is_tensor(path) or not isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+        if self.forward.is_absent(path):
+            return ast.Constant(None)
+        if not self.forward.can_pass(path) or not isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
             self.uses_module = True
             return node
         return name(self.arguments.setdefault(path, self._argument(path)))
@@ -277,8 +296,8 @@ def _weighs(tensor: Tensor | None) -> bool:
     return isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and tensor.ndim >= 2
 
 
-def _tensor_argument(argument: str) -> ast.arg:
-    return ast.arg(argument, name("Tensor"))
+def _is_flag(path: str) -> bool:
+    return path.rpartition(".")[2] == "training"
 
 
 def _module_name() -> str:

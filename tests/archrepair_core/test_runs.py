@@ -151,3 +151,34 @@ def test_a_model_of_modules_stays_as_it_is():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     find_blocks_(net, images())
     assert [name for name, _ in net.named_modules()] == ["", "0", "1", "2"]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, 1, 1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.conv(x)))
+
+
+def test_an_archive_whose_modules_were_inlined_has_runs_under_the_names_of_their_parameters(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), Residual(), Residual(), nn.Flatten(), nn.Linear(256, 5)).eval()
+    traced = torch.jit.trace(net, images())
+    torch._C._jit_pass_inline(traced.graph)
+    traced.save(tmp_path / "upload.pt")
+    model = ingest_model(tmp_path / "upload.pt", tmp_path).model.eval()
+    blocks = blocks_of(model)
+    assert [{name for name in block.borrowed if name.endswith("weight")} for block in blocks.values()] == [
+        {"0.weight"},
+        {"1.conv.weight", "1.norm.weight"},
+        {"2.conv.weight", "2.norm.weight"},
+        {"4.weight"},
+    ]
+    assert torch.equal(model(images()), net(images()))
+    assert model.state_dict().keys() == net.state_dict().keys()
+    for name in blocks:
+        assert isinstance(cut_at(model, name, images()), Cut)
+    scripted = torch.jit.script(model)
+    assert torch.equal(scripted(images()), net(images()))
