@@ -56,7 +56,9 @@ def build_(model: nn.Module, genotype: Genotype, blocks: dict[str, Block], *, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for edit in genotype.edits:
-            weight = next(p for p in model.get_submodule(edit.block).parameters() if p.is_floating_point())
+            # A block without weights of its own computes with the host's.
+            owner = model if blocks[edit.block].borrowed else model.get_submodule(edit.block)
+            weight = next(p for p in owner.parameters() if p.is_floating_point())
             branch = build_branch(blocks[edit.block], edit.primitive).to(weight.device, weight.dtype)
             edited = with_branch(model.get_submodule(edit.block), branch, blocks[edit.block])
             replace_block_(model, edit.block, edited)
