@@ -53,4 +53,5 @@ def requires(scope: str) -> Callable[[Caller], Caller]:
 JobsReader = Annotated[Caller, Depends(requires("jobs:read"))]
 JobsWriter = Annotated[Caller, Depends(requires("jobs:write"))]
 ModelsReader = Annotated[Caller, Depends(requires("models:read"))]
+ModelsWriter = Annotated[Caller, Depends(requires("models:write"))]
 SystemReader = Annotated[Caller, Depends(requires("system:read"))]

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.shared.ids import new_id
 from app.shared.tables import ApiKey, Project
 
-SCOPES = ("jobs:read", "jobs:write", "models:read", "system:read")
+SCOPES = ("jobs:read", "jobs:write", "models:read", "models:write", "system:read")
 DEFAULT_PROJECT = "default"
 
 

@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator
 from app.errors import ApiProblem
 
 JSON_BODY_BYTES = 64 * 1024
+MAX_DIMENSIONS = 8
+# Of one input. More would be a lie or a way to make the engine run out of memory.
+MAX_INPUT_ELEMENTS = 1 << 24
 
 
 async def limit_body(stream: AsyncIterator[bytes], *, max_bytes: int) -> AsyncIterator[bytes]:

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from app.limits import MAX_DIMENSIONS
 from app.schemas import CancelRequest, JobCreate, Problem
 
 BINARY = {"type": "string", "format": "binary"}
@@ -29,6 +30,29 @@ SUBMIT_BODY: dict[str, Any] = {
             "encoding": {"spec": {"contentType": "application/json"}},
         },
         "application/json": {"schema": {"$ref": "#/components/schemas/JobCreate"}},
+    },
+}
+REGISTER_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["model"],
+                "properties": {
+                    "model": {**BINARY, "description": "The TorchScript file."},
+                    "input_shape": {
+                        "type": "array",
+                        "items": {"type": "integer", "minimum": 1},
+                        "minItems": 1,
+                        "maxItems": MAX_DIMENSIONS,
+                        "description": "Of one input, as JSON, e.g. [3, 224, 224]; without it, it is worked out.",
+                    },
+                },
+                "additionalProperties": False,
+            },
+            "encoding": {"input_shape": {"contentType": "application/json"}},
+        },
     },
 }
 CANCEL_BODY: dict[str, Any] = {

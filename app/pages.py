@@ -11,6 +11,7 @@ from sqlalchemy import Select, tuple_
 from app.errors import ApiProblem
 
 Limit = Annotated[int, Query(ge=1, le=100)]
+Filter = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_]{1,40}$")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
 
 

@@ -1,16 +1,38 @@
 """From rows to what the API shows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import PROBLEMS, problem_type
-from app.schemas import ArtifactRead, EventRead, JobError, JobRead, ModelRead, Phase, Progress, QueuePlace
+from app.schemas import (
+    ArtifactRead,
+    BlockPage,
+    BlockRead,
+    EventRead,
+    JobError,
+    JobRead,
+    ModelRead,
+    Phase,
+    Progress,
+    QueuePlace,
+)
 from app.shared.jobs import DONE, queue_position
+from app.shared.models import INSPECTING
 from app.shared.tables import Artifact, Job, JobEvent, Model
 from app.shared.times import rfc3339
 
+MODEL_FACTS = (
+    "format",
+    "written_by",
+    "num_parameters",
+    "num_blocks",
+    "input_shape",
+    "input_shape_source",
+    "blocks_unknown",
+)
 JOB_LINKS = ("cancel", "events", "logs", "artifacts", "model", "localization", "report")
 
 
@@ -53,7 +75,7 @@ def _job(job: Job, artifacts: list[ArtifactRead], position: int | None) -> JobRe
         resolved_spec=job.resolved_spec,
         result=job.result,
         verdict=job.verdict,
-        error=_error(job),
+        error=_error(job.error),
         artifacts=artifacts,
         metadata=job.labels,
         links={"self": path} | {name: f"{path}/{name}" for name in JOB_LINKS},
@@ -75,20 +97,20 @@ def _progress(job: Job) -> Progress | None:
     )
 
 
-def _error(job: Job) -> JobError | None:
-    if job.error is None:
+def _error(error: dict[str, Any] | None) -> JobError | None:
+    if error is None:
         return None
-    code = job.error.get("code", "platform.internal")
+    code = error.get("code", "platform.internal")
     kind = PROBLEMS.get(code)
-    by_us = job.error.get("category", "platform") == "platform"
+    by_us = error.get("category", "platform") == "platform"
     return JobError.model_validate(
         {
             "type": problem_type(code),
             "title": kind.title if kind else _title(code),
             "code": code,
             "retryable": kind.retryable if kind else by_us,
-            "attempt": job.attempt,
-            **job.error,
+            "attempt": 0,
+            **error,
         }
     )
 
@@ -117,13 +139,31 @@ def render_artifact(row: Artifact) -> ArtifactRead:
 
 def render_model(row: Model) -> ModelRead:
     """One uploaded model as the API shows it."""
+    path, facts = f"/v1/models/{row.id}", row.facts or {}
     return ModelRead(
         id=row.id,
         filename=row.filename,
         size_bytes=row.size_bytes,
         sha256=row.sha256,
+        state=row.state,
+        done=row.state != INSPECTING,
+        **{name: facts.get(name) for name in MODEL_FACTS},
+        error=_error(row.error),
         created_at=_time(row.created_at),
-        links={"self": f"/v1/models/{row.id}"},
+        inspected_at=rfc3339(row.inspected_at),
+        links={"self": path, "blocks": f"{path}/blocks"},
+    )
+
+
+def render_blocks(row: Model) -> BlockPage:
+    """The blocks of a model that has them."""
+    facts = row.facts or {}
+    return BlockPage(
+        data=[BlockRead.model_validate(block) for block in row.blocks or []],
+        has_more=False,
+        model_id=row.id,
+        input_shape=facts["input_shape"],
+        input_shape_source=facts["input_shape_source"],
     )
 
 

@@ -8,6 +8,8 @@ from archrepair_core.spec import RepairSpec
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+InputShape: Any = Field(description="Of one input, without the batch: what the blocks were found with.")
+InputShapeSource: Any = Field(description="given with the upload, written in the file, guessed, or a job's data.")
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
@@ -99,16 +101,6 @@ class ArtifactRead(Read):
     links: dict[str, str]
 
 
-class ModelRead(Read):
-    object: Literal["model"] = "model"
-    id: str
-    filename: str
-    size_bytes: int
-    sha256: str
-    created_at: Time
-    links: dict[str, str]
-
-
 class JobRead(Read):
     """`status` says whether it ran, `verdict` whether the repair is good enough."""
 
@@ -138,6 +130,51 @@ class JobRead(Read):
     updated_at: Time
 
 
+class Reason(Read):
+    code: str
+    detail: str
+    hint: str = ""
+
+
+class ModelRead(Read):
+    """An uploaded model and what the inspection found in it; the facts are null until it is `done`."""
+
+    object: Literal["model"] = "model"
+    id: str
+    filename: str
+    size_bytes: int
+    sha256: str
+    state: str = Field(description="inspecting, ready, rejected")
+    done: bool
+    format: str | None = Field(description="torchscript, torch_export")
+    written_by: str | None = Field(description="The version of torch that wrote the file.")
+    num_parameters: int | None
+    num_blocks: int | None = Field(description="Blocks without the stages they form; null when they are not known.")
+    input_shape: list[int] | None = InputShape
+    input_shape_source: str | None = InputShapeSource
+    blocks_unknown: Reason | None = Field(description="Why a model that is ready shows no blocks.")
+    error: JobError | None = Field(description="Why the model was rejected.")
+    created_at: Time
+    inspected_at: Time | None
+    links: dict[str, str]
+
+
+class BlockRead(Read):
+    """A part of a model that can be replaced as one. Shapes are without the batch."""
+
+    object: Literal["block"] = "block"
+    name: str
+    kind: str = Field(description="The class of the module.")
+    level: str = Field(description="block, stage")
+    stage: str | None = Field(description="The name of the stage it is in.")
+    depth: int = Field(description="Place in the order of execution, from 0.")
+    input_shape: list[int]
+    output_shape: list[int]
+    num_params: int
+    macs: int = Field(description="Multiply-adds of one input.")
+    latency_share: float = Field(description="Part of the model's time, 0 to 1, as measured.")
+
+
 class EventRead(Read):
     object: Literal["job_event"] = "job_event"
     seq: int
@@ -158,6 +195,15 @@ class JobPage(Page):
 
 class ModelPage(Page):
     data: list[ModelRead]
+
+
+class BlockPage(Page):
+    """All blocks and stages in the order they run, found with inputs of `input_shape`."""
+
+    data: list[BlockRead]
+    model_id: str
+    input_shape: list[int] = InputShape
+    input_shape_source: str = InputShapeSource
 
 
 class ArtifactPage(Page):

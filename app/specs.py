@@ -6,11 +6,12 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from app.errors import ApiProblem
+from app.limits import MAX_DIMENSIONS, MAX_INPUT_ELEMENTS
 from app.schemas import JobCreate
 
 UPLOAD = "upload:"
@@ -26,6 +27,29 @@ def parse_spec(raw: bytes) -> JobCreate:
         raise _spec_problem(error, data) from None
     _check_references(spec)
     return spec
+
+
+def parse_input_shape(raw: bytes) -> tuple[int, ...]:
+    """The shape of one input from its JSON. Raises ApiProblem `request.invalid`."""
+    try:
+        return tuple(_SHAPE.validate_json(raw))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        detail = f"input_shape is {raw[:100].decode('utf-8', 'replace')!r}: {_detail(wrong)}."
+        errors = [{"pointer": "#/input_shape", "detail": detail}]
+        hint = "Send one input's sizes without the batch as JSON, e.g. [3, 224, 224]."
+        raise ApiProblem("request.invalid", detail, hint=hint, errors=errors) from None
+
+
+def _few_elements(shape: list[int]) -> list[int]:
+    if math.prod(shape) > MAX_INPUT_ELEMENTS:
+        raise ValueError(f"an input of more than {MAX_INPUT_ELEMENTS:,} numbers is not tried")
+    return shape
+
+
+_Size = Annotated[int, Field(gt=0, strict=True)]
+_Shape = Annotated[list[_Size], Field(min_length=1, max_length=MAX_DIMENSIONS), AfterValidator(_few_elements)]
+_SHAPE: TypeAdapter[list[int]] = TypeAdapter(_Shape)
 
 
 def _json(raw: bytes) -> Any:

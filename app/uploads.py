@@ -7,21 +7,23 @@ from dataclasses import dataclass
 
 from obstore.exceptions import BaseError as StoreError
 from obstore.store import ObjectStore
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import ApiProblem
-from app.limits import body_too_large, limit_body, read_spec_bytes
+from app.limits import body_too_large, limit_body, read_small_body, read_spec_bytes
 from app.multipart import Part, read_parts
 from app.schemas import JobCreate
+from app.shared.models import lock_contents
 from app.shared.settings import Settings
 from app.shared.storage import StoredFile, delete, keep_upload, put_stream
-from app.specs import UPLOAD, parse_spec, upload_names
+from app.specs import UPLOAD, parse_input_shape, parse_spec, upload_names
 
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 EXPORT_HINT = "Save it with torch.jit.save(torch.jit.script(model), 'model.pt') and send that file."
-SPEC_PART, MODEL_PART = "spec", "model"
+SPEC_PART, MODEL_PART, INPUT_SHAPE_PART = "spec", "model", "input_shape"
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,38 @@ class ReceivedFile:
 
 async def open_submission(request: Request, settings: Settings) -> tuple[JobCreate, AsyncIterator[Part] | None]:
     """The spec of a `POST /jobs`, checked before any byte of a file is read, and the parts that follow it, if any."""
-    limit = settings.one_shot_body_bytes
-    if int(request.headers.get("content-length") or 0) > limit:
-        raise body_too_large(limit)
-    content_type = request.headers.get("content-type", "")
-    media_type = content_type.partition(";")[0].strip().lower()
-    body = limit_body(request.stream(), max_bytes=limit)
+    body, media_type = _open_body(request, settings)
     try:
         if media_type == "application/json":
             return parse_spec(await read_spec_bytes(body, max_bytes=settings.spec_bytes)), None
         if media_type == "multipart/form-data":
-            parts = read_parts(body, content_type)
+            parts = read_parts(body, request.headers["content-type"])
             return await _read_spec(parts, settings), parts
     except ClientDisconnect:
         raise _disconnected() from None
     hint = "Send multipart/form-data with the parts spec, model and files, or application/json with a model_id."
-    raise ApiProblem("request.unsupported_media_type", f"Content-Type {media_type!r} is not taken here.", hint=hint)
+    raise _not_taken(media_type, hint)
+
+
+def open_form(request: Request, settings: Settings) -> AsyncIterator[Part]:
+    """The parts of a request that can only be a form."""
+    body, media_type = _open_body(request, settings)
+    if media_type != "multipart/form-data":
+        raise _not_taken(media_type, "Send multipart/form-data with the part model, e.g. curl -F model=@model.pt.")
+    return read_parts(body, request.headers["content-type"])
+
+
+def _open_body(request: Request, settings: Settings) -> tuple[AsyncIterator[bytes], str]:
+    """The body, refused beyond the limit, and its media type."""
+    limit = settings.one_shot_body_bytes
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise body_too_large(limit)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return limit_body(request.stream(), max_bytes=limit), media_type
+
+
+def _not_taken(media_type: str, hint: str) -> ApiProblem:
+    return ApiProblem("request.unsupported_media_type", f"Content-Type {media_type!r} is not taken here.", hint=hint)
 
 
 @asynccontextmanager
@@ -57,11 +75,39 @@ async def receive_files(
     parts: AsyncIterator[Part] | None, spec: JobCreate, store: ObjectStore
 ) -> AsyncIterator[dict[str, ReceivedFile]]:
     """All files the spec refers to, by part name, under temporary keys. If the block fails, they are removed."""
-    files: dict[str, ReceivedFile] = {}
-    try:
+    async with _removed_on_failure(store) as files:
         if parts is not None:
             await _store_parts(parts, spec, store, files=files)
         _require_everything(spec, files)
+        yield files
+
+
+@asynccontextmanager
+async def receive_model(
+    parts: AsyncIterator[Part], store: ObjectStore
+) -> AsyncIterator[tuple[ReceivedFile, tuple[int, ...] | None]]:
+    """A model under a temporary key, and the input shape that came with it. If the block fails, it is removed."""
+    async with _removed_on_failure(store) as files:
+        raw_shape = None
+        async for part in parts:
+            if part.name in files or (part.name == INPUT_SHAPE_PART and raw_shape is not None):
+                raise _given_twice(part.name)
+            if part.name == MODEL_PART:
+                files[MODEL_PART] = await _store_part(part, store)
+            elif part.name == INPUT_SHAPE_PART:
+                raw_shape = await read_small_body(part.chunks)
+            else:
+                detail = f"There is no part {part.name!r} here."
+                raise ApiProblem("request.invalid", detail, hint="The parts are model and, if you like, input_shape.")
+        if MODEL_PART not in files:
+            raise ApiProblem("model.missing", "There is no model part.", hint="Send the file as the part `model`.")
+        yield files[MODEL_PART], parse_input_shape(raw_shape) if raw_shape is not None else None
+
+
+@asynccontextmanager
+async def _removed_on_failure(store: ObjectStore) -> AsyncIterator[dict[str, ReceivedFile]]:
+    files: dict[str, ReceivedFile] = {}
+    try:
         yield files
     except ClientDisconnect:
         await run_in_threadpool(_forget, files, store)
@@ -74,9 +120,13 @@ async def receive_files(
         raise
 
 
-async def keep_files(files: dict[str, ReceivedFile], store: ObjectStore) -> dict[str, ReceivedFile]:
-    """Move the received files to the keys of their contents."""
-    return {name: ReceivedFile(file.filename, await keep_upload(store, file.stored)) for name, file in files.items()}
+def keep_files(session: Session, files: dict[str, ReceivedFile], store: ObjectStore) -> dict[str, ReceivedFile]:
+    """Move the received files to the keys of their contents, in the transaction that writes the rows for them.
+
+    Nobody can delete an equal content as unused in between.
+    """
+    lock_contents(session, [file.stored.sha256 for file in files.values()])
+    return {name: ReceivedFile(file.filename, keep_upload(store, file.stored)) for name, file in files.items()}
 
 
 def _disconnected() -> ApiProblem:
@@ -98,9 +148,16 @@ async def _store_parts(
 ) -> None:
     async for part in parts:
         _expect(part, spec, files)
-        chunks = _torchscript(part.chunks) if part.name == MODEL_PART else part.chunks
-        stored = await put_stream(store, chunks)
-        files[part.name] = ReceivedFile(safe_filename(part.filename, part.name), stored)
+        files[part.name] = await _store_part(part, store)
+
+
+async def _store_part(part: Part, store: ObjectStore) -> ReceivedFile:
+    chunks = _torchscript(part.chunks) if part.name == MODEL_PART else part.chunks
+    return ReceivedFile(safe_filename(part.filename, part.name), await put_stream(store, chunks))
+
+
+def _given_twice(name: str) -> ApiProblem:
+    return ApiProblem("upload.duplicate_part", f"A second part is named {name!r}.", hint="Name each part once.")
 
 
 def _forget(files: dict[str, ReceivedFile], store: ObjectStore) -> None:
@@ -111,7 +168,7 @@ def _forget(files: dict[str, ReceivedFile], store: ObjectStore) -> None:
 def _expect(part: Part, spec: JobCreate, files: dict[str, ReceivedFile]) -> None:
     """Refuse a part nobody asked for, by its header alone."""
     if part.name in files or part.name == SPEC_PART:
-        raise ApiProblem("upload.duplicate_part", f"A second part is named {part.name!r}.", hint="Name each part once.")
+        raise _given_twice(part.name)
     if part.name == MODEL_PART:
         if spec.model_id is not None:
             detail = "The spec has a model_id and the request has a model part."

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archrepair_core.case import Case, examine_host, measure_baseline, read_data
+from archrepair_core.case import Case, Data, Host, examine_host, measure_baseline, read_data
 from archrepair_core.determinism import fix_seeds
 from archrepair_core.errors import DatasetError
 from archrepair_core.export import ExportCheck, export_torchscript
+from archrepair_core.facts import Inspection, describe_model
 from archrepair_core.gates import parse_gate
-from archrepair_core.ingest.model import ingest_model
+from archrepair_core.ingest.model import IngestedModel, ingest_model
 from archrepair_core.interface import restore_
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
@@ -78,10 +79,16 @@ class RepairOutcome:
 
 
 OnProgress = Callable[[Progress], None]
+OnInspected = Callable[[Inspection], None]
 
 
-def repair_model(request: RepairRequest, on_progress: OnProgress) -> RepairOutcome:
-    """Run one job from files to files. Raises ArchRepairError with what the customer can do about it."""
+def repair_model(
+    request: RepairRequest, on_progress: OnProgress, *, on_inspected: OnInspected | None = None
+) -> RepairOutcome:
+    """Run one job from files to files; `on_inspected` hears what the model is once its blocks are known.
+
+    Raises ArchRepairError with what the customer can do about it.
+    """
     spec, narrator = request.spec, _Narrator(on_progress)
     fix_seeds(spec.seed)
 
@@ -89,6 +96,8 @@ def repair_model(request: RepairRequest, on_progress: OnProgress) -> RepairOutco
     ingested = ingest_model(request.model, request.work_dir)
     data = read_data(request.datasets, spec, work_dir=request.work_dir)
     host = examine_host(ingested, data, output=spec.model.output)
+    if on_inspected is not None:
+        on_inspected(_inspection(ingested, host, data))
 
     narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
     case = Case(spec, host, data, measure_baseline(host, data, spec))
@@ -108,6 +117,11 @@ def repair_model(request: RepairRequest, on_progress: OnProgress) -> RepairOutco
 
     narrator.begin("packaging", "writing the model and the report")
     return _package(request, case, localization, trials, evidence, narrator=narrator, budget_seconds=budget_seconds)
+
+
+def _inspection(ingested: IngestedModel, host: Host, data: Data) -> Inspection:
+    shape = tuple(data.tensors("repair", slice(0, 1)).shape[1:])
+    return describe_model(ingested, tuple(host.blocks.values()), shape=shape, source="data")
 
 
 def _search(

@@ -8,7 +8,7 @@ reports by events and exits 0, also after an error it could name. Anything else 
 import json
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from archrepair_core.sandbox.sandbox import describe_layers, enter_sandbox, pars
 from archrepair_core.spec import RepairSpec
 
 if TYPE_CHECKING:
-    from archrepair_core.repair import Progress, RepairOutcome
+    from archrepair_core.facts import Inspection
+    from archrepair_core.repair import OnProgress, Progress
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +50,7 @@ def _close_off(arguments: Sequence[str], events: EventPipe) -> bool:
 
 
 def run_job(request: Mapping[str, Any], events: EventPipe) -> None:
-    """Repair as the request says; whatever happens, the last event is `result` or `error`."""
+    """Do what the request's spec says; whatever happens, the last event is `result` or `error`."""
     phase = "ingesting"
 
     def on_progress(progress: "Progress") -> None:
@@ -57,16 +58,15 @@ def run_job(request: Mapping[str, Any], events: EventPipe) -> None:
         phase = progress.phase
         events.send("progress", **vars(progress))
 
+    kind = request["spec"].get("kind")
     try:
-        outcome = _repair(request, on_progress)
+        KINDS.get(kind, _repair)(request, events, on_progress)
     except ArchRepairError as error:
         traceback.print_exc()
         events.send("error", **error.to_problem(), phase=phase)
     except Exception as error:  # noqa: BLE001  the border of the process: the traceback goes to the log, the name out
         traceback.print_exc()
         events.send("error", **problem_of_crash(error), phase=phase)
-    else:
-        _send_outcome(outcome, events)
 
 
 def problem_of_crash(error: Exception) -> dict[str, str]:
@@ -80,10 +80,10 @@ def problem_of_crash(error: Exception) -> dict[str, str]:
     return {"code": "platform.engine_failed", "detail": detail, "hint": hint, "category": "platform"}
 
 
-def _repair(request: Mapping[str, Any], on_progress: Any) -> "RepairOutcome":
+def _repair(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress") -> None:
     from archrepair_core.repair import RepairRequest, repair_model
 
-    return repair_model(
+    outcome = repair_model(
         RepairRequest(
             model=Path(request["model"]),
             datasets={name: Path(path) for name, path in request["datasets"].items()},
@@ -92,13 +92,30 @@ def _repair(request: Mapping[str, Any], on_progress: Any) -> "RepairOutcome":
             out_dir=Path(request["out_dir"]),
         ),
         on_progress,
+        on_inspected=lambda inspection: _send_model(inspection, events),
     )
-
-
-def _send_outcome(outcome: "RepairOutcome", events: EventPipe) -> None:
     events.send("resolved_spec", spec=outcome.resolved_spec)
     artifacts = [{"name": artifact.name, "kind": artifact.kind} for artifact in outcome.artifacts]
     events.send("result", result=outcome.result, verdict=outcome.verdict, artifacts=artifacts)
+
+
+def _inspect(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress") -> None:
+    from archrepair_core.facts import inspect_model
+    from archrepair_core.repair import Progress
+
+    on_progress(Progress("ingesting", 0.0, "checking the model"))
+    shape = request["spec"]["input_shape"]
+    model, work_dir = Path(request["model"]), Path(request["work_dir"])
+    _send_model(inspect_model(model, work_dir, input_shape=tuple(shape) if shape else None), events)
+    events.send("result", result={"outcome": "inspected"}, verdict="not_evaluated", artifacts=[])
+
+
+# Every other kind is a repair: its spec says how far to go.
+KINDS: dict[str | None, Callable[..., None]] = {"inspect": _inspect}
+
+
+def _send_model(inspection: "Inspection", events: EventPipe) -> None:
+    events.send("model", **inspection.to_json())
 
 
 if __name__ == "__main__":

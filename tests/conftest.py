@@ -248,7 +248,7 @@ def finish(gateway: RunningGateway, gateway_sessions: sessionmaker[Session], tmp
 
     def finish_one(job_id: str, status: str = "succeeded", files: Sequence[tuple] = (), **ends: Any) -> None:
         with gateway_sessions.begin() as session:
-            session.get_one(Job, job_id).priority = 1  # the next in the queue, whatever other tests left
+            session.get_one(Job, job_id).priority = 100  # the next in the queue, whatever other tests left
         with gateway_sessions.begin() as session:
             claim = claim_job(session, owner="test-worker", lease_seconds=600)
         assert claim is not None

@@ -12,6 +12,7 @@ from celery import Celery, signals
 from app.shared.db import make_engine, make_sessions
 from app.shared.queue import make_celery, ring
 from app.shared.settings import Settings
+from app.shared.storage import open_store
 from archrepair_core.sandbox.sandbox import describe_layers, missing_layers, refuse_gaps
 from worker.limits import EngineLimits
 from worker.reaper import sweep_until
@@ -54,7 +55,11 @@ def connect_main_process(celery: Celery, settings: Settings) -> None:
         pools.append(sender.pool)
         sessions = make_sessions(make_engine(settings.database_url))
         threading.Thread(
-            target=sweep_until, args=(stopped, sessions, partial(ring, celery)), name="sweeps", daemon=True
+            target=sweep_until,
+            args=(stopped, sessions, partial(ring, celery)),
+            kwargs={"store": open_store(settings.store_url)},
+            name="sweeps",
+            daemon=True,
         ).start()
 
     def stop(**_: Any) -> None:

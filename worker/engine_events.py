@@ -7,6 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+CODE = r"^[a-z_]+\.[a-z0-9_]+$"
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Name = Annotated[str, Field(max_length=1000)]
+Shape = Annotated[list[Count], Field(max_length=16)]
 Phase = Literal["ingesting", "baseline", "localizing", "repairing", "verifying", "packaging"]
 
 
@@ -32,6 +36,38 @@ class ResolvedSpec(_Event):
     spec: dict[str, Any]
 
 
+class Block(_Event):
+    name: Name
+    kind: Name
+    level: str = Field(pattern=r"^[a-z_]{1,40}$")
+    stage: Name | None
+    input_shape: Shape
+    output_shape: Shape
+    num_params: Count
+    macs: Count
+    latency_share: float = Field(ge=0)
+    depth: Count
+
+
+class Reason(_Event):
+    code: str = Field(pattern=CODE)
+    detail: str = Field(max_length=20_000)
+    hint: str = Field("", max_length=20_000)
+
+
+class ModelFound(_Event):
+    """The model is readable, rebuilt and proven; `blocks_unknown` says why `blocks` is empty."""
+
+    type: Literal["model"]
+    format: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
+    written_by: str | None = Field(None, max_length=200)
+    num_parameters: Count
+    input_shape: Shape | None
+    input_shape_source: Literal["given", "file", "guessed", "data"] | None
+    blocks: list[Block] = Field(max_length=20_000)
+    blocks_unknown: Reason | None = None
+
+
 class NamedArtifact(_Event):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     kind: str = Field(pattern=r"^[a-z_]{1,40}$")
@@ -46,14 +82,14 @@ class Result(_Event):
 
 class EngineProblem(_Event):
     type: Literal["error"]
-    code: str = Field(pattern=r"^[a-z_]+\.[a-z0-9_]+$")
+    code: str = Field(pattern=CODE)
     detail: str = Field(max_length=20_000)
     hint: str = Field("", max_length=20_000)
     category: Literal["user", "platform"] = "platform"
     phase: Phase = "ingesting"
 
 
-Event = Ready | Progress | ResolvedSpec | Result | EngineProblem
+Event = Ready | Progress | ModelFound | ResolvedSpec | Result | EngineProblem
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 

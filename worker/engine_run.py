@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worker.engine_events import EngineProblem, Event, Progress, Ready, ResolvedSpec, Result
+from worker.engine_events import EngineProblem, Event, ModelFound, Progress, Ready, ResolvedSpec, Result
 from worker.engine_process import EngineProcess, ProtocolError, problem_of_exit
 from worker.limits import EngineLimits
 
@@ -41,6 +41,7 @@ class Watcher:
     """What the job wants to hear of the engine, and whether it still wants the engine at all."""
 
     on_progress: Callable[[Progress], None]
+    on_model: Callable[[ModelFound], None]
     on_resolved_spec: Callable[[dict[str, Any]], None]
     on_tick: Callable[[], None]
     interruption: Callable[[], Interruption | None]
@@ -74,6 +75,8 @@ def _handle(event: Event, engine: EngineProcess, request: Mapping[str, Any], wat
             engine.send(request)
         case Progress():
             watcher.on_progress(event)
+        case ModelFound():
+            watcher.on_model(event)
         case ResolvedSpec():
             watcher.on_resolved_spec(event.spec)
         case Result():
@@ -96,7 +99,10 @@ def _overdue(seconds: float, limits: EngineLimits) -> Failure | None:
     if seconds < limits.max_runtime_seconds:
         return None
     detail = f"the job ran longer than {limits.max_runtime_seconds:g} s, the limit of this service for one job"
-    hint = "set repair.budget_seconds below it, or ask the operator for more (ARCHREPAIR_ENGINE_MAX_RUNTIME_SECONDS)"
+    hint = (
+        "set repair.budget_seconds below it, or ask the operator for more (ARCHREPAIR_ENGINE_MAX_RUNTIME_SECONDS, or "
+        "ARCHREPAIR_ENGINE_MAX_INSPECTION_SECONDS for looking at a model alone)"
+    )
     return Failure(_problem("job.max_runtime_exceeded", detail, hint, category="user"))
 
 

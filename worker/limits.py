@@ -20,6 +20,7 @@ class EngineLimits(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ARCHREPAIR_ENGINE_", frozen=True)
 
     max_runtime_seconds: float = Field(6 * 3600, gt=0, description="Wall clock of one job, whatever its budget says.")
+    max_inspection_seconds: float = Field(600, gt=0, description="Wall clock of looking at a model without data.")
     start_seconds: float = Field(120, gt=0, description="Importing torch may take this long, on a cold disk too.")
     grace_seconds: float = Field(2, ge=0, description="Between SIGTERM and SIGKILL.")
     data_bytes: int | None = Field(

@@ -1,21 +1,29 @@
 """The sweeps that make lost messages and lost workers harmless. They run in a thread of the worker's main process."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
+from obstore.store import ObjectStore
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.jobs import queued_without_ring, reap_expired
+from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
+from app.shared.storage import sweep_uploads
 
 SWEEP_SECONDS = 2.0
+# A store is asked rarely, listing costs; and the slowest of uploads must never be taken for a forgotten one.
+STORE_SWEEP_SECONDS = 3600.0
+FORGOTTEN_UPLOAD_SECONDS = 24 * 3600.0
 
 
 def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str]:
-    """Take back the jobs of silent workers, ring again for forgotten ones, send what is unsent. Returns the reaped."""
+    """Take back the jobs of silent workers, settle their models, ring for what waits. Returns the reaped."""
     with sessions.begin() as session:
         reaped = reap_expired(session)
+        settle_forgotten_models(session)
         if queued_without_ring(session):
             add_ring(session)
     with sessions() as session:
@@ -24,12 +32,17 @@ def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str
     return reaped
 
 
-def sweep_until(stopped: threading.Event, sessions: sessionmaker[Session], ring: Callable[[], None]) -> None:
-    """Sweep every two seconds. An outage of broker or database is logged once, and the sweeps go on."""
-    healthy = True
+def sweep_until(
+    stopped: threading.Event, sessions: sessionmaker[Session], ring: Callable[[], None], *, store: ObjectStore
+) -> None:
+    """Sweep every two seconds, the store every hour. An outage is logged once, and the sweeps go on."""
+    healthy, swept_store_at = True, float("-inf")
     while not stopped.wait(SWEEP_SECONDS):
         try:
             reaped = sweep(sessions, ring)
+            if time.monotonic() - swept_store_at >= STORE_SWEEP_SECONDS:
+                sweep_uploads(store, older_than_seconds=FORGOTTEN_UPLOAD_SECONDS)
+                swept_store_at = time.monotonic()
         except Exception as error:  # noqa: BLE001  the border of the thread: without it, lost workers stay lost
             if healthy:
                 structlog.get_logger().warning("sweep failed", error=f"{type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import structlog
 from obstore.exceptions import BaseError as StoreError
 from obstore.store import ObjectStore
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared import storage
@@ -29,7 +29,8 @@ from app.shared.jobs import (
     record_resolved_spec,
     release_job,
 )
-from worker.engine_events import NamedArtifact, Progress, Result
+from app.shared.models import INSPECT, record_model, settle_model
+from worker.engine_events import ModelFound, NamedArtifact, Progress, Result
 from worker.engine_process import EngineProcess, ProtocolError
 from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
 from worker.lease import Lease, kept_lease
@@ -72,6 +73,7 @@ def run_next_job(bench: Workbench) -> bool:
         job = _Job(bench, claim, lease, engine, log)
         ending, stored = _run(job)
         written = _write_ending(job, ending, stored)
+        _settle_model(job)
     log.info("job ended", ending=type(ending).__name__, written=written)
     return True
 
@@ -94,7 +96,7 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
     engine = job.engine
     try:
         request = _fetch(job)
-        ending = run_engine(engine, request, watcher=_watcher(job), limits=job.bench.limits)
+        ending = run_engine(engine, request, watcher=_watcher(job), limits=_limits(job))
         _warm_next(job)
         named = ending.artifacts if isinstance(ending, Result) else []
         stored = [_store(job, _plain_file(job.scratch.out, item), item.kind) for item in named]
@@ -104,6 +106,15 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
         # Told to stop while waiting for the store: the job goes back and runs again, it did not fail.
         ending, stored = _interruption(job.lease, job.bench.stopping) or _failure_of(error), []
     return _with_log_tail(ending, engine), [*stored, *_store_log(job, ending, engine)]
+
+
+def _limits(job: _Job) -> EngineLimits:
+    """An inspection gets less time: it has no training to do, only a stranger's forward that may not end."""
+    limits = job.bench.limits
+    if job.claim.kind != INSPECT:
+        return limits
+    seconds = min(limits.max_runtime_seconds, limits.max_inspection_seconds)
+    return limits.model_copy(update={"max_runtime_seconds": seconds})
 
 
 def _warm_next(job: _Job) -> None:
@@ -145,13 +156,32 @@ def _watcher(job: _Job) -> Watcher:
         progress = event.model_dump(exclude={"type", "phase"})
         write(partial(record_progress, claim=job.claim, phase=event.phase, progress=progress))
 
+    def write_model(event: ModelFound) -> None:
+        # Tried again, unlike progress: nobody says it a second time.
+        _persist(job, partial(_record_model, job, event))
+
     rows = ProgressRows(write_progress)
     return Watcher(
         on_progress=rows.offer,
+        on_model=write_model,
         on_resolved_spec=lambda spec: write(partial(record_resolved_spec, claim=job.claim, spec=spec)),
         on_tick=rows.flush_due,
         interruption=partial(_interruption, job.lease, job.bench.stopping),
     )
+
+
+def _record_model(job: _Job, event: ModelFound) -> bool:
+    with job.bench.sessions.begin() as session:
+        return record_model(session, job.claim, event.model_dump(mode="json", exclude={"type"}))
+
+
+def _settle_model(job: _Job) -> None:
+    """Say at once what the ending means for the model; where this fails, the sweep says it."""
+    try:
+        with job.bench.sessions.begin() as session:
+            settle_model(session, job.claim.model_id)
+    except SQLAlchemyError as error:
+        job.log.warning("model not settled", error=str(error))
 
 
 def _interruption(lease: Lease, stopping: threading.Event) -> Interruption | None:

@@ -10,15 +10,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
 from app.auth import JobsReader
-from app.deps import IDENTIFIER, CurrentGateway, Gateway
+from app.deps import CurrentGateway, Gateway
 from app.downloads import DOWNLOAD_RESPONSES, Download, download_of, send_file
 from app.errors import ApiProblem, problem_responses
 from app.joblog import event_lines, last_lines
 from app.rendering import render_artifact
-from app.routes.jobs import RETRY_AFTER_SECONDS, find_job
+from app.routes.jobs import find_job
+from app.rows import find_row
 from app.schemas import ArtifactPage
 from app.shared.jobs import DONE
 from app.shared.tables import Artifact, Job, Model
+from app.waiting import RETRY_AFTER_SECONDS
 
 router = APIRouter(tags=["artifacts"], responses=problem_responses(401, 403, 404, 422, 500, 503))
 JSON_FILE = {200: {"content": {"application/json": {}}, "description": "The file"}}
@@ -28,11 +30,7 @@ def artifact_file(artifact_id: str, gateway: CurrentGateway, caller: JobsReader)
     """The artifact a path names. Another project's is as absent as one that never was."""
     found = select(Artifact).join(Job).where(Artifact.id == artifact_id, Job.project_id == caller.project_id)
     with gateway.readers() as session:
-        artifact = session.scalar(found) if IDENTIFIER.fullmatch(artifact_id) else None
-    if artifact is None:
-        detail = f"There is no artifact {artifact_id!r} in your project."
-        raise ApiProblem("artifact.not_found", detail, hint="GET /v1/jobs/{id}/artifacts lists them.")
-    return download_of(artifact)
+        return download_of(find_row(session, found, artifact_id, noun="artifact"))
 
 
 def repaired_model(

@@ -1,8 +1,7 @@
 """Jobs: submit, list, look, wait, cancel, and their history."""
 
-import asyncio
-import time
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,34 +12,29 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from app.auth import JobsReader, JobsWriter
-from app.deps import IDENTIFIER, CurrentGateway, Gateway
+from app.deps import CurrentGateway, Gateway
 from app.errors import ApiProblem, problem_responses
 from app.limits import read_small_body
 from app.openapi import CANCEL_BODY, SUBMIT_BODY
-from app.pages import Cursor, Limit, cut, page_of
+from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.rendering import render_event, render_job, render_jobs
+from app.routes.models import add_model, file_columns, usable_model
+from app.rows import find_row
 from app.schemas import CancelRequest, EventPage, JobCreate, JobPage, JobRead, Validation
-from app.shared.ids import new_id
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
-from app.shared.tables import Job, JobEvent, JobInput, Model
+from app.shared.models import INSPECT
+from app.shared.tables import Job, JobEvent, JobInput
 from app.specs import UPLOAD
 from app.uploads import MODEL_PART, ReceivedFile, keep_files, open_submission, receive_files
+from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
 router = APIRouter(tags=["jobs"], responses=problem_responses(401, 403, 422, 500, 503))
-RETRY_AFTER_SECONDS = 2
-WAIT_POLL_SECONDS = (0.1, 0.2, 0.4, 0.5)
-Filter = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_]{1,40}$")]
 
 
 def find_job(session: Session, *, job_id: str, project_id: str) -> Job:
-    """The project's job of that id. Another project's job is as absent as one that never was."""
+    """The project's job of that id. Raises ApiProblem `job.not_found`."""
     found = select(Job).where(Job.id == job_id, Job.project_id == project_id)
-    job = session.scalar(found) if IDENTIFIER.fullmatch(job_id) else None
-    if job is None:
-        raise ApiProblem(
-            "job.not_found", f"There is no job {job_id!r} in your project.", hint="GET /v1/jobs lists them."
-        )
-    return job
+    return find_row(session, found, job_id, noun="job")
 
 
 @router.post(
@@ -62,12 +56,12 @@ async def create_job(
     """Submit a repair: a spec with its model and dataset files in one multipart body, or JSON with a `model_id`."""
     spec, parts = await open_submission(request, gateway.settings)
     if spec.model_id is not None:
+        # Before the files are read, not only when the job is made.
         await run_in_threadpool(_check_model, gateway, spec.model_id, project_id=caller.project_id)
     if validate_only:
         return JSONResponse(Validation(spec=spec.repair_spec()).model_dump(mode="json"))
     async with receive_files(parts, spec, gateway.store) as received:
-        files = await keep_files(received, gateway.store)
-        job = await run_in_threadpool(_submit, gateway, caller.project_id, spec=spec, files=files)
+        job = await run_in_threadpool(_submit, gateway, caller.project_id, spec=spec, files=received)
     gateway.relay.wake()
     headers = {"Location": job.links["self"], "Retry-After": str(RETRY_AFTER_SECONDS)}
     return JSONResponse(job.model_dump(mode="json"), 202, headers)
@@ -75,14 +69,21 @@ async def create_job(
 
 def _submit(gateway: Gateway, project_id: str, *, spec: JobCreate, files: dict[str, ReceivedFile]) -> JobRead:
     with gateway.sessions.begin() as session:
+        kept = keep_files(session, files, gateway.store)
+        if spec.model_id is not None:
+            model = usable_model(session, model_id=spec.model_id, project_id=project_id, lock=True)
+        else:
+            model = add_model(session, project_id, kept[MODEL_PART])
         job = submit_job(
             session,
             project_id=project_id,
             spec=spec.repair_spec(),
             kind=spec.kind,
-            model_id=spec.model_id or _new_model(session, project_id, files[MODEL_PART]),
+            model_id=model.id,
             inputs=[
-                JobInput(name=f"{UPLOAD}{name}", **_columns(file)) for name, file in files.items() if name != MODEL_PART
+                JobInput(name=f"{UPLOAD}{name}", **file_columns(file))
+                for name, file in kept.items()
+                if name != MODEL_PART
             ],
             metadata=spec.metadata,
             max_attempts=gateway.settings.max_attempts,
@@ -90,25 +91,9 @@ def _submit(gateway: Gateway, project_id: str, *, spec: JobCreate, files: dict[s
         return render_job(session, job)
 
 
-def _new_model(session: Session, project_id: str, file: ReceivedFile) -> str:
-    model = Model(id=new_id("mdl"), project_id=project_id, **_columns(file))
-    session.add(model)
-    session.flush()
-    return model.id
-
-
 def _check_model(gateway: Gateway, model_id: str, *, project_id: str) -> None:
     with gateway.readers() as session:
-        found = select(Model.id).where(Model.id == model_id, Model.project_id == project_id)
-        if IDENTIFIER.fullmatch(model_id) and session.scalar(found):
-            return
-    detail = f"There is no model {model_id!r} in your project."
-    errors = [{"pointer": "#/model_id", "detail": detail}]
-    raise ApiProblem("model.unknown_id", detail, hint="GET /v1/models lists them.", errors=errors)
-
-
-def _columns(file: ReceivedFile) -> dict[str, Any]:
-    return {"filename": file.filename, **vars(file.stored)}
+        usable_model(session, model_id=model_id, project_id=project_id)
 
 
 @router.get("/jobs", response_model=JobPage)
@@ -124,8 +109,10 @@ def list_jobs(
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> JobPage:
-    """The project's jobs, newest first."""
+    """The project's jobs, newest first. Inspections of models are shown with `kind=inspect` only."""
     rows = select(Job).where(Job.project_id == caller.project_id)
+    if kind is None:
+        rows = rows.where(Job.kind != INSPECT)
     for column, wanted in ((Job.status, status), (Job.kind, kind), (Job.verdict, verdict), (Job.model_id, model_id)):
         if wanted is not None:
             rows = rows.where(column == wanted)
@@ -152,24 +139,18 @@ async def get_job(
     wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the job to end.")] = 0,
 ) -> Response:
     """One job. With `wait` the answer comes when the job is done, or with If-None-Match when it has changed."""
-    seen = request.headers.get("if-none-match", "")
-    deadline = time.monotonic() + wait
-    poll = 0
-    while True:
-        job, etag = await run_in_threadpool(_look, gateway, job_id, project_id=caller.project_id)
-        unchanged = etag in [item.strip() for item in seen.split(",")]
-        left = deadline - time.monotonic()
-        if job.done or (seen and not unchanged) or left <= 0 or gateway.stopping.is_set():
-            break
-        if await request.is_disconnected():
-            break
-        # No thread and no connection is held here.
-        await asyncio.sleep(min(left, WAIT_POLL_SECONDS[min(poll, len(WAIT_POLL_SECONDS) - 1)]))
-        poll += 1
+    known = [item.strip() for item in request.headers.get("if-none-match", "").split(",") if item.strip()]
+    job, etag = await wait_for(
+        request,
+        gateway,
+        partial(_look, gateway, job_id, project_id=caller.project_id),
+        enough=lambda seen: seen[0].done or (bool(known) and seen[1] not in known),
+        seconds=wait,
+    )
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if not job.done:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if unchanged:
+    if etag in known:
         return Response(status_code=304, headers=headers)
     return JSONResponse(job.model_dump(mode="json"), headers=headers)
 

@@ -1,38 +1,175 @@
-"""Models that were uploaded, to be used again by `model_id`."""
+"""Models: register once, see what is in them, use in many jobs by `model_id`."""
 
-from fastapi import APIRouter
-from sqlalchemy import select
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
 
-from app.auth import ModelsReader
-from app.deps import IDENTIFIER, CurrentGateway
+from fastapi import APIRouter, Query, Request
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from app.auth import ModelsReader, ModelsWriter
+from app.deps import IDENTIFIER, CurrentGateway, Gateway
 from app.errors import ApiProblem, problem_responses
-from app.pages import Cursor, Limit, cut, page_of
-from app.rendering import render_model
-from app.schemas import ModelPage, ModelRead
+from app.openapi import REGISTER_BODY
+from app.pages import Cursor, Filter, Limit, cut, page_of
+from app.rendering import render_blocks, render_model
+from app.rows import find_row
+from app.schemas import BlockPage, ModelPage, ModelRead
+from app.shared.ids import new_id
+from app.shared.models import INSPECTING, REJECTED, ModelInUse, delete_model, free_content, submit_inspection
 from app.shared.tables import Model
+from app.uploads import MODEL_PART, ReceivedFile, keep_files, open_form, receive_model
+from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
 router = APIRouter(tags=["models"], responses=problem_responses(401, 403, 422, 500, 503))
+ACCEPTED_HEADERS = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+
+
+def find_model(session: Session, *, model_id: str, project_id: str) -> Model:
+    """The project's model of that id. Raises ApiProblem `model.not_found`."""
+    return find_row(session, _models_of(project_id).where(Model.id == model_id), model_id, noun="model")
+
+
+def usable_model(session: Session, *, model_id: str, project_id: str, lock: bool = False) -> Model:
+    """The model a spec names; with `lock` it cannot be deleted before the transaction ends.
+
+    Raises ApiProblem `model.unknown_id` or `model.rejected`, both at `/model_id`.
+    """
+    found = _models_of(project_id).where(Model.id == model_id)
+    row = session.scalar(found.with_for_update() if lock else found) if IDENTIFIER.fullmatch(model_id) else None
+    if row is None:
+        detail = f"There is no model {model_id!r} in your project."
+        errors = [{"pointer": "#/model_id", "detail": detail}]
+        raise ApiProblem("model.unknown_id", detail, hint="GET /v1/models lists them.", errors=errors)
+    if row.state == REJECTED:
+        problem = _rejected(row)
+        raise ApiProblem(
+            problem.code,
+            problem.detail,
+            hint=problem.hint,
+            errors=[{"pointer": "#/model_id", "detail": problem.detail}],
+        )
+    return row
+
+
+def add_model(session: Session, project_id: str, file: ReceivedFile) -> Model:
+    """The row of a model whose bytes are in the store."""
+    model = Model(id=new_id("mdl"), project_id=project_id, **file_columns(file))
+    session.add(model)
+    session.flush()
+    return model
+
+
+def file_columns(file: ReceivedFile) -> dict[str, Any]:
+    """What models and job inputs note of their file."""
+    return {"filename": file.filename, **vars(file.stored)}
+
+
+def _models_of(project_id: str) -> Select[Model]:
+    return select(Model).where(Model.project_id == project_id, Model.deleted_at.is_(None))
+
+
+def _rejected(row: Model) -> ApiProblem:
+    error = row.error or {}
+    detail = f"Model {row.id} was rejected with {error.get('code')}: {error.get('detail', '')}"
+    return ApiProblem("model.rejected", detail, hint=error.get("hint", ""))
+
+
+@router.post(
+    "/models",
+    status_code=202,
+    response_model=ModelRead,
+    responses=problem_responses(413, 415),
+    openapi_extra={"requestBody": REGISTER_BODY},
+)
+async def create_model(request: Request, gateway: CurrentGateway, caller: ModelsWriter) -> Response:
+    """Register a model. A worker inspects it: it is `ready` or `rejected` within seconds."""
+    parts = open_form(request, gateway.settings)
+    async with receive_model(parts, gateway.store) as (file, input_shape):
+        model = await run_in_threadpool(_register, gateway, caller.project_id, file, input_shape=input_shape)
+    gateway.relay.wake()
+    return JSONResponse(model.model_dump(mode="json"), 202, {"Location": model.links["self"], **ACCEPTED_HEADERS})
+
+
+def _register(gateway: Gateway, project_id: str, file: ReceivedFile, *, input_shape: Sequence[int] | None) -> ModelRead:
+    with gateway.sessions.begin() as session:
+        kept = keep_files(session, {MODEL_PART: file}, gateway.store)
+        model = add_model(session, project_id, kept[MODEL_PART])
+        submit_inspection(session, model, input_shape=input_shape, max_attempts=gateway.settings.max_attempts)
+        return render_model(model)
 
 
 @router.get("/models", response_model=ModelPage)
 def list_models(
-    gateway: CurrentGateway, caller: ModelsReader, *, limit: Limit = 20, cursor: Cursor = None
+    gateway: CurrentGateway, caller: ModelsReader, *, state: Filter = None, limit: Limit = 20, cursor: Cursor = None
 ) -> ModelPage:
     """The project's models, newest first."""
-    rows = page_of(select(Model).where(Model.project_id == caller.project_id), Model, limit=limit, cursor=cursor)
+    rows = _models_of(caller.project_id)
+    if state is not None:
+        rows = rows.where(Model.state == state)
     with gateway.readers() as session:
-        models, next_cursor = cut(session.scalars(rows).all(), limit)
+        models, next_cursor = cut(session.scalars(page_of(rows, Model, limit=limit, cursor=cursor)).all(), limit)
     data = [render_model(row) for row in models]
     return ModelPage(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
 
 
 @router.get("/models/{model_id}", response_model=ModelRead, responses=problem_responses(404))
-def get_model(model_id: str, gateway: CurrentGateway, caller: ModelsReader) -> ModelRead:
-    """One model."""
-    found = select(Model).where(Model.id == model_id, Model.project_id == caller.project_id)
+async def get_model(
+    model_id: str,
+    request: Request,
+    gateway: CurrentGateway,
+    caller: ModelsReader,
+    *,
+    wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the inspection to end.")] = 0,
+) -> Response:
+    """One model. With `wait` the answer comes when it is inspected."""
+    look = partial(_look, gateway, model_id, project_id=caller.project_id)
+    model = await wait_for(request, gateway, look, enough=lambda seen: seen.done, seconds=wait)
+    return JSONResponse(model.model_dump(mode="json"), headers=None if model.done else ACCEPTED_HEADERS)
+
+
+def _look(gateway: Gateway, model_id: str, *, project_id: str) -> ModelRead:
     with gateway.readers() as session:
-        row = session.scalar(found) if IDENTIFIER.fullmatch(model_id) else None
-    if row is None:
-        detail = f"There is no model {model_id!r} in your project."
-        raise ApiProblem("model.not_found", detail, hint="GET /v1/models lists them.")
-    return render_model(row)
+        return render_model(find_model(session, model_id=model_id, project_id=project_id))
+
+
+@router.get("/models/{model_id}/blocks", response_model=BlockPage, responses=problem_responses(404, 409))
+def list_blocks(model_id: str, gateway: CurrentGateway, caller: ModelsReader) -> BlockPage:
+    """The blocks a repair can work on, in the order they run: for `localization.include` and to read results by."""
+    with gateway.readers() as session:
+        row = find_model(session, model_id=model_id, project_id=caller.project_id)
+        _require_blocks(row)
+        return render_blocks(row)
+
+
+def _require_blocks(row: Model) -> None:
+    if row.state == INSPECTING:
+        hint = f"GET /v1/models/{row.id}?wait=60 waits for it."
+        raise ApiProblem(
+            "model.inspecting", f"Model {row.id} is still being inspected.", hint=hint, headers=ACCEPTED_HEADERS
+        )
+    if row.state == REJECTED:
+        raise _rejected(row)
+    reason = (row.facts or {}).get("blocks_unknown")
+    if reason:
+        detail = f"Model {row.id} is ready, but its blocks are not known: {reason['detail']}"
+        raise ApiProblem("model.blocks_unknown", detail, hint=reason["hint"])
+
+
+@router.delete("/models/{model_id}", status_code=204, responses=problem_responses(404, 409))
+def remove_model(model_id: str, gateway: CurrentGateway, caller: ModelsWriter) -> Response:
+    """Delete a model that no unfinished job uses. Finished jobs keep what they made, and its id."""
+    try:
+        with gateway.sessions.begin() as session:
+            row = find_model(session, model_id=model_id, project_id=caller.project_id)
+            delete_model(session, row)
+    except ModelInUse as error:
+        hint = "Wait for them, or POST /v1/jobs/{id}/cancel."
+        raise ApiProblem("model.in_use", f"Model {model_id} cannot be deleted: {error}.", hint=hint) from None
+    # Apart: should this fail, some bytes stay that nobody needs; the other way round, a model would lose its bytes.
+    with gateway.sessions.begin() as session:
+        free_content(session, gateway.store, sha256=row.sha256, storage_key=row.storage_key)
+    return Response(status_code=204)

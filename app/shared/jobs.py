@@ -69,7 +69,9 @@ class Claim:
     job_id: str
     attempt: int
     owner: str
+    kind: str
     spec: dict[str, Any]
+    model_id: str
     model_storage_key: str
     model_filename: str
     inputs: tuple[tuple[str, str, str], ...]
@@ -97,6 +99,7 @@ def submit_job(
     inputs: Sequence[JobInput] = (),
     metadata: Mapping[str, str] | None = None,
     max_attempts: int = 3,
+    priority: int = 0,
 ) -> Job:
     """Create a queued job with its input rows, its first event and the ring that will wake a worker."""
     job = Job(
@@ -108,6 +111,7 @@ def submit_job(
         model_id=model_id,
         labels=dict(metadata or {}),
         max_attempts=max_attempts,
+        priority=priority,
     )
     session.add(job)
     session.flush()
@@ -152,7 +156,9 @@ def _claim_of(session: Session, row: Row[Any], owner: str) -> Claim:
         job_id=row.id,
         attempt=row.attempt,
         owner=owner,
+        kind=row.kind,
         spec=row.spec,
+        model_id=row.model_id,
         model_storage_key=model.storage_key,
         model_filename=model.filename,
         inputs=tuple((item.name, item.storage_key, item.filename) for item in inputs),
@@ -161,7 +167,7 @@ def _claim_of(session: Session, row: Row[Any], owner: str) -> Claim:
 
 def renew_lease(session: Session, claim: Claim, *, lease_seconds: float) -> Lease:
     """Heartbeat. Not a change a reader can see, so `version` stays."""
-    renewed = update(Job).where(*_fence(claim)).values(lease_until=db_now() + lease_seconds)
+    renewed = update(Job).where(*fence(claim)).values(lease_until=db_now() + lease_seconds)
     row = session.execute(_unsynchronized(renewed).returning(Job.cancel_requested)).one_or_none()
     if row is None:
         return "lost"
@@ -170,7 +176,7 @@ def renew_lease(session: Session, claim: Claim, *, lease_seconds: float) -> Leas
 
 def record_progress(session: Session, claim: Claim, *, phase: str, progress: dict[str, Any]) -> bool:
     """Note how far the run is; a new `phase` closes the one before. False: the lease is lost."""
-    row = session.execute(select(Job.phase, Job.phases, db_now().label("now")).where(*_fence(claim))).one_or_none()
+    row = session.execute(select(Job.phase, Job.phases, db_now().label("now")).where(*fence(claim))).one_or_none()
     if row is None:
         return False
     phases, entered = row.phases, row.phase != phase
@@ -205,7 +211,7 @@ def finish_job(
     cause: str,
 ) -> bool:
     """End the job as `succeeded`, `failed` or `cancelled`, with what it leaves. False: lease lost, nothing written."""
-    before = session.execute(select(Job.phase, Job.phases, db_now().label("now")).where(*_fence(claim))).one_or_none()
+    before = session.execute(select(Job.phase, Job.phases, db_now().label("now")).where(*fence(claim))).one_or_none()
     if before is None:
         return False
     if error is not None:
@@ -213,7 +219,7 @@ def finish_job(
     row = _take(
         session,
         status,
-        *_fence(claim),
+        *fence(claim),
         event_data={"verdict": verdict, "code": error and error.get("code"), "outcome": (result or {}).get("outcome")},
         result=result,
         verdict=verdict,
@@ -231,7 +237,7 @@ def finish_job(
 
 def release_job(session: Session, claim: Claim, *, cause: str = "preempted") -> bool:
     """Give a running job back, its attempt not counted; a cancelling one is cancelled instead. False: lease lost."""
-    if _take(session, "give_back", *_fence(claim), attempt=Job.attempt - 1, **_AS_BEFORE_THE_RUN) is None:
+    if _take(session, "give_back", *fence(claim), attempt=Job.attempt - 1, **_AS_BEFORE_THE_RUN) is None:
         return finish_job(session, claim, status="cancelled", cause=cause)
     add_ring(session)
     _end_attempt(session, claim.job_id, claim.attempt, cause)
@@ -305,7 +311,8 @@ def queue_position(session: Session, job: Job) -> int | None:
     return 1 + (session.scalar(select(func.count()).select_from(Job).where(Job.status == "queued", ahead)) or 0)
 
 
-def _fence(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+def fence(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    """What holds of the job's row while this claim does."""
     return (
         Job.id == claim.job_id,
         Job.owner == claim.owner,
@@ -325,7 +332,7 @@ def _take(
     transition = TRANSITIONS[name]
     moved = update(Job).where(Job.status.in_(transition.sources), *conditions)
     moved = moved.values(status=transition.target, version=Job.version + 1, updated_at=db_now(), **values)
-    returned = _unsynchronized(moved).returning(Job.id, Job.attempt, Job.model_id, Job.spec)
+    returned = _unsynchronized(moved).returning(Job.id, Job.attempt, Job.kind, Job.model_id, Job.spec)
     row = session.execute(returned).one_or_none()
     if row is not None:
         data = {"status": transition.target, "attempt": row.attempt, **(event_data or {})}
@@ -334,7 +341,7 @@ def _take(
 
 
 def _write(session: Session, claim: Claim, event: str, data: dict[str, Any], **values: Any) -> bool:
-    changed = update(Job).where(*_fence(claim)).values(version=Job.version + 1, updated_at=db_now(), **values)
+    changed = update(Job).where(*fence(claim)).values(version=Job.version + 1, updated_at=db_now(), **values)
     row = session.execute(_unsynchronized(changed).returning(Job.id)).one_or_none()
     if row is not None:
         _record(session, claim.job_id, event, {**data, "attempt": claim.attempt})

@@ -1,9 +1,11 @@
 """The object store: uploads by their content's hash, artifacts by job and attempt. Local directory or S3, one code."""
 
 import hashlib
+import time
 from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -11,10 +13,14 @@ from obstore.store import LocalStore, ObjectStore, S3Store
 from typing_extensions import Buffer
 from ulid import ULID
 
+if TYPE_CHECKING:
+    from obstore import ObjectMeta  # only there for type checkers
+
 # obstore buffers up to CHUNK_BYTES * CONCURRENT_CHUNKS of a stream: its defaults of 5 MiB * 12 cost 60 MiB per upload.
 CHUNK_BYTES = 5 * 1024 * 1024
 CONCURRENT_CHUNKS = 3
 READ_BYTES = 256 * 1024
+UPLOADS = "tmp"
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,15 @@ async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes]) -> Stored
             size += len(chunk)
             yield chunk
 
-    key = f"tmp/{ULID()}"
+    key = f"{UPLOADS}/{ULID()}"
     await obstore.put_async(store, key, hashed(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS)
     return StoredFile(key, digest.hexdigest(), size)
 
 
-async def keep_upload(store: ObjectStore, upload: StoredFile) -> StoredFile:
+def keep_upload(store: ObjectStore, upload: StoredFile) -> StoredFile:
     """Move a finished upload to the key of its content, where equal files share one object."""
     key = f"blobs/sha256/{upload.sha256}"
-    await obstore.rename_async(store, upload.storage_key, key)
+    obstore.rename(store, upload.storage_key, key)
     return StoredFile(key, upload.sha256, upload.size_bytes)
 
 
@@ -100,3 +106,32 @@ def delete(store: ObjectStore, key: str) -> None:
         obstore.delete(store, key)
     except FileNotFoundError:
         return
+
+
+def sweep_uploads(store: ObjectStore, *, older_than_seconds: float) -> int:
+    """Remove uploads that a killed gateway left unfinished or never kept; returns how many.
+
+    On S3 the parts of an unfinished upload are not listed: a lifecycle rule of the bucket has to end those.
+    """
+    before = time.time() - older_than_seconds
+    if isinstance(store, LocalStore) and store.prefix is not None:
+        # Not by `list`: it hides the files of uploads that never came to their end.
+        return sum(_unlink_if_older(path, before) for path in (Path(store.prefix) / UPLOADS).glob("*"))
+    old = [item["path"] for page in obstore.list(store, UPLOADS) for item in page if _is_older(item, before)]
+    for key in old:
+        delete(store, key)
+    return len(old)
+
+
+def _is_older(item: "ObjectMeta", before: float) -> bool:
+    return item["last_modified"].timestamp() < before
+
+
+def _unlink_if_older(path: Path, before: float) -> bool:
+    try:
+        old = path.stat().st_mtime < before
+        if old:
+            path.unlink()
+    except FileNotFoundError:  # its gateway lives, or another worker sweeps too
+        return False
+    return old

@@ -44,15 +44,24 @@ class ApiKey(Base):
 
 
 class Model(Base):
+    """An uploaded model file and what the inspection found in it; `deleted_at` hides it, jobs still name it."""
+
     __tablename__ = "models"
-    __table_args__ = (Index(None, "project_id", "created_at"),)
+    __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "state"), Index(None, "storage_key"))
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     filename: Mapped[str] = mapped_column(String(255))
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     storage_key: Mapped[str] = mapped_column(String(1024))
+    state: Mapped[str] = mapped_column(String(40), default="inspecting", server_default="inspecting")
+    facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    # Hundreds of rows for a large model: only read where they are shown.
+    blocks: Mapped[list[dict[str, Any]] | None] = mapped_column(Json, deferred=True)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+    inspected_at: Mapped[float | None] = mapped_column(Double)
+    deleted_at: Mapped[float | None] = mapped_column(Double)
 
 
 class Job(Base):
@@ -97,6 +106,7 @@ class JobInput(Base):
     """A dataset file of a job; `name` is the reference the spec uses, e.g. `upload:repair`."""
 
     __tablename__ = "job_inputs"
+    __table_args__ = (Index(None, "storage_key"),)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     filename: Mapped[str] = mapped_column(String(255))

@@ -17,7 +17,7 @@ from archrepair_core.modes import eval_mode
 _TOLERANCE = 1e-5
 _HINT = "report the model's architecture; until then, export it by tracing instead of scripting, or the other way round"
 # What running somebody's network, or source generated from it, can raise.
-_RUN_ERRORS = (
+RUN_ERRORS = (
     torch.jit.Error,
     RuntimeError,
     TypeError,
@@ -125,7 +125,7 @@ def _answers(root: nn.Module, batch: Tensor) -> bool:
     try:
         with torch.no_grad():
             _seeded(root, batch)
-    except _RUN_ERRORS:
+    except RUN_ERRORS:
         return False
     return True
 
@@ -142,7 +142,7 @@ def _compare(root: nn.Module, module: nn.Module, batch: Tensor) -> float:
 def _run_archive(root: nn.Module, batch: Tensor) -> Any:
     try:
         return _seeded(root, batch)
-    except _RUN_ERRORS as error:
+    except RUN_ERRORS as error:
         raise ModelError(
             "fails_on_inputs",
             f"the model cannot run on inputs of shape {list(batch.shape)}: {_last_line(error)}",
@@ -158,7 +158,7 @@ def _last_line(error: BaseException) -> str:
 def _run_rebuilt(module: nn.Module, batch: Tensor) -> tuple[Any, Exception | None]:
     try:
         return _seeded(module, batch), None
-    except _RUN_ERRORS as error:
+    except RUN_ERRORS as error:
         return None, error
 
 
@@ -222,7 +222,7 @@ def _difference_to_twin(root: nn.Module, path: str, arguments: tuple[Any, ...], 
         return 0.0
     try:
         expected = twin(*arguments) if forward == "forward" else getattr(twin, forward)(*arguments)
-    except _RUN_ERRORS:
+    except RUN_ERRORS:
         return float("inf")
     scaled = largest_relative_difference(answer, expected)
     return largest_difference(answer, expected) if scaled > _TOLERANCE else 0.0

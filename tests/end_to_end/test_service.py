@@ -109,6 +109,68 @@ def test_a_job_survives_the_killing_of_its_worker(client, case, processes, event
     eventually(lambda: not [path for path in (client.state_dir / "scratch").rglob("*") if path.is_file()])
 
 
+def register(client, path, **fields):
+    with path.open("rb") as file:
+        answer = client.http.post("/v1/models", files={"model": (path.name, file)}, data=fields)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["links"]["self"]
+
+
+def wait_for_model(client, path, seconds=60):
+    return client.http.get(path, params={"wait": seconds}, timeout=seconds + 10).raise_for_status().json()
+
+
+def test_a_registered_model_shows_its_blocks_before_and_after_a_job(client, case):
+    path = register(client, case.model, input_shape="[1, 8, 8]")
+    job = client.http.post(
+        "/v1/jobs", json={"model_id": path.rpartition("/")[2], "datasets": {"repair": "builtin:digits"}}
+    )
+    assert job.status_code == 202  # it waits its turn behind the inspection
+    model = wait_for_model(client, path)
+
+    assert (model["state"], model["format"], model["error"]) == ("ready", "torchscript", None), model
+    assert (model["input_shape"], model["input_shape_source"]) == ([1, 8, 8], "given")
+    blocks = client.http.get(f"{path}/blocks").raise_for_status().json()["data"]
+    assert sum(block["level"] == "block" for block in blocks) == model["num_blocks"] > 0
+    client.http.post(f"{job.json()['links']['self']}/cancel", json={})
+    client.wait(job.json()["id"])
+    assert client.http.delete(path).status_code == 204
+
+
+def test_a_job_tells_what_its_own_model_is(client, case):
+    job_id = submit_case(client, case, {**SPEC, "kind": "localize"})
+    job = client.wait(job_id)
+    model = client.http.get(f"/v1/models/{job['model_id']}").raise_for_status().json()
+    assert (model["state"], model["input_shape_source"]) == ("ready", "data"), model
+    ranked = {block["name"] for block in job["result"]["blocks"]}
+    blocks = client.http.get(model["links"]["blocks"]).raise_for_status().json()["data"]
+    assert ranked <= {block["name"] for block in blocks}
+
+
+def test_a_model_that_is_none_is_rejected_with_the_reason(client, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"PK\x03\x04 this is no archive")
+    path = register(client, tmp_path / "model.pt")
+    model = wait_for_model(client, path)
+    assert model["state"] == "rejected"
+    assert model["error"]["code"].startswith("model.")
+    assert model["error"]["hint"]
+
+
+def test_an_inspection_survives_the_killing_of_its_worker(client, case, processes, eventually):
+    path = register(client, case.model)
+    jobs = {"kind": "inspect", "model_id": path.rpartition("/")[2]}
+
+    def inspection():
+        return client.http.get("/v1/jobs", params=jobs).raise_for_status().json()["data"][0]
+
+    eventually(lambda: inspection()["status"] == "running", 30)
+    os.kill(min(pids_of(processes.tree(client.service.pid), "worker.celery_app")), signal.SIGKILL)
+    model = wait_for_model(client, path)
+
+    assert model["state"] == "ready", model
+    assert (inspection()["status"], inspection()["attempt"]) == ("succeeded", 2)
+
+
 def test_the_gateway_comes_back_after_being_killed(client, processes, eventually):
     (gateway,) = pids_of(processes.tree(client.service.pid), "app.main:create_app")
     os.kill(gateway, signal.SIGKILL)

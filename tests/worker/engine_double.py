@@ -30,10 +30,38 @@ def succeed(request):
     say("result", result={"outcome": "repaired"}, verdict="pass", artifacts=artifacts)
 
 
+def look_and_wait(request):
+    look(request)
+    time.sleep(600)
+
+
+def look(request, **changes):
+    block = {"name": "layer1.0", "kind": "BasicBlock", "level": "block", "stage": "layer1", "depth": 1}
+    block |= {"input_shape": [3, 8, 8], "output_shape": [3, 8, 8], "num_params": 9, "macs": 64, "latency_share": 0.5}
+    stage = block | {"name": "layer1", "kind": "Sequential", "level": "stage", "stage": None, "depth": 0}
+    found = {"format": "torchscript", "num_parameters": 9, "input_shape": [3, 8, 8], "input_shape_source": "guessed"}
+    say("model", **{**found, "blocks": [stage, block], "blocks_unknown": None, **changes})
+
+
+def inspect(request):
+    progress("ingesting", 0)
+    look(request)
+    say("result", result={"outcome": "inspected"}, verdict="not_evaluated", artifacts=[])
+
+
+def look_on_data(request):
+    look(request, input_shape=[3, 9, 9], input_shape_source="data")
+    succeed(request)
+
+
 def refuse(request):
     progress("localizing", 40)
     print("\n".join(f"line {number}" for number in range(100)), file=sys.stderr)
     say("error", code="model.frozen_graph", detail="frozen", hint="unfreeze", category="user", phase="localizing")
+
+
+def refuse_the_data(request):
+    say("error", code="model.fails_on_inputs", detail="wrong shape", hint="resize", category="user")
 
 
 def run_for_ever(request):
@@ -90,4 +118,5 @@ if __name__ == "__main__":
     line = sys.stdin.readline()
     if line:
         request = json.loads(line)
-        globals()[request["spec"]["behave"]](request)
+        spec = request["spec"]
+        globals()[spec.get("behave") or spec["kind"]](request)

@@ -1,10 +1,13 @@
+import os
 import threading
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
 
-from app.shared.jobs import claim_job
-from app.shared.tables import Job, OutboxMessage
+from app.shared.jobs import claim_job, request_cancel
+from app.shared.models import submit_inspection
+from app.shared.tables import Job, Model, OutboxMessage
 from worker import reaper
 from worker.reaper import sweep, sweep_until
 
@@ -70,6 +73,44 @@ def test_the_sweeps_go_on_after_an_outage(service, monkeypatch):
             raise ConnectionError("no broker")
         stopped.set()
 
-    sweep_until(stopped, service.bench.sessions, ring)
+    old = Path(service.bench.store.prefix) / "tmp" / "upload"
+    old.parent.mkdir()
+    old.touch()
+    os.utime(old, (1.0, 1.0))
+
+    sweep_until(stopped, service.bench.sessions, ring, store=service.bench.store)
     assert service.job(job_id).status == "queued"
+    assert not old.exists()
     assert unsent(service) == 0
+
+
+def inspections(service):
+    with service.bench.sessions() as session:
+        return session.scalars(select(Job).where(Job.kind == "inspect")).all()
+
+
+def test_a_model_whose_job_was_cancelled_before_it_looked_gets_an_inspection(service):
+    job_id = service.submit("succeed")
+    with service.bench.sessions.begin() as session:
+        request_cancel(session, session.get_one(Job, job_id), keep_best=False)
+    rings = []
+
+    for _ in range(2):
+        sweep(service.bench.sessions, lambda: rings.append(1))
+
+    assert [(job.model_id, job.status) for job in inspections(service)] == [(service.model_id, "queued")]
+    assert rings
+
+
+def test_a_model_that_kills_its_workers_is_rejected_and_not_tried_for_ever(service):
+    with service.bench.sessions.begin() as session:
+        job_id = submit_inspection(session, session.get_one(Model, service.model_id), max_attempts=2).id
+    for _ in range(2):
+        silence_the_worker_of(service)
+        sweep(service.bench.sessions, lambda: None)
+
+    assert service.job(job_id).error["code"] == "worker.lost"
+    with service.bench.sessions() as session:
+        model = session.get_one(Model, service.model_id)
+    assert (model.state, model.error["code"]) == ("rejected", "worker.lost")
+    assert len(inspections(service)) == 1

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import select, update
 
 from app.shared.jobs import claim_job, reap_expired, request_cancel
-from app.shared.tables import Attempt, Job, OutboxMessage
+from app.shared.models import record_model, submit_inspection
+from app.shared.tables import Attempt, Job, Model, OutboxMessage
 from worker.supervisor import run_next_job
 
 
@@ -264,3 +265,87 @@ def test_a_stopping_worker_gives_its_job_back_instead_of_waiting_for_the_store(s
     service.bench.stopping.set()
     thread.join(5)
     assert (service.job(job_id).status, service.job(job_id).attempt) == ("queued", 0)
+
+
+def model_of(service):
+    with service.bench.sessions() as session:
+        model = session.get_one(Model, service.model_id)
+        return model, model.blocks
+
+
+def test_an_inspection_makes_the_model_ready_with_facts_and_blocks(service):
+    with service.bench.sessions.begin() as session:
+        job_id = submit_inspection(session, session.get_one(Model, service.model_id)).id
+
+    assert run_next_job(service.bench) is True
+
+    model, blocks = model_of(service)
+    assert service.job(job_id).result == {"outcome": "inspected"}
+    assert (model.state, model.error, model.facts["num_blocks"]) == ("ready", None, 1)
+    assert (model.facts["format"], model.facts["input_shape_source"]) == ("torchscript", "guessed")
+    assert [(block["name"], block["stage"]) for block in blocks] == [("layer1", None), ("layer1.0", "layer1")]
+
+
+def test_what_a_job_finds_on_real_data_replaces_a_guess(service):
+    for behave in ("inspect", "look_on_data", "inspect"):
+        service.submit(behave)
+        run_next_job(service.bench)
+    model, _ = model_of(service)
+    assert (model.facts["input_shape"], model.facts["input_shape_source"]) == ([3, 9, 9], "data")
+
+
+@pytest.mark.parametrize(
+    ("behave", "state"), [("refuse", "rejected"), ("refuse_the_data", "inspecting"), ("crash", "inspecting")]
+)
+def test_only_an_error_of_the_model_itself_rejects_it(service, behave, state):
+    service.submit(behave)
+    run_next_job(service.bench)
+    model, _ = model_of(service)
+    assert model.state == state
+    if state == "rejected":
+        assert (model.error["code"], model.error["hint"]) == ("model.frozen_graph", "unfreeze")
+    else:  # nobody really looked at it, so somebody will
+        run_next_job(service.bench)
+        assert model_of(service)[0].state == "ready"
+
+
+def test_an_engine_that_crashes_on_looking_rejects_the_model_as_ours_to_explain(service):
+    with service.bench.sessions.begin() as session:
+        inspection = submit_inspection(session, session.get_one(Model, service.model_id))
+        inspection.spec = {"behave": "crash"}
+    run_next_job(service.bench)
+    model, _ = model_of(service)
+    assert (model.state, model.error["code"], model.error["category"]) == (
+        "rejected", "worker.engine_crashed", "platform")  # fmt: skip
+
+
+def test_a_model_is_known_while_its_job_still_runs_and_after_it_was_cancelled(service):
+    job_id = service.submit("look_and_wait")
+    thread = in_thread(partial(run_next_job, service.bench))
+    wait_until(lambda: model_of(service)[0].state == "ready")
+    with service.bench.sessions.begin() as session:
+        request_cancel(session, session.get_one(Job, job_id), keep_best=False)
+    thread.join(10)
+    assert service.job(job_id).status == "cancelled"
+    assert model_of(service)[0].state == "ready"
+
+
+def test_a_worker_that_lost_its_job_says_nothing_of_the_model(service):
+    service.submit("look")
+    with service.bench.sessions.begin() as session:
+        held = claim_job(session, owner="worker-0", lease_seconds=60)
+        session.execute(update(Job).values(attempt=2))
+    with service.bench.sessions.begin() as session:
+        assert record_model(session, held, {"blocks": [], "input_shape_source": None}) is False
+    assert model_of(service)[0].state == "inspecting"
+
+
+def test_looking_at_a_model_has_a_limit_of_its_own(service):
+    limited = service.with_limits(max_inspection_seconds=0.5)
+    with service.bench.sessions.begin() as session:
+        inspection = submit_inspection(session, session.get_one(Model, service.model_id))
+        inspection.spec = {"behave": "run_for_ever"}
+    run_next_job(limited.bench)
+    model, _ = model_of(service)
+    assert (model.state, model.error["code"]) == ("rejected", "job.max_runtime_exceeded")
+    assert "MAX_INSPECTION_SECONDS" in model.error["hint"]

@@ -199,7 +199,7 @@ def test_a_job_that_did_not_change_is_not_sent_again(gateway, submit, gateway_se
     job = submit()
     path = f"/v1/jobs/{job['id']}"
     with gateway_sessions.begin() as session:
-        session.get_one(Job, job["id"]).priority = 1
+        session.get_one(Job, job["id"]).priority = 100
     with gateway_sessions.begin() as session:
         claim = claim_job(session, owner="w", lease_seconds=600)
     assert claim is not None

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.db import db_now, make_engine, make_sessions, migration_config, read_only, upgrade_schema
 from app.shared.settings import Settings
-from app.shared.tables import Base, Project
+from app.shared.tables import ApiKey, Base, Model, Project
 
 
 def test_the_database_clock_is_epoch_seconds_with_a_fraction(sessions: sessionmaker[Session]):
@@ -39,6 +40,34 @@ def test_the_schema_can_be_taken_down_and_up_again(settings: Settings):
     assert inspect(engine).get_table_names() == ["alembic_version"]
     upgrade_schema(settings.database_url)
     assert set(Base.metadata.tables) < set(inspect(engine).get_table_names())
+    engine.dispose()
+
+
+def test_models_of_an_older_service_wait_for_inspection_and_its_keys_may_register_models(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/older.db"
+    command.upgrade(migration_config(url), "0001")
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        for statement in (
+            "INSERT INTO projects VALUES ('prj', 'default', 1)",
+            "INSERT INTO api_keys VALUES ('key_1', 'prj', 'ci', 'p1', 's', '[\"jobs:read\", \"jobs:write\"]', 1)",
+            "INSERT INTO api_keys VALUES ('key_2', 'prj', 'dashboard', 'p2', 's', '[\"jobs:read\"]', 1)",
+            "INSERT INTO models VALUES ('mdl', 'prj', 'm.pt', 's', 1, 'blobs/x', 1)",
+            "INSERT INTO jobs (id, project_id, kind, status, phases, spec, verdict, metadata, model_id, attempt, "
+            "max_attempts, cancel_requested, keep_best, priority, created_at, updated_at, version) "
+            "VALUES ('job', 'prj', 'repair', 'failed', '[]', '{}', 'x', '{}', 'mdl', 1, 3, 0, 0, 0, 1, 1, 1)",
+        ):
+            connection.exec_driver_sql(statement)
+    upgrade_schema(url)
+    with make_sessions(engine)() as session:
+        assert session.get_one(Model, "mdl").state == "inspecting"
+        keys = {row.id: row.scopes for row in session.scalars(select(ApiKey))}
+    assert keys == {"key_1": ["jobs:read", "jobs:write", "models:write"], "key_2": ["jobs:read"]}
+    command.downgrade(migration_config(url), "0001")
+    with engine.connect() as connection:
+        scopes = connection.exec_driver_sql("SELECT scopes FROM api_keys ORDER BY id").scalars().all()
+        assert [json.loads(row) for row in scopes] == [["jobs:read", "jobs:write"], ["jobs:read"]]
+        assert connection.exec_driver_sql("SELECT model_id FROM jobs").scalars().all() == ["mdl"]
     engine.dispose()
 
 

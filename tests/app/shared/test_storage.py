@@ -1,11 +1,26 @@
 import asyncio
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.store import MemoryStore
 
-from app.shared.storage import delete, download, keep_upload, open_range, open_store, put_file, put_stream
+from app.shared.storage import (
+    delete,
+    download,
+    keep_upload,
+    open_range,
+    open_store,
+    put_file,
+    put_stream,
+    sweep_uploads,
+)
 
 
 def files_in(directory: Path) -> list[str]:
@@ -21,7 +36,7 @@ def test_an_upload_is_kept_under_the_hash_of_its_content(tmp_path: Path):
     store = open_store((tmp_path / "objects with space").as_uri())
 
     async def upload():
-        return await keep_upload(store, await put_stream(store, pieces(b"abc", b"defg")))
+        return keep_upload(store, await put_stream(store, pieces(b"abc", b"defg")))
 
     first, second = asyncio.run(upload()), asyncio.run(upload())
     sha256 = hashlib.sha256(b"abcdefg").hexdigest()
@@ -40,6 +55,40 @@ def test_a_stream_that_breaks_off_leaves_nothing(tmp_path: Path):
     with pytest.raises(ConnectionError, match="went away"):
         asyncio.run(put_stream(store, broken()))
     assert files_in(tmp_path) == []
+
+
+def test_what_killed_gateways_left_is_swept_and_what_still_comes_in_is_not(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    code = (
+        "import asyncio, os\n"
+        "from app.shared.storage import open_store, put_stream\n"
+        "async def killed():\n"
+        "    yield b'x' * 12_000_000\n"
+        "    await asyncio.sleep(0.2)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "    yield b''\n"
+        f"asyncio.run(put_stream(open_store({tmp_path.as_uri()!r}), killed()))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    fresh = asyncio.run(put_stream(store, pieces(b"fresh")))
+    (left,) = [name for name in files_in(tmp_path) if name != fresh.storage_key]
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "kept").write_bytes(b"old, but no upload")
+    for name in (left, "blobs/kept"):
+        os.utime(tmp_path / name, (1.0, 1.0))
+
+    assert sweep_uploads(store, older_than_seconds=3600) == 1
+    assert files_in(tmp_path) == ["blobs/kept", fresh.storage_key]
+    assert sweep_uploads(store, older_than_seconds=3600) == 0
+
+
+def test_a_store_that_is_no_directory_is_swept_by_its_list():
+    store = MemoryStore()
+    obstore.put(store, "tmp/left", b"x")
+    obstore.put(store, "blobs/kept", b"x")
+    assert sweep_uploads(store, older_than_seconds=3600) == 0
+    assert sweep_uploads(store, older_than_seconds=-3600) == 1
+    assert [item["path"] for page in obstore.list(store) for item in page] == ["blobs/kept"]
 
 
 def test_a_file_goes_in_and_comes_out(tmp_path: Path):

@@ -1,0 +1,27 @@
+"""The one way a path's id becomes a row."""
+
+from typing import TypeVar
+
+from sqlalchemy import Select
+from sqlalchemy.orm import Session
+
+from app.deps import IDENTIFIER
+from app.errors import ApiProblem
+
+Row = TypeVar("Row")
+WHERE_TO_LOOK = {
+    "job": "GET /v1/jobs lists them.",
+    "model": "GET /v1/models lists them.",
+    "artifact": "GET /v1/jobs/{id}/artifacts lists them.",
+}
+
+
+def find_row(session: Session, rows: Select[Row], row_id: str, *, noun: str) -> Row:
+    """The row `rows` selects for that id. Another project's is as absent as one that never was: `{noun}.not_found`."""
+    # An id that cannot be one is not asked for: a database refuses some strings, e.g. with a NUL.
+    row = session.scalar(rows) if IDENTIFIER.fullmatch(row_id) else None
+    if row is None:
+        raise ApiProblem(
+            f"{noun}.not_found", f"There is no {noun} {row_id!r} in your project.", hint=WHERE_TO_LOOK[noun]
+        )
+    return row

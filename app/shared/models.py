@@ -1,0 +1,155 @@
+"""What becomes of an uploaded model: `inspecting → ready | rejected`, and deleted. Callers own the transaction.
+
+A model is looked at by a job: by one of kind `inspect` after `POST /models`, else by the first job that uses it. Both
+write what they find through the same fence. A model nobody looks at any more is settled by `settle_model`.
+
+Locks are taken in one order, model before job, so that no two of these functions wait for each other.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from obstore.store import ObjectStore
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
+
+from app.shared import storage
+from app.shared.db import db_now
+from app.shared.jobs import DONE, LIVE, Claim, JobAlreadyDone, fence, request_cancel, submit_job
+from app.shared.tables import Job, JobInput, Model
+
+INSPECT = "inspect"
+INSPECTING, READY, REJECTED = "inspecting", "ready", "rejected"
+# An inspection takes seconds and somebody waits for it; the jobs it passes take minutes.
+INSPECTION_PRIORITY = 1
+SETTLE_BATCH = 50
+# Errors of the family `model.` that say something of the data it was run on.
+NOT_THE_MODELS_FAULT = frozenset({"model.fails_on_inputs", "model.output_not_logits"})
+_CANCELLED = {
+    "code": "model.inspection_cancelled",
+    "category": "user",
+    "detail": "The inspection of the model was cancelled.",
+    "hint": "Upload the model again.",
+}
+
+
+class ModelInUse(Exception):
+    """Jobs that are not done use the model, so it cannot be deleted."""
+
+    def __init__(self, job_ids: Sequence[str]) -> None:
+        super().__init__(f"{len(job_ids)} jobs use the model: {', '.join(job_ids)}")
+        self.job_ids = tuple(job_ids)
+
+
+def submit_inspection(
+    session: Session, model: Model, *, input_shape: Sequence[int] | None = None, max_attempts: int = 3
+) -> Job:
+    """Have a worker look at the model; without `input_shape` the engine works one out."""
+    return submit_job(
+        session,
+        project_id=model.project_id,
+        spec={"kind": INSPECT, "input_shape": list(input_shape) if input_shape is not None else None},
+        kind=INSPECT,
+        model_id=model.id,
+        max_attempts=max_attempts,
+        priority=INSPECTION_PRIORITY,
+    )
+
+
+def record_model(session: Session, claim: Claim, found: Mapping[str, Any]) -> bool:
+    """Note what a job's engine found: facts and `blocks`. The model is ready then. False: the lease is lost.
+
+    What real data told replaces a guess, but not a shape that the customer or the file has named.
+    """
+    model = _locked(session, claim.model_id)
+    if session.scalar(select(Job.id).where(*fence(claim)).with_for_update()) is None:
+        return False
+    if model.state != READY or _beats(found, model.facts or {}):
+        blocks = list(found["blocks"])
+        model.state, model.error, model.blocks = READY, None, blocks
+        num_blocks = sum(block["level"] == "block" for block in blocks) if blocks else None
+        model.facts = {name: value for name, value in found.items() if name != "blocks"} | {"num_blocks": num_blocks}
+        model.inspected_at = session.scalars(select(db_now())).one()
+    return True
+
+
+def _beats(found: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    if known.get("blocks_unknown"):
+        return not found.get("blocks_unknown")
+    return found["input_shape_source"] == "data" and known.get("input_shape_source") == "guessed"
+
+
+def settle_model(session: Session, model_id: str) -> str | None:
+    """Give a model that is still `inspecting` though no job is at it its end, and return its state; else None.
+
+    Rejected with the error of the inspection or of a job that blamed the model; a model that was never really looked
+    at, because its job was cancelled or its data was wrong, gets an inspection.
+    """
+    model = _locked(session, model_id)
+    if model.state != INSPECTING or model.deleted_at is not None or _jobs(session, model_id, LIVE):
+        return None
+    blaming = [job for job in _jobs(session, model_id, DONE) if _blames_model(job)]
+    if not blaming:
+        submit_inspection(session, model)
+        return INSPECTING
+    model.state, model.error = REJECTED, blaming[-1].error or _CANCELLED
+    model.inspected_at = session.scalars(select(db_now())).one()
+    return REJECTED
+
+
+def _blames_model(job: Job) -> bool:
+    code = (job.error or {}).get("code", "")
+    return job.kind == INSPECT or (code.startswith("model.") and code not in NOT_THE_MODELS_FAULT)
+
+
+def settle_forgotten_models(session: Session) -> list[str]:
+    """Settle the models that no job is at: theirs was cancelled, or its worker died. Returns the ids it settled."""
+    looked_at = exists().where(Job.model_id == Model.id, Job.status.in_(LIVE))
+    forgotten = select(Model.id).where(Model.state == INSPECTING, Model.deleted_at.is_(None), ~looked_at)
+    ids = session.scalars(forgotten.order_by(Model.id).limit(SETTLE_BATCH)).all()
+    return [model_id for model_id in ids if settle_model(session, model_id)]
+
+
+def delete_model(session: Session, model: Model) -> None:
+    """Hide a model for good and stop its inspection. Raises ModelInUse while another job that is not done uses it."""
+    _locked(session, model.id)
+    live = _jobs(session, model.id, LIVE)
+    if users := [job.id for job in live if job.kind != INSPECT]:
+        raise ModelInUse(users)
+    for job in live:
+        with contextlib.suppress(JobAlreadyDone):
+            request_cancel(session, job, keep_best=False)
+    model.deleted_at = session.scalars(select(db_now())).one()
+
+
+def free_content(session: Session, store: ObjectStore, *, sha256: str, storage_key: str) -> bool:
+    """Delete a content's bytes when nothing refers to them any more. Call it after the deletion is committed."""
+    lock_contents(session, [sha256])
+    of_models = exists().where(Model.storage_key == storage_key, Model.deleted_at.is_(None))
+    of_inputs = exists().where(JobInput.storage_key == storage_key)
+    unused = bool(session.scalar(select(~of_models & ~of_inputs)))
+    if unused:
+        storage.delete(store, storage_key)
+    return unused
+
+
+def lock_contents(session: Session, sha256s: Sequence[str]) -> None:
+    """Until this transaction ends, nobody else adds or drops references to these contents.
+
+    Between "nothing refers to it" and its deletion, an equal upload must not come in.
+    """
+    session.connection()  # begins the transaction now, which on SQLite is the lock: it has one writer
+    if session.get_bind().dialect.name == "postgresql":
+        for sha256 in sorted(set(sha256s)):  # in one order: two uploads of the same files must not wait for each other
+            session.execute(select(func.pg_advisory_xact_lock(int(sha256[:15], 16))))
+
+
+def _locked(session: Session, model_id: str) -> Model:
+    return session.get_one(Model, model_id, with_for_update=True, populate_existing=True)
+
+
+def _jobs(session: Session, model_id: str, statuses: Sequence[str]) -> list[Job]:
+    """Oldest ending first."""
+    rows = select(Job).where(Job.model_id == model_id, Job.status.in_(statuses))
+    return list(session.scalars(rows.order_by(Job.finished_at, Job.id)))

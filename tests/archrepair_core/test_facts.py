@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from archrepair_core.errors import ModelError
+from archrepair_core.facts import Inspection, inspect_model
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(torch.relu(self.first(x)))
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.layer1 = nn.Sequential(Residual(), Residual())
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer1(self.stem(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.jit.save(torch.jit.script(Network()), str(tmp_path / "upload.pt"))
+    return tmp_path / "upload.pt"
+
+
+def inspected(path: Path, tmp_path: Path, shape: tuple[int, ...] | None = None) -> Inspection:
+    (tmp_path / "work").mkdir()
+    return inspect_model(path, tmp_path / "work", input_shape=shape)
+
+
+def test_the_blocks_of_a_file_are_found_on_a_guessed_input(saved: Path, tmp_path: Path):
+    found = inspected(saved, tmp_path).to_json()
+    num_parameters = sum(parameter.numel() for parameter in Network().parameters())
+    assert (found["format"], found["num_parameters"], found["blocks_unknown"]) == ("torchscript", num_parameters, None)
+    assert (found["input_shape"], found["input_shape_source"]) == ([3, 32, 32], "guessed")
+    rows = [(row["name"], row["level"], row["stage"], row["input_shape"]) for row in found["blocks"]]
+    assert rows == [
+        ("layer1", "stage", None, (4, 32, 32)),
+        ("layer1.0", "block", "layer1", (4, 32, 32)),
+        ("layer1.1", "block", "layer1", (4, 32, 32)),
+    ]
+    assert found["blocks"][1]["macs"] == 2 * 4 * 4 * 9 * 32 * 32
+
+
+def test_a_given_shape_is_taken_as_it_is(saved: Path, tmp_path: Path):
+    found = inspected(saved, tmp_path, (3, 8, 10))
+    assert (found.input_shape, found.input_shape_source) == ((3, 8, 10), "given")
+    assert found.blocks[0].input_shape == (4, 8, 10)
+
+
+def test_a_given_shape_that_does_not_fit_costs_the_blocks_but_not_the_model(saved: Path, tmp_path: Path):
+    found = inspected(saved, tmp_path, (1, 8, 8)).to_json()
+    assert (found["blocks"], found["input_shape"], found["input_shape_source"]) == ([], [1, 8, 8], "given")
+    assert found["num_parameters"] > 0
+    assert found["blocks_unknown"]["code"] == "model.fails_on_inputs"
+    assert "[1, 1, 8, 8]" in found["blocks_unknown"]["detail"]
+
+
+def test_a_model_of_several_inputs_is_sound_but_its_blocks_are_unknown(tmp_path: Path):
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 20))
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x + y, self.weight)
+
+    torch.jit.save(torch.jit.script(TwoInputs()), str(tmp_path / "upload.pt"))
+    found = inspected(tmp_path / "upload.pt", tmp_path)
+    assert found.blocks_unknown is not None
+    assert found.blocks_unknown.code == "model.input_shape_unknown"
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path):
+    (tmp_path / "upload.pt").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(ModelError):
+        inspected(tmp_path / "upload.pt", tmp_path)
