@@ -42,7 +42,8 @@ class _Found:
         self.value += data[start:end]
 
     def header_end(self) -> None:
-        self.headers[self.name.decode("latin-1").lower()] = self.value.decode("utf-8", "replace")
+        # latin-1 keeps the bytes as they are: the library takes nothing else, and gives bytes back.
+        self.headers[self.name.decode("latin-1").lower()] = self.value.decode("latin-1")
         self.name = self.value = b""
 
     def headers_finished(self) -> None:

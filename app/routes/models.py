@@ -45,13 +45,9 @@ def usable_model(session: Session, *, model_id: str, project_id: str, lock: bool
         errors = [{"pointer": "#/model_id", "detail": detail}]
         raise ApiProblem("model.unknown_id", detail, hint="GET /v1/models lists them.", errors=errors)
     if row.state == REJECTED:
-        problem = _rejected(row)
-        raise ApiProblem(
-            problem.code,
-            problem.detail,
-            hint=problem.hint,
-            errors=[{"pointer": "#/model_id", "detail": problem.detail}],
-        )
+        detail = _why_rejected(row)
+        errors = [{"pointer": "#/model_id", "detail": detail}]
+        raise ApiProblem("model.rejected", detail, hint=(row.error or {}).get("hint", ""), errors=errors)
     return row
 
 
@@ -72,10 +68,9 @@ def _models_of(project_id: str) -> Select[Model]:
     return select(Model).where(Model.project_id == project_id, Model.deleted_at.is_(None))
 
 
-def _rejected(row: Model) -> ApiProblem:
+def _why_rejected(row: Model) -> str:
     error = row.error or {}
-    detail = f"Model {row.id} was rejected with {error.get('code')}: {error.get('detail', '')}"
-    return ApiProblem("model.rejected", detail, hint=error.get("hint", ""))
+    return f"Model {row.id} was rejected with {error.get('code')}: {error.get('detail', '')}"
 
 
 @router.post(
@@ -152,7 +147,7 @@ def _require_blocks(row: Model) -> None:
             "model.inspecting", f"Model {row.id} is still being inspected.", hint=hint, headers=ACCEPTED_HEADERS
         )
     if row.state == REJECTED:
-        raise _rejected(row)
+        raise ApiProblem("model.blocks_unknown", _why_rejected(row), hint=(row.error or {}).get("hint", ""))
     reason = (row.facts or {}).get("blocks_unknown")
     if reason:
         detail = f"Model {row.id} is ready, but its blocks are not known: {reason['detail']}"

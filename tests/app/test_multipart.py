@@ -42,6 +42,16 @@ def test_parts_come_out_as_they_went_in_however_the_body_is_cut(contents: list[l
     assert decode(encode(parts), size) == [(name, f"{name}.bin", content) for name, content in parts]
 
 
+@given(name=st.text(st.characters(exclude_characters='"\\\r\n', codec="utf-8"), min_size=1))
+def test_a_file_may_be_named_in_any_language(name: str):
+    assert decode(encode([(name, b"content")]), size=64) == [(name, f"{name}.bin", b"content")]
+
+
+def test_a_name_that_is_not_utf8_does_no_harm():
+    ((name, _, content),) = decode(encode([("NAME", b"content")]).replace(b"NAME", b"\xff\xfe"), size=64)
+    assert (name, content) == ("\ufffd\ufffd", b"content")
+
+
 def test_a_part_that_is_only_begun_to_be_read_does_not_spill_into_the_next():
     async def read() -> list[str]:
         names = []

@@ -127,15 +127,15 @@ def test_a_rejected_model_says_why_wherever_it_is_used(gateway, register, inspec
     assert (model["error"]["code"], model["error"]["detail"]) == ("model.frozen_graph", "no parameters")
     spec = {"model_id": model_id, "datasets": {"repair": "builtin:digits"}}
     refusals = [
-        gateway.client.get(f"/v1/models/{model_id}/blocks"),
-        gateway.client.post("/v1/jobs", json=spec),
-        gateway.client.post("/v1/jobs?validate_only=true", json=spec),
+        (gateway.client.get(f"/v1/models/{model_id}/blocks"), 409, "model.blocks_unknown"),
+        (gateway.client.post("/v1/jobs", json=spec), 422, "model.rejected"),
+        (gateway.client.post("/v1/jobs?validate_only=true", json=spec), 422, "model.rejected"),
     ]
-    for answer in refusals:
+    for answer, status, code in refusals:
         body = answer.json()
-        assert (answer.status_code, body["code"], body["hint"]) == (422, "model.rejected", "do not freeze")
+        assert (answer.status_code, body["code"], body["hint"]) == (status, code, "do not freeze")
         assert "model.frozen_graph: no parameters" in body["detail"]
-    assert refusals[1].json()["errors"][0]["pointer"] == "#/model_id"
+    assert refusals[1][0].json()["errors"][0]["pointer"] == "#/model_id"
 
 
 def test_blocks_that_no_input_could_show_are_a_409_with_the_reason(gateway, register, inspected):
