@@ -13,6 +13,17 @@ from archrepair_core.ingest.model import Format, IngestedModel, ingest_model
 from archrepair_core.ingest.verify import verify_decompiled
 from archrepair_core.input_shapes import Shape, example_inputs, guess_input_shape
 
+BLOCK_FACTS = (
+    "name",
+    "kind",
+    "level",
+    "input_shape",
+    "output_shape",
+    "num_params",
+    "macs",
+    "latency_share",
+    "depth",
+)
 ShapeSource = Literal["given", "file", "guessed", "data"]
 
 
@@ -38,7 +49,7 @@ class Inspection:
             "num_parameters": self.num_parameters,
             "input_shape": list(self.input_shape) if self.input_shape is not None else None,
             "input_shape_source": self.input_shape_source,
-            "blocks": [vars(block) | {"stage": stage_of(block, self.blocks)} for block in self.blocks],
+            "blocks": [_block_json(block, self.blocks) for block in self.blocks],
             "blocks_unknown": reason.to_problem() if reason is not None else None,
         }
 
@@ -71,6 +82,10 @@ def describe_model(
 ) -> Inspection:
     """The facts of a model whose blocks somebody has found."""
     return Inspection(ingested.format, num_parameters(ingested.model), shape, source, tuple(blocks), unknown)
+
+
+def _block_json(block: Block, blocks: Sequence[Block]) -> dict[str, Any]:
+    return {name: getattr(block, name) for name in BLOCK_FACTS} | {"stage": stage_of(block, blocks)}
 
 
 def num_parameters(model: nn.Module) -> int:
