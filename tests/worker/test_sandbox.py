@@ -228,7 +228,13 @@ def test_a_worker_does_not_start_without_the_sandbox_it_requires(monkeypatch, li
 
 def test_an_endless_loop_ends_with_the_job(start, limits):
     limits = limits.model_copy(update={"max_runtime_seconds": 0.5})
-    watcher = Watcher(lambda _: None, lambda _: None, lambda: None, lambda: None)
+    watcher = Watcher(
+        on_progress=lambda _: None,
+        on_model=lambda _: None,
+        on_resolved_spec=lambda _: None,
+        on_tick=lambda: None,
+        interruption=lambda: None,
+    )
     ending = run_engine(start("[None for _ in iter(int, 1)]"), {}, watcher=watcher, limits=limits)
     assert isinstance(ending, Failure)
     assert ending.problem["code"] == "job.max_runtime_exceeded"

@@ -38,7 +38,13 @@ def run_as_job(archive: bytes, scratch_root: Path, limits: EngineLimits) -> JobE
             "work_dir": str(engine.scratch.work),
             "out_dir": str(engine.scratch.out),
         }
-        watcher = Watcher(lambda _: None, lambda _: None, lambda: None, lambda: None)
+        watcher = Watcher(
+            on_progress=lambda _: None,
+            on_model=lambda _: None,
+            on_resolved_spec=lambda _: None,
+            on_tick=lambda: None,
+            interruption=lambda: None,
+        )
         ending = run_engine(engine, request, watcher=watcher, limits=limits)
     finally:
         engine.close()
