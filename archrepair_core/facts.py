@@ -35,6 +35,7 @@ class Inspection:
     """
 
     format: Format
+    written_by: str
     num_parameters: int
     input_shape: Shape | None
     input_shape_source: ShapeSource | None
@@ -46,6 +47,7 @@ class Inspection:
         reason = self.blocks_unknown
         return {
             "format": self.format,
+            "written_by": self.written_by,
             "num_parameters": self.num_parameters,
             "input_shape": list(self.input_shape) if self.input_shape is not None else None,
             "input_shape_source": self.input_shape_source,
@@ -60,16 +62,23 @@ def inspect_model(path: Path, work_dir: Path, *, input_shape: Shape | None = Non
     Raises ModelError for a file that cannot be repaired; a shape that does not fit is no such error.
     """
     ingested = ingest_model(path, work_dir)
-    source: ShapeSource = "given" if input_shape is not None else "guessed"
+    shape, source = _named_shape(ingested, input_shape)
     try:
-        shape = input_shape or guess_input_shape(ingested.model)
+        shape = shape or guess_input_shape(ingested.model)
         inputs = example_inputs(ingested.model, shape)
         verify_decompiled(ingested.reference, ingested.model, inputs)
     except ModelError as error:
         if error.code not in ("model.input_shape_unknown", "model.fails_on_inputs"):
             raise
-        return describe_model(ingested, (), shape=input_shape, source=source if input_shape else None, unknown=error)
+        return describe_model(ingested, (), shape=shape, source=source if shape else None, unknown=error)
     return describe_model(ingested, find_blocks(ingested.model, inputs), shape=shape, source=source)
+
+
+def _named_shape(ingested: IngestedModel, given: Shape | None) -> tuple[Shape | None, ShapeSource]:
+    """The shape somebody has named, the customer before the file; None is to be guessed."""
+    if given is not None:
+        return given, "given"
+    return (ingested.input_shape, "file") if ingested.input_shape is not None else (None, "guessed")
 
 
 def describe_model(
@@ -81,7 +90,9 @@ def describe_model(
     unknown: ModelError | None = None,
 ) -> Inspection:
     """The facts of a model whose blocks somebody has found."""
-    return Inspection(ingested.format, num_parameters(ingested.model), shape, source, tuple(blocks), unknown)
+    return Inspection(
+        ingested.format, ingested.written_by, num_parameters(ingested.model), shape, source, tuple(blocks), unknown
+    )
 
 
 def _block_json(block: Block, blocks: Sequence[Block]) -> dict[str, Any]:

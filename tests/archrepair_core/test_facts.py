@@ -59,6 +59,16 @@ def test_a_given_shape_is_taken_as_it_is(saved: Path, tmp_path: Path):
     assert found.blocks[0].input_shape == (4, 8, 10)
 
 
+def test_an_exported_program_knows_its_input(tmp_path: Path):
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(Network().eval(), (torch.randn(2, 3, 12, 10),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, str(tmp_path / "upload.pt2"))
+    found = inspected(tmp_path / "upload.pt2", tmp_path)
+    assert (found.format, found.input_shape, found.input_shape_source) == ("torch_export", (3, 12, 10), "file")
+    assert found.written_by.startswith("torch 2.")
+    assert [block.name for block in found.blocks] == ["layer1", "layer1.0", "layer1.1"]
+
+
 def test_a_given_shape_that_does_not_fit_costs_the_blocks_but_not_the_model(saved: Path, tmp_path: Path):
     found = inspected(saved, tmp_path, (1, 8, 8)).to_json()
     assert (found["blocks"], found["input_shape"], found["input_shape_source"]) == ([], [1, 8, 8], "given")

@@ -18,7 +18,8 @@ def test_the_command_prints_the_blocks_found_in_a_process_of_their_own(tmp_path:
     found = json.loads(capsys.readouterr().out)
     assert (found["input_shape"], found["input_shape_source"]) == ([3, 16, 16], "given")
     head, columns, *rows = block_tree(found).splitlines()
-    assert head == "torchscript, 162 parameters, input 3×16×16 (given)"
+    assert head.startswith("torchscript, ")
+    assert head.endswith(", 162 parameters, input 3×16×16 (given)")
     assert columns.split() == ["block", "kind", "input", "output", "parameters", "MACs", "time"]
     assert rows[0].split()[:6] == ["0", "Conv2d", "3×16×16", "4×16×16", "112", "27,648"]
 
