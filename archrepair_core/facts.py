@@ -78,7 +78,8 @@ def _named_shape(ingested: IngestedModel, given: Shape | None) -> tuple[Shape | 
     """The shape somebody has named, the customer before the file; None is to be guessed."""
     if given is not None:
         return given, "given"
-    return (ingested.input_shape, "file") if ingested.input_shape is not None else (None, "guessed")
+    # Blocks are found with one tensor: of several inputs, none alone would do.
+    return (ingested.input_shapes[0], "file") if len(ingested.input_shapes) == 1 else (None, "guessed")
 
 
 def describe_model(
