@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from archrepair_core.blocks import Block, find_blocks
+from archrepair_core.blocks import Block
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.model import Format, IngestedModel, ingest_model
 from archrepair_core.ingest.verify import verify_decompiled
 from archrepair_core.input_shapes import Shape, example_inputs, guess_input_shape
+from archrepair_core.interface import refuse_several_inputs
+from archrepair_core.runs import find_blocks_
 
 BLOCK_FACTS = (
     "name",
@@ -62,6 +64,7 @@ def inspect_model(path: Path, work_dir: Path, *, input_shape: Shape | None = Non
     Raises ModelError for a file that cannot be repaired; a shape that does not fit is no such error.
     """
     ingested = ingest_model(path, work_dir)
+    refuse_several_inputs(ingested.reference)
     shape, source = _named_shape(ingested, input_shape)
     try:
         shape = shape or guess_input_shape(ingested.model)
@@ -71,7 +74,7 @@ def inspect_model(path: Path, work_dir: Path, *, input_shape: Shape | None = Non
         if error.code not in ("model.input_shape_unknown", "model.fails_on_inputs"):
             raise
         return describe_model(ingested, (), shape=shape, source=source if shape else None, unknown=error)
-    return describe_model(ingested, find_blocks(ingested.model, inputs), shape=shape, source=source)
+    return describe_model(ingested, find_blocks_(ingested.model, inputs), shape=shape, source=source)
 
 
 def _named_shape(ingested: IngestedModel, given: Shape | None) -> tuple[Shape | None, ShapeSource]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.verify import RUN_ERRORS
+from archrepair_core.interface import input_dtype
 from archrepair_core.modes import eval_mode
 
 Shape = tuple[int, ...]
@@ -29,8 +30,8 @@ _HINT = "give input_shape, e.g. [3, 224, 224], or read the blocks after a job: i
 
 def example_inputs(model: nn.Module, shape: Shape) -> Tensor:
     """Random inputs of that shape, batch first, the same every time, in the model's own precision."""
-    dtype = next((item.dtype for item in model.parameters() if item.is_floating_point()), torch.float32)
-    return torch.randn(PROBE_BATCH, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    inputs = torch.randn(PROBE_BATCH, *shape, generator=torch.Generator().manual_seed(0))
+    return inputs.to(input_dtype(model))
 
 
 def guess_input_shape(model: nn.Module, *, max_seconds: float = MAX_GUESS_SECONDS) -> Shape:

@@ -24,8 +24,8 @@ INSPECTING, READY, REJECTED = "inspecting", "ready", "rejected"
 # An inspection takes seconds and somebody waits for it; the jobs it passes take minutes.
 INSPECTION_PRIORITY = 1
 SETTLE_BATCH = 50
-# Errors of the family `model.` that say something of the data it was run on.
-NOT_THE_MODELS_FAULT = frozenset({"model.fails_on_inputs", "model.output_not_logits"})
+# Errors of the family `model.` that another spec or other data would not meet.
+NOT_THE_MODELS_FAULT = frozenset({"model.fails_on_inputs", "model.output_not_logits", "model.output_ambiguous"})
 _CANCELLED = {
     "code": "model.inspection_cancelled",
     "category": "user",

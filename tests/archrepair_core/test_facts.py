@@ -77,7 +77,7 @@ def test_a_given_shape_that_does_not_fit_costs_the_blocks_but_not_the_model(save
     assert "[1, 1, 8, 8]" in found["blocks_unknown"]["detail"]
 
 
-def test_a_model_of_several_inputs_is_sound_but_its_blocks_are_unknown(tmp_path: Path):
+def test_a_model_of_several_inputs_is_refused_as_every_job_would_refuse_it(tmp_path: Path):
     class TwoInputs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -87,9 +87,24 @@ def test_a_model_of_several_inputs_is_sound_but_its_blocks_are_unknown(tmp_path:
             return torch.nn.functional.linear(x + y, self.weight)
 
     torch.jit.save(torch.jit.script(TwoInputs()), str(tmp_path / "upload.pt"))
+    with pytest.raises(ModelError) as raised:
+        inspected(tmp_path / "upload.pt", tmp_path)
+    assert raised.value.code == "model.needs_several_inputs"
+
+
+def test_a_flat_model_is_shown_with_the_runs_a_job_would_repair(tmp_path: Path):
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(6, 20)), nn.Parameter(torch.randn(5, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(torch.relu(torch.nn.functional.linear(x, self.first)), self.second)
+
+    torch.jit.save(torch.jit.script(Flat()), str(tmp_path / "upload.pt"))
     found = inspected(tmp_path / "upload.pt", tmp_path)
-    assert found.blocks_unknown is not None
-    assert found.blocks_unknown.code == "model.input_shape_unknown"
+    assert (found.input_shape, found.blocks_unknown) == ((20,), None)
+    assert len(found.blocks) == 2
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path):
