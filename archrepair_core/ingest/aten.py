@@ -80,6 +80,7 @@ def takes_tensors(node: Node) -> bool:
 
 
 def is_tensor_operator(node: Node) -> bool:
+    """Whether `spell` can write the node: an aten operator that takes a tensor or creates one."""
     namespace, operator = node.kind().split("::")
     return namespace == "aten" and bool(node.schema()) and (takes_tensors(node) or operator in _CREATORS)
 

@@ -27,10 +27,12 @@ def bare_name(qualified_name: str) -> str:
 
 
 def method_names(module: torch.jit.ScriptModule) -> list[str]:
+    """The methods compiled into a module's TorchScript class, property getters included."""
     return list(module._c._method_names())
 
 
 def method_graph(module: torch.jit.ScriptModule, method: str) -> Graph:
+    """The graph of one compiled method, its calls not inlined."""
     return module._c._get_method(method).graph
 
 
@@ -50,14 +52,17 @@ def nodes_of(block: Block) -> Iterator[Node]:
 
 
 def is_function(value: Value) -> bool:
+    """Whether a value is one of the archive's free functions, to be called."""
     return value.type().kind() == "FunctionType"
 
 
 def is_module(value: Value) -> bool:
+    """Whether a value is an object of a class of the archive: a module, or the context of a `with`."""
     return value.type().kind() == "ClassType" and value.type().annotation_str.startswith("__torch__.")
 
 
 def is_constant(value: Value) -> bool:
+    """Whether a value is known from the graph alone; functions do not count."""
     return value.node().kind() == "prim::Constant" and not is_function(value)
 
 

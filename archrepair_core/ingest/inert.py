@@ -38,6 +38,7 @@ class Storage:
 
     @property
     def num_bytes(self) -> int:
+        """Size of the record that holds the storage."""
         return self.num_elements * STORAGE_BYTES[self.dtype]
 
 
@@ -53,6 +54,7 @@ class Tensor:
 
     @property
     def num_elements(self) -> int:
+        """How many numbers the shape holds, whatever the strides."""
         return math.prod(self.shape)
 
 
@@ -66,11 +68,15 @@ class Object:
 
 @dataclass(frozen=True)
 class Device:
+    """A device constant; the checked copy is loaded on the CPU all the same."""
+
     name: str
 
 
 @dataclass(frozen=True)
 class EnumMember:
+    """A member of an enum of the archive, by the names of class and member."""
+
     class_name: str
     value: Any
 

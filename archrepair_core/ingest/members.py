@@ -19,6 +19,7 @@ _SPECIAL: MappingProxyType[str, Callable[[ast.expr, list[ast.expr]], ast.expr]] 
 
 
 def get_attribute(node: Node, body: Body) -> list[ast.stmt]:
+    """`self.x`: written where it is used, or held in a local where a method writes to it."""
     value, attribute = node.output(), node.s("name")
     expression = member(body.read(node.input()), attribute)
     if isinstance(body.read(node.input()), ast.Name) and attribute in body.scope.tensor_lists:
@@ -34,6 +35,7 @@ def get_attribute(node: Node, body: Body) -> list[ast.stmt]:
 
 
 def set_attribute(node: Node, body: Body) -> list[ast.stmt]:
+    """`self.x = value`."""
     target, value = node.inputs()
     attribute = node.s("name")
     if not is_identifier(attribute):
@@ -43,6 +45,7 @@ def set_attribute(node: Node, body: Body) -> list[ast.stmt]:
 
 
 def call_method(node: Node, body: Body) -> list[ast.stmt]:
+    """A call of a child, of the module's own method, or of what Python spells as syntax or a property."""
     owner, *values = node.inputs()
     if not is_module(owner):
         raise UnsupportedNodeError(f"prim::CallMethod on {owner.type().annotation_str}")
@@ -67,6 +70,7 @@ def call_method(node: Node, body: Body) -> list[ast.stmt]:
 
 
 def call_function(node: Node, body: Body) -> list[ast.stmt]:
+    """A call of a free function of the archive, which is written when first called."""
     function, *values = node.inputs()
     identifier = body.scope.function_name(function.type().annotation_str, body.scope)
     return _call(node, call(name(identifier), *[body.read(value) for value in values]), body)

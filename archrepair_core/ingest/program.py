@@ -56,10 +56,12 @@ class ProgramSummary:
 
     @property
     def is_quantized(self) -> bool:
+        """Whether the program calls operators of int8 or otherwise packed weights."""
         return any(_QUANTIZED.match(name) for name in self.operators)
 
     @property
     def is_optimized(self) -> bool:
+        """Whether the program was rewritten for inference, its weights packed for one kind of machine."""
         return any(_OPTIMIZED.match(name) for name in self.operators)
 
 

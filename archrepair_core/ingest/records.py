@@ -74,6 +74,7 @@ class Record:
 
     @property
     def is_stored(self) -> bool:
+        """Whether the entry is uncompressed."""
         return self.entry.compress_type == zipfile.ZIP_STORED
 
 

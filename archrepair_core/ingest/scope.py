@@ -31,6 +31,7 @@ class Scope:
     is_method: bool = True
 
     def report(self, problem: str) -> None:
+        """Note what cannot be written, and where; all of it is told at once."""
         self.problems.append(f"{problem} in {self.path or 'the model itself'}")
 
 
@@ -46,6 +47,7 @@ class Body:
     counts: dict[str, int] = field(default_factory=dict)
 
     def fresh(self, hint: str) -> str:
+        """A local name near `hint` that is free in this function and hides nothing."""
         plain = re.sub(r"\.\d+$", "", hint)
         stem = f"v{plain}" if plain.isdigit() else plain
         if is_identifier(stem) and is_reserved(stem):
@@ -67,6 +69,7 @@ class Body:
         return local
 
     def read(self, value: Value) -> ast.expr:
+        """The expression that reads a value written before."""
         return self.values[value.debugName()]
 
     def read_as(self, value: Value, jit_type: Any) -> ast.expr:

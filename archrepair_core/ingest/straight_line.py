@@ -36,6 +36,8 @@ class Step:
 
 @dataclass(frozen=True)
 class StraightLine:
+    """The operators a method runs in one mode, in order, and what it returns."""
+
     steps: tuple[Step, ...]
     result: Any
 

@@ -36,6 +36,7 @@ def property_of(method: str) -> str | None:
 
 
 def name(identifier: str) -> ast.expr:
+    """A name that is read."""
     return ast.Name(identifier, ast.Load())
 
 
@@ -56,14 +57,17 @@ def member(base: ast.expr, attribute: str) -> ast.expr:
 
 
 def call(function: ast.expr, /, *arguments: ast.expr, **keywords: ast.expr) -> ast.expr:
+    """`function(*arguments, **keywords)`."""
     return ast.Call(function, list(arguments), [ast.keyword(key, value) for key, value in keywords.items()])
 
 
 def subscript(base: ast.expr, index: ast.expr) -> ast.expr:
+    """`base[index]`."""
     return ast.Subscript(base, index, ast.Load())
 
 
 def assign(target: str, value: ast.expr) -> ast.stmt:
+    """`target = value` for a local."""
     return ast.Assign([ast.Name(target, ast.Store())], value)
 
 

@@ -18,6 +18,7 @@ class TensorCopies:
         self._parameters: dict[tuple[Any, ...], nn.Parameter] = {}
 
     def tensor(self, original: torch.Tensor) -> torch.Tensor:
+        """A copy of `original` that shares its storage with the copies of all tensors that shared it there."""
         if original.layout != torch.strided:
             return original.detach().clone()
         storage = original.untyped_storage()

@@ -7,10 +7,19 @@ from archrepair_core.ingest.model import ingest_model
 from archrepair_core.ingest.outputs import largest_relative_difference, tensors_in
 from tests.coverage.handwritten import ENTRIES
 
-NETS = [entry for entry in ENTRIES if "scripted" in entry.kinds]
+# More of the same kind of layer as Encoder and Text, which run by default: compiling them takes seconds.
+SLOW = (
+    *("Causal", "Decoder", "Encoder-gelu", "Encoder-norm-first", "Encoder-own-activation", "Encoder-sequence-first"),
+    *("Text-norm-first", "Upscaling", "WholeTransformer"),
+)
+NETS = [
+    pytest.param(entry, id=entry.name, marks=pytest.mark.slow if entry.name.endswith(SLOW) else ())
+    for entry in ENTRIES
+    if "scripted" in entry.kinds
+]
 
 
-@pytest.mark.parametrize("entry", NETS, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", NETS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_scripted_net_comes_back_with_its_answers_names_and_gradients(entry, tmp_path):
     torch.manual_seed(0)
