@@ -141,8 +141,9 @@ def _sequential(path: str, rebuild: _Rebuild) -> nn.Module | None:
 
 def _is_chain(call: Call, rebuild: _Rebuild) -> bool:
     current = call.inputs
-    children = [path for path in rebuild.calls if path.startswith(f"{call.path}.")]
-    children = [path for path in children if "." not in path[len(call.path) + 1 :]]
+    # Also those that only hold tensors, because their work is done elsewhere: a real Sequential would call them.
+    inside = [path for path in (*rebuild.calls, *rebuild.tensors) if path.startswith(f"{call.path}.")]
+    children = {f"{call.path}.{path[len(call.path) + 1 :].partition('.')[0]}" for path in inside}
     passed = []
     for item in call.items:
         if not isinstance(item, Call) or item.inputs != current or len(item.outputs) != 1 or len(current) != 1:

@@ -108,6 +108,19 @@ class Named(nn.Module):
         return Answer(y, y * 2)
 
 
+class FromBuffer(nn.Module):
+    """A Sequential fed with a buffer: its first layer sees no input of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.rand(4, 2))
+        self.bias = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.bias(self.table).sum(0)
+
+
 class Tokens(nn.Module):
     """A class token expanded to the batch, attention by hand, heads in a view, parts taken by split."""
 

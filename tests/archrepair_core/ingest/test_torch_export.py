@@ -16,6 +16,7 @@ from archrepair_core.ingest.verify import verify_decompiled
 from tests.archrepair_core.ingest.exported import (
     Answer,
     BatchBound,
+    FromBuffer,
     Gradless,
     Named,
     Nested,
@@ -176,6 +177,15 @@ def test_nested_answers_keep_their_structure(tmp_path):
     assert (type(answer), type(answer[1]), answer[2]) == (tuple, tuple, None)
     assert same(answer, original(inputs))
     assert same(ingested.reference(inputs), original(inputs))
+
+
+def test_a_sequential_fed_with_a_buffer_computes_the_same(tmp_path):
+    original = FromBuffer().eval()
+    ingested = ingest(original, tmp_path, torch.rand(2, 4))
+    inputs = torch.rand(3, 4)
+    assert torch.equal(ingested.model(inputs), original(inputs))
+    assert verify_decompiled(ingested.reference, ingested.model, inputs).untrained == ()
+    assert ingested.model.state_dict().keys() == original.state_dict().keys()
 
 
 def test_named_tuples_and_nested_arguments_keep_their_structure(tmp_path):

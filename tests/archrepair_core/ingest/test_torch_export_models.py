@@ -32,13 +32,16 @@ PROGRAMS = [
     ("swin_t", 64, 1, False),
     ("vit_b_16", 224, 1, False),
     ("vit_b_16", 224, 2, True),
+    ("swin_v2_t", 64, 1, False),
+    ("timm/resnetv2_50", 64, 1, False),
+    ("timm/deit_tiny_patch16_224", 224, 1, False),
     ("timm/vit_tiny_patch16_224", 224, 2, True),
     ("timm/vit_tiny_patch16_224", 224, 1, False),
     ("timm/mixer_s32_224", 224, 1, False),
     ("timm/repvgg_a0", 64, 2, True),
 ]
 # Stochastic depth leaves nothing in a program exported in eval mode: nothing can bring it back.
-LOSES_DROP_PATH = {"convnext_tiny", "efficientnet_b0", "swin_t"}
+LOSES_DROP_PATH = {"convnext_tiny", "efficientnet_b0", "swin_t", "swin_v2_t"}
 
 
 def made(name: str) -> nn.Module:
@@ -83,5 +86,7 @@ def test_an_exported_network_comes_back_whole(name, size, batch, dynamic, tmp_pa
             torch.manual_seed(5)
             answers.append(model.train()(inputs))
         assert largest_relative_difference(answers[1], answers[0]) <= 1e-5
-        for key, tensor in original.state_dict().items():
+        # Batch-norms of timm's own classes do not count their batches: an eval program does not show it.
+        counted = {key: tensor for key, tensor in original.state_dict().items() if tensor.is_floating_point()}
+        for key, tensor in counted.items():
             assert largest_relative_difference(ingested.model.state_dict()[key], tensor) <= 1e-5
