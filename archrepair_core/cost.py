@@ -21,7 +21,8 @@ def count_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
     normalisation do not, as is the custom. Measured on the first item of `inputs` in eval mode.
     """
     counter = FlopCounterMode(display=False)
-    with eval_mode(model), torch.no_grad(), _attention_in_the_open(), counter:
+    # With gradients: without, the counter stumbles over modules that are given a parameter.
+    with eval_mode(model), torch.enable_grad(), _attention_in_the_open(), counter:
         model(inputs[:1].clone())
     flops = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
     root = type(model).__name__  # the counter writes `ResNet.layer1` where we write `layer1`

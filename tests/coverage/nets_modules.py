@@ -20,8 +20,6 @@ class Lists(nn.Module):
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms)):  # noqa: B905
             y = norm(layer(x))
             x = x + y if i % 2 == 0 else F.relu(y)
-        for layer in self.layers[1:3]:
-            x = layer(x)
         for group in self.nested:
             for layer in group:
                 x = layer(x)
