@@ -102,7 +102,7 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "Encoder-sequence-first": {"batch_first": False},
 }
 _PROGRAMS = (
-    *("Asserts", "AnyValue", "Comprehensions", "DictMethods", "Enums", "Exported", "ListMethods", "NamedInput"),
+    *("Asserts", "AnyValue", "Comprehensions", "DictMethods", "Enums", "ListMethods", "NamedInput"),
     *("NamedTensors", "NestedLoops", "NoGrad", "Optionals", "OtherMethods", "Strings", "Unions"),
 )
 _LAYERS = (
@@ -120,6 +120,12 @@ ENTRIES: tuple[Entry, ...] = (
         exceptions=(("traced", "blocks", "the trace hands the embedding's weight to the head as a second input"),),
     ),
     *(_entry(getattr(nets_control, name)) for name in _PROGRAMS),
+    _entry(
+        nets_control.Exported,
+        exceptions=(
+            ("traced", "blocks", "its layers have a traced and a scripted method, and stay as they are called"),
+        ),
+    ),
     _entry(nets_control.NestedReturns, lost=_PATH),
     _entry(nets_control.FreeFunctions, lost=_PATH, exceptions=_OTHER_PATH),
     _entry(nets_control.Numbers, exceptions=_OTHER_PATH),
@@ -160,12 +166,19 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     *(
         _entry(getattr(nets_sequences, name), _WIDE_ROWS, lost=_ATTENTION, exceptions=_OWN_BLOCKS)
-        for name in ("Causal", "Decoder", "WholeTransformer")
+        for name in ("Causal", "WholeTransformer")
+    ),
+    _entry(
+        nets_sequences.Decoder,
+        _WIDE_ROWS,
+        lost=_ATTENTION,
+        exceptions=(*_OWN_BLOCKS, ("traced", "blocks", "traced self-attention takes one tensor, and so is a block")),
     ),
     _entry(partial(nets_sequences.Attention, batch_first=True), _WIDE_ROWS, name="Attention", lost=_ATTENTION),
     _entry(partial(nets_sequences.Attention, add_bias_kv=True), _WIDE_ROWS, name="Attention-kv", lost=_ATTENTION),
     _entry(nets_sequences.OwnAttention, _WIDE_ROWS),
     *(_entry(getattr(nets_layers, name)) for name in _LAYERS),
     _entry(nets_layers.Dropouts, lost="in eval mode the branches that only drop are one and the same value"),
-    *(_entry(getattr(nets_layers, name), only="traced") for name in ("Parametrized", "Products")),
+    _entry(nets_layers.Parametrized, only="traced", lost=_MODE),
+    _entry(nets_layers.Products, only="traced"),
 )
