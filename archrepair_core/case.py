@@ -15,7 +15,7 @@ from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
 from archrepair_core.data.split import Splits, check_labels, prepare_splits
 from archrepair_core.evaluate import predict, run_model
-from archrepair_core.ingest.model import IngestedModel
+from archrepair_core.ingest.model import Format, IngestedModel
 from archrepair_core.ingest.verify import Parity, verify_decompiled
 from archrepair_core.interface import (
     Interface,
@@ -54,6 +54,7 @@ class Host:
     The twin takes float32 images and gives logits, whatever the file does; `interface` tells the difference.
     """
 
+    format: Format
     reference: nn.Module
     model: nn.Module
     blocks: dict[str, Block]
@@ -112,7 +113,7 @@ def examine_host(ingested: IngestedModel, data: Data, *, output: str) -> Host:
     parity = verify_decompiled(ingested.reference, ingested.model, inputs)
     model = adapt_(ingested.model, interface, images).to(device).eval()
     blocks = {block.name: block for block in find_blocks_(model, images.to(device))}
-    return Host(ingested.reference, model, blocks, device, parity, interface)
+    return Host(ingested.format, ingested.reference, model, blocks, device, parity, interface)
 
 
 def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:

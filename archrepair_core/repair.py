@@ -12,7 +12,8 @@ from typing import Any
 from archrepair_core.case import Case, Data, Host, examine_host, measure_baseline, read_data
 from archrepair_core.determinism import fix_seeds
 from archrepair_core.errors import DatasetError
-from archrepair_core.export import ExportCheck, export_torchscript
+from archrepair_core.export import export_model
+from archrepair_core.export.subject import Export, Subject, two_batches
 from archrepair_core.facts import Inspection, describe_model
 from archrepair_core.gates import parse_gate
 from archrepair_core.ingest.model import IngestedModel, ingest_model
@@ -24,7 +25,7 @@ from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
 from archrepair_core.report.write import write_localization, write_predictions, write_report
 from archrepair_core.search.search import Arena, Trial
-from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec
+from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec, resolve_outputs
 
 # Where each phase begins on the progress bar.
 PHASE_PERCENT = dict(zip(PHASES, (0.0, 5.0, 15.0, 20.0, 85.0, 97.0), strict=True))
@@ -36,6 +37,8 @@ FORWARDS_PER_STEP = 3
 # Validation is small, so a candidate must stay this far inside the limit that the gate will hold it to on test.
 BROKEN_MARGIN = 0.75
 MIN_SECONDS_BETWEEN_MESSAGES = 0.2
+# Inputs of the larger of the two batches on which a written file must answer as the model does.
+EXPORT_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -194,12 +197,9 @@ def _package(
     """Leave the files; a repair the gates refused is a `candidate`, never the `model`."""
     artifacts = [Artifact("report.json", "report"), Artifact("localization.json", "localization")]
     artifacts.append(Artifact("predictions.npz", "predictions"))
-    export: ExportCheck | None = None
-    if evidence.chosen:
-        repaired = evidence.outcome == "repaired"
-        file = Artifact("repaired.pt", "model") if repaired else Artifact("candidate.pt", "candidate")
-        export = _export(case, evidence.chosen, request.out_dir / file.name)
-        artifacts.append(file)
+    exports = _export(case, evidence, request.out_dir) if evidence.chosen else []
+    kind = "model" if evidence.outcome == "repaired" else "candidate"
+    artifacts += [Artifact(export.file, kind) for export in exports if export.file]
     resolved = _resolved_spec(case, localization, budget_seconds)
     out = request.out_dir
     write_localization(out / "localization.json", localization, case)
@@ -210,23 +210,30 @@ def _package(
         evidence,
         localization=localization,
         trials=trials,
-        export=export,
+        exports=exports,
         resolved_spec=resolved,
         seconds=narrator.seconds(),
     )
-    result = _result(evidence, narrator.seconds())
+    result = _result(evidence, exports, narrator.seconds())
     return RepairOutcome(result, evidence.verdict, resolved, tuple(artifacts))
 
 
-def _export(case: Case, chosen: Trial, path: Path) -> ExportCheck:
-    interface = case.host.interface
-    inputs = case.data.tensors("repair", slice(0, 8)).to(interface.dtype)
-    return export_torchscript(
-        restore_(chosen.model.cpu(), interface), path, inputs=inputs, original=case.host.reference
+def _export(case: Case, evidence: Evidence, out_dir: Path) -> list[Export]:
+    """The chosen model in every format asked for, as `repaired.*` or, where a gate refused it, `candidate.*`."""
+    chosen, own, interface = evidence.chosen, case.host.format, case.host.interface
+    assert chosen is not None
+    model = restore_(chosen.model.cpu(), interface)
+    inputs = case.data.tensors("repair", slice(0, EXPORT_BATCH)).to(interface.dtype)
+    return export_model(
+        Subject(model, case.host.reference, two_batches(inputs, model), chosen.genotype.to_json()),
+        out_dir,
+        "repaired" if evidence.outcome == "repaired" else "candidate",
+        formats=resolve_outputs(case.spec.outputs, own),
+        required=own,
     )
 
 
-def _result(evidence: Evidence, seconds: dict[str, float]) -> dict[str, Any]:
+def _result(evidence: Evidence, exports: list[Export], seconds: dict[str, float]) -> dict[str, Any]:
     chosen = evidence.chosen
     return {
         "outcome": evidence.outcome,
@@ -237,6 +244,7 @@ def _result(evidence: Evidence, seconds: dict[str, float]) -> dict[str, Any]:
         **evidence.splits,
         "cost": dict(evidence.cost),
         "gates": [gate.to_json() for gate in evidence.gates],
+        "exports": [export.summary() for export in exports],
         "seconds": seconds,
     }
 
@@ -262,6 +270,7 @@ def _resolved_spec(case: Case, localization: Localization, budget_seconds: float
     spec["preprocessing"] = case.data.preprocessing.model_dump(mode="json")
     spec["localization"]["method"] = localization.method
     spec["repair"] |= {"augment": case.baseline.augment, "budget_seconds": round(budget_seconds, 1)}
+    spec["outputs"] = resolve_outputs(case.spec.outputs, case.host.format)
     spec["gates"] = list(DEFAULT_GATES) if case.spec.gates == "auto" else spec["gates"]
     return spec
 

@@ -3,6 +3,7 @@
 Every knob accepts `"auto"`; the engine reports what it became as `resolved_spec`. Unknown fields are errors.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,6 +14,14 @@ PHASES = ("ingesting", "baseline", "localizing", "repairing", "verifying", "pack
 SPLITS = ("repair", "validation", "test", "replay", "regression")
 
 Auto = Literal["auto"]
+OutputFormat = Literal["torchscript", "torch_export", "onnx", "safetensors"]
+# How files of a format end; the format of a written file is read off its name.
+FILE_SUFFIXES: Mapping[OutputFormat, str] = {
+    "torchscript": ".pt",
+    "torch_export": ".pt2",
+    "onnx": ".onnx",
+    "safetensors": ".safetensors",
+}
 DatasetReference = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
@@ -106,7 +115,9 @@ class RepairSpec(Strict):
     localization: Localization = Localization()
     repair: Repair = Repair()
     gates: Auto | Annotated[list[str], Field(max_length=64)] = "auto"
-    outputs: Annotated[list[Literal["torchscript"]], Field(min_length=1)] = ["torchscript"]
+    outputs: Auto | Annotated[list[OutputFormat], Field(min_length=1, max_length=len(FILE_SUFFIXES))] = Field(
+        "auto", description="Formats of the repaired model; auto is the format of the uploaded one."
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
     @field_validator("gates")
@@ -115,3 +126,21 @@ class RepairSpec(Strict):
         for gate in [] if gates == "auto" else gates:
             parse_gate(gate)
         return gates
+
+    @field_validator("outputs")
+    @classmethod
+    def _outputs_differ(cls, outputs: Auto | list[OutputFormat]) -> Auto | list[OutputFormat]:
+        if outputs != "auto" and len(set(outputs)) < len(outputs):
+            raise ValueError(f"a format stands twice in {', '.join(outputs)}")
+        return outputs
+
+
+def resolve_outputs(asked: Auto | list[OutputFormat], own: OutputFormat) -> list[OutputFormat]:
+    """The formats to write, the uploaded model's own first where it is among them."""
+    formats = [own] if asked == "auto" else list(asked)
+    return sorted(formats, key=lambda format_: format_ != own)
+
+
+def format_of_file(name: str) -> OutputFormat | None:
+    """The format of a file this engine wrote, by its suffix."""
+    return next((format_ for format_, suffix in FILE_SUFFIXES.items() if name.endswith(suffix)), None)

@@ -14,7 +14,7 @@ import torch
 
 from archrepair_core.case import Case, Data
 from archrepair_core.events import finite
-from archrepair_core.export import ExportCheck
+from archrepair_core.export.subject import Export
 from archrepair_core.localize.rank import Localization
 from archrepair_core.report.evidence import Evidence
 from archrepair_core.search.search import Trial
@@ -44,7 +44,7 @@ def write_report(
     *,
     localization: Localization,
     trials: Sequence[Trial],
-    export: ExportCheck | None,
+    exports: Sequence[Export],
     resolved_spec: Mapping[str, Any],
     seconds: Mapping[str, float],
 ) -> None:
@@ -64,7 +64,7 @@ def write_report(
         "trials": [describe_trial(trial) for trial in trials],
         "data": audit(case.data),
         "ingest": asdict(case.host.parity),
-        "export": asdict(export) if export else None,
+        "exports": [export.to_json() for export in exports],
         "spec": resolved_spec,
         "environment": environment(case),
         "limits": limits_of(case, evidence),

@@ -7,12 +7,13 @@ from pydantic import ValidationError
 from archrepair_core.spec import RepairSpec
 
 LEAST = {"datasets": {"repair": "upload:repair"}}
+LIST_OF_FORMATS = "list[literal['torchscript','torch_export','onnx','safetensors']]"
 
 
 def test_a_repair_set_is_all_a_spec_needs():
     spec = RepairSpec.model_validate(LEAST)
     assert (spec.kind, spec.seed, spec.gates, spec.repair.method, spec.outputs) == (
-        "repair", 0, "auto", "auto", ["torchscript"],
+        "repair", 0, "auto", "auto", "auto",
     )  # fmt: skip
     assert spec.datasets.test is None
 
@@ -41,7 +42,9 @@ def test_a_spec_survives_json():
         ({"kind": "evaluate"}, ("kind",), "'repair' or 'localize'"),
         ({"seed": -1}, ("seed",), "greater than or equal to 0"),
         ({"seed": 2**31}, ("seed",), "less than 2147483648"),
-        ({"outputs": []}, ("outputs",), "at least 1 item"),
+        ({"outputs": []}, ("outputs", LIST_OF_FORMATS), "at least 1 item"),
+        ({"outputs": ["pickle"]}, ("outputs", LIST_OF_FORMATS, 0), "'onnx'"),
+        ({"outputs": ["onnx", "onnx"]}, ("outputs",), "stands twice in onnx, onnx"),
         ({"gates": ["test.acuracy > 0"]}, ("gates",), "'acuracy' is not one of accuracy"),
         ({"gates": ["test.accuracy > 0"] * 65}, ("gates", "list[str]"), "at most 64 items"),
         ({"preprocessing": {"mean": [0.5]}}, ("preprocessing",), "mean and std must be given together"),

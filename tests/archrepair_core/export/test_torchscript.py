@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -5,6 +7,7 @@ from torch import Tensor, nn
 from archrepair_core.errors import EngineError
 from archrepair_core.export import export_torchscript
 from archrepair_core.ingest.decompile import decompile
+from archrepair_core.ingest.graphs import nodes_of
 from archrepair_core.ingest.verify import verify_decompiled
 
 
@@ -38,7 +41,7 @@ def test_round_trip_keeps_answers_names_and_train_mode(traced, archived, load_pa
     for round_ in range(2):
         path = tmp_path / f"{round_}.pt"
         check = export_torchscript(module, path, inputs=INPUTS, original=root)
-        assert check.method == "script"
+        assert (check.method, check.note) == ("trace" if traced else "script", "")
         again, unit = load_pair(path)
         module = decompile(again, unit)
         assert verify_decompiled(again, module, INPUTS).max_abs_diff == 0
@@ -53,8 +56,8 @@ def test_trained_resnet20_survives_two_round_trips(resnet20_path, load_pair, tmp
     inputs = torch.randn(4, 3, 32, 32)
     root, unit = load_pair(resnet20_path)
     first, second = tmp_path / "first.pt", tmp_path / "second.pt"
-    check = export_torchscript(decompile(root, unit), first, inputs=inputs, original=root)
-    assert (check.changed, check.added, check.removed) == ((), (), ())
+    changes = export_torchscript(decompile(root, unit), first, inputs=inputs, original=root).written.changes
+    assert (changes.changed, changes.added, changes.removed) == ((), (), ())
     again = load_pair(first)
     export_torchscript(decompile(*again), second, inputs=inputs, original=root)
     last = torch.jit.load(second)
@@ -69,12 +72,13 @@ def test_changed_and_added_tensors_are_named(pair, tmp_path):
     with torch.no_grad():
         module.head.weight[0, 0] += 1e-6
     module._modules["drop"] = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-    check = export_torchscript(module, tmp_path / "out.pt", inputs=INPUTS, original=root)
-    assert check.changed == ("head.weight",)
-    assert check.added == ("drop.0.weight", "drop.0.bias")
-    assert check.removed == ()
-    assert set(check.unchanged) == set(root.state_dict()) - {"head.weight"}
-    assert check.max_relative_diff <= 1e-5
+    written = export_torchscript(module, tmp_path / "out.pt", inputs=INPUTS, original=root).written
+    assert written.changes.changed == ("head.weight",)
+    assert written.changes.added == ("drop.0.weight", "drop.0.bias")
+    assert written.changes.removed == ()
+    assert set(written.changes.unchanged) == set(root.state_dict()) - {"head.weight"}
+    assert written.agreement.max_relative_diff <= 1e-5
+    assert written.agreement.batch_sizes == (1, 3)
 
 
 def test_module_keeps_its_mode_and_no_partial_file_stays(pair, tmp_path):
@@ -99,7 +103,8 @@ def test_module_that_does_not_script_is_traced_and_says_why(pair, tmp_path):
     module._modules["drop"] = Untyped()
     check = export_torchscript(module, tmp_path / "out.pt", inputs=INPUTS, original=root)
     assert check.method == "trace"
-    assert "Comprehension" in check.script_error
+    assert "Comprehension" in check.note
+    assert "train mode is lost" in check.note
     assert torch.allclose(torch.jit.load(tmp_path / "out.pt")(INPUTS), root(INPUTS))
 
 
@@ -107,7 +112,7 @@ class TwoFaced(nn.Module):
     """Answers otherwise once it is compiled."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting() or torch.jit.is_tracing():
             return x * 1.0001
         return x
 
@@ -150,3 +155,39 @@ def test_argument_of_another_name_is_refused(pair, tmp_path):
     with pytest.raises(EngineError, match="'image': 'Tensor'") as caught:
         export_torchscript(Renamed(module), tmp_path / "out.pt", inputs=INPUTS, original=root)
     assert caught.value.code == "platform.signature_changed"
+
+
+class Sized(nn.Module):
+    """Straight code for the compiler, but a trace would keep the size it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = int(x.size(2) * 0.5)
+        return self.conv(x)[:, :, :half].mean([2, 3])
+
+
+def test_straight_code_whose_trace_would_freeze_a_size_is_scripted(archived, tmp_path):
+    root, unit = archived(Sized().eval())
+    check = export_torchscript(decompile(root, unit), tmp_path / "out.pt", inputs=INPUTS, original=root)
+    assert check.method == "script"
+    larger = torch.randn(2, 3, 10, 10)
+    assert torch.equal(torch.jit.load(tmp_path / "out.pt")(larger), root(larger))
+
+
+def operators(model: torch.jit.ScriptModule) -> Counter:
+    return Counter(node.kind() for node in nodes_of(model.inlined_graph))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_kept_architecture_costs_hardly_an_operator_more(traced, resnet20_path, archived, load_pair, tmp_path):
+    root, unit = load_pair(resnet20_path)
+    inputs = torch.randn(2, 3, 32, 32)
+    if traced:
+        root, unit = archived(decompile(root, unit).eval(), inputs)
+    export_torchscript(decompile(root, unit), tmp_path / "out.pt", inputs=inputs, original=root)
+    before, after = operators(root), operators(torch.jit.load(tmp_path / "out.pt"))
+    assert after.total() <= 1.003 * before.total(), after - before
+    assert traced <= (after == before)
