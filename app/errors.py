@@ -69,6 +69,7 @@ PROBLEMS = {
     "job.already_done": ProblemKind(409, "The job has already ended"),
     "job.not_finished": ProblemKind(409, "The job has not ended yet", retryable=True),
     "job.no_repaired_model": ProblemKind(404, "The job has no repaired model"),
+    "job.no_such_format": ProblemKind(404, "The job has no file in this format"),
     "job.no_localization": ProblemKind(404, "The job has no localization"),
     "job.no_report": ProblemKind(404, "The job has no report"),
     "artifact.not_found": ProblemKind(404, "No such artifact"),

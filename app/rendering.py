@@ -23,6 +23,7 @@ from app.shared.jobs import DONE, queue_position
 from app.shared.models import INSPECTING
 from app.shared.tables import Artifact, Job, JobEvent, Model
 from app.shared.times import rfc3339
+from archrepair_core.spec import format_of_file
 
 MODEL_FACTS = (
     "format",
@@ -128,6 +129,7 @@ def render_artifact(row: Artifact) -> ArtifactRead:
         job_id=row.job_id,
         name=row.name,
         kind=row.kind,
+        format=format_of_file(row.name) if row.kind in ("model", "candidate") else None,
         media_type=row.media_type,
         size_bytes=row.size_bytes,
         sha256=row.sha256,

@@ -93,6 +93,7 @@ class ArtifactRead(Read):
     job_id: str
     name: str
     kind: str
+    format: str | None = Field(description="Of a model or candidate: what GET /jobs/{id}/model takes as `format`.")
     media_type: str
     size_bytes: int
     sha256: str

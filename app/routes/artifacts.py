@@ -1,5 +1,6 @@
 """What a job leaves: its files by id, and by what they are: model, localization, report, log."""
 
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -21,8 +22,10 @@ from app.schemas import ArtifactPage
 from app.shared.jobs import DONE
 from app.shared.tables import Artifact, Job, Model
 from app.waiting import RETRY_AFTER_SECONDS
+from archrepair_core.spec import OutputFormat, format_of_file
 
 router = APIRouter(tags=["artifacts"], responses=problem_responses(401, 403, 404, 422, 500, 503))
+FORMAT_DESCRIPTION = "One of the job's `outputs`; without it the format of the uploaded model."
 JSON_FILE = {200: {"content": {"application/json": {}}, "description": "The file"}}
 
 
@@ -38,23 +41,41 @@ def repaired_model(
     gateway: CurrentGateway,
     caller: JobsReader,
     candidate: Annotated[bool, Query(description="Also a model that the gates refused.")] = False,
+    format: Annotated[OutputFormat | None, Query(description=FORMAT_DESCRIPTION)] = None,
 ) -> Download:
     """The repaired model of a job, named after the file that was uploaded."""
     with gateway.readers() as session:
         job = find_job(session, job_id=job_id, project_id=caller.project_id)
-        best = _artifact_of(session, job, "model")
-        refused = _artifact_of(session, job, "candidate")
+        best = _artifacts_of(session, job, "model")
+        refused = _artifacts_of(session, job, "candidate")
         uploaded = PurePath(session.get_one(Model, job.model_id).filename)
-    artifact = best or (refused if candidate else None)
-    if artifact is None:
+    artifacts = best or (refused if candidate else [])
+    if not artifacts:
         hint = "Add ?candidate=true for the model the gates refused." if refused else "See the job's result and error."
         raise ApiProblem("job.no_repaired_model", _why_no_model(job), hint=hint)
+    artifact = _in_format(job, artifacts, format)
     suffix = PurePath(artifact.name).suffix or uploaded.suffix
-    return download_of(artifact, filename=f"{uploaded.stem}.{_stem_of(artifact)}{suffix}")
+    stem = "repaired" if artifact.kind == "model" else artifact.kind
+    return download_of(artifact, filename=f"{uploaded.stem}.{stem}{suffix}")
 
 
-def _stem_of(artifact: Artifact) -> str:
-    return "repaired" if artifact.kind == "model" else artifact.kind
+def _in_format(job: Job, artifacts: Sequence[Artifact], asked: OutputFormat | None) -> Artifact:
+    """The artifact in that format; without one in the first of the job's outputs there is, the uploaded one's own."""
+    by_format = {format_of_file(artifact.name): artifact for artifact in artifacts}
+    if asked is None:
+        wanted = (job.resolved_spec or {}).get("outputs", [])
+        return next((by_format[output] for output in wanted if output in by_format), artifacts[0])
+    if asked not in by_format:
+        there = ", ".join(sorted(filter(None, by_format)))
+        detail = f"Job {job.id} has no {asked} file; it has {there}.{_why_no_format(job, asked)}"
+        raise ApiProblem("job.no_such_format", detail, hint=f"Ask for one of {there}, or add {asked!r} to `outputs`.")
+    return by_format[asked]
+
+
+def _why_no_format(job: Job, asked: OutputFormat) -> str:
+    exports = (job.result or {}).get("exports", [])
+    reasons = [export["note"] for export in exports if export["format"] == asked and export["note"]]
+    return f" It was {reasons[0]}" if reasons else ""
 
 
 def _why_no_model(job: Job) -> str:
@@ -67,12 +88,18 @@ def _why_no_model(job: Job) -> str:
 
 def _artifact_of(session: Session, job: Job, kind: str) -> Artifact | None:
     """The job's artifact of that kind, from the newest attempt. Raises ApiProblem while the job runs."""
+    return next(iter(_artifacts_of(session, job, kind)), None)
+
+
+def _artifacts_of(session: Session, job: Job, kind: str) -> list[Artifact]:
+    """All artifacts of that kind from the newest attempt that has any. Raises ApiProblem while the job runs."""
     if job.status not in DONE:
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         detail = f"Job {job.id} is {job.status}."
         raise ApiProblem("job.not_finished", detail, hint="GET /v1/jobs/{id}?wait=60 waits for it.", headers=headers)
     rows = select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == kind)
-    return session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id).limit(1)).first()
+    found = session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id)).all()
+    return [artifact for artifact in found if artifact.attempt == found[0].attempt]
 
 
 def localization_file(job_id: str, gateway: CurrentGateway, caller: JobsReader) -> Download:

@@ -38,7 +38,18 @@ def write_weights(subject: Subject, path: Path) -> Written:
         return functional_call(subject.module, reread, (batch,), tie_weights=False)
 
     agreement = check_answers(answer, subject.module, subject.batches, same_kernels=True)
-    return Written("safetensors", agreement, compare_tensors(reread, subject.original.state_dict()))
+    changes = compare_tensors(reread, subject.original.state_dict())
+    return Written("safetensors", agreement, changes, _note(subject))
+
+
+def _note(subject: Subject) -> str:
+    own = {name for name, _ in subject.original.named_modules()}
+    foreign = [edit["block"] for edit in subject.genotype.get("edits", []) if edit["block"] not in own]
+    if not foreign:
+        return ""
+    return (
+        f"{', '.join(foreign)} is no module of the original network, so weights alone do not say where the branch goes"
+    )
 
 
 def genotype_of(subject: Subject) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def test_a_run_with_a_branch_starts_as_the_same_function_and_comes_back_from_its
         flat.get_parameter("run_1.branch.scale").fill_(0.5)
     assert not torch.equal(flat(images()), expected)
     path = tmp_path / "repaired.pt"
-    check = export_torchscript(flat, path, inputs=images(), original=torch.jit.script(original))
-    assert (check.method, check.removed, check.changed) == ("script", (), ())
+    export = export_torchscript(flat, path, inputs=images(), original=torch.jit.script(original))
+    assert (export.note, export.written.changes.removed, export.written.changes.changed) == ("", (), ())
     again = ingest_model(path, tmp_path).model.eval()
     assert torch.equal(again(images()), flat(images()))
     assert list(blocks_of(again)) == list(blocks)

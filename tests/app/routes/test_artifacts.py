@@ -3,6 +3,8 @@ import hashlib
 
 import pytest
 
+from app.shared.tables import Job
+
 REPAIRED = bytes(range(256)) * 4000
 REPORT = b'{"verdict": "pass"}'
 
@@ -137,3 +139,60 @@ def test_an_artifact_of_another_project_or_of_none_is_a_404(gateway, repaired_jo
     answer = gateway.client.get(link, headers={"Authorization": f"Bearer {stranger_key}"})
     assert (answer.status_code, answer.json()["code"]) == (404, "artifact.not_found")
     assert gateway.client.get("/v1/artifacts/art_%00/content").status_code == 404
+
+
+@pytest.fixture
+def exported_job(submit, finish) -> dict:
+    """A job that was asked for four formats, of which ONNX could not be written; its upload was a .pt2."""
+    job = submit()
+    files = [(f"repaired{suffix}", "model", suffix.encode()) for suffix in (".pt", ".safetensors", ".pt2")]
+    exports = [{"format": "onnx", "file": None, "note": "not written: no kernel for float64"}]
+    finish(job["id"], files=files, verdict="pass", result={"outcome": "repaired", "exports": exports})
+    return job
+
+
+@pytest.mark.parametrize(
+    ("asked", "suffix"), [("torchscript", ".pt"), ("torch_export", ".pt2"), ("safetensors", ".safetensors")]
+)
+def test_a_model_comes_in_the_format_asked_for(gateway, exported_job, asked, suffix):
+    answer = gateway.client.get(f"/v1/jobs/{exported_job['id']}/model", params={"format": asked})
+    assert (answer.status_code, answer.content) == (200, suffix.encode())
+    assert f'filename="resnet18.repaired{suffix}"' in answer.headers["content-disposition"]
+    assert answer.headers["content-type"] == "application/octet-stream"
+
+
+def test_without_a_format_it_is_the_first_of_the_resolved_outputs(gateway, exported_job, gateway_sessions):
+    path = f"/v1/jobs/{exported_job['id']}/model"
+    assert gateway.client.get(path).content == b".pt"
+    with gateway_sessions.begin() as session:
+        job = session.get_one(Job, exported_job["id"])
+        job.resolved_spec = {"outputs": ["torch_export", "torchscript", "onnx", "safetensors"]}
+    assert gateway.client.get(path).content == b".pt2"
+
+
+def test_a_format_that_is_not_there_names_those_that_are_and_why(gateway, exported_job):
+    answer = gateway.client.get(f"/v1/jobs/{exported_job['id']}/model", params={"format": "onnx"})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (404, "job.no_such_format")
+    assert "safetensors, torch_export, torchscript" in problem["detail"]
+    assert "no kernel for float64" in problem["detail"]
+    assert "`outputs`" in problem["hint"]
+    assert gateway.client.get(f"/v1/jobs/{exported_job['id']}/model", params={"format": "h5"}).status_code == 422
+
+
+def test_artifacts_say_in_which_format_a_model_is(gateway, exported_job, repaired_job):
+    def formats(job):
+        page = gateway.client.get(f"/v1/jobs/{job['id']}/artifacts").json()
+        return {item["name"]: item["format"] for item in page["data"]}
+
+    expected = {"repaired.pt": "torchscript", "repaired.pt2": "torch_export", "repaired.safetensors": "safetensors"}
+    assert formats(exported_job) == expected
+    assert formats(repaired_job)["report.json"] is None
+
+
+def test_a_refused_candidate_comes_in_the_format_asked_for_too(gateway, submit, finish):
+    job = submit()
+    finish(job["id"], files=[("candidate.onnx", "candidate", b"onnx"), ("candidate.pt", "candidate", b"pt")])
+    answer = gateway.client.get(f"/v1/jobs/{job['id']}/model", params={"format": "onnx", "candidate": "true"})
+    assert answer.content == b"onnx"
+    assert "resnet18.candidate.onnx" in answer.headers["content-disposition"]
