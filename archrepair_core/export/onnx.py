@@ -73,6 +73,7 @@ def _convert(program: ExportedProgram, path: Path, input_names: list[str], names
     assert made is not None
     _fold_constants_(made.model)
     _name_batch_(made.model)
+    _forget_origin_(made.model)
     made.save(path, external_data=False)
 
 
@@ -106,6 +107,14 @@ def _name_batch_(model: Any) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None and len(value.shape) and isinstance(value.shape[0], onnx_ir.SymbolicDim):
             value.shape[0] = "batch"
+
+
+def _forget_origin_(model: Any) -> None:
+    """Drop the traces through our source files that the converter leaves at every node."""
+    import onnx_ir
+
+    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def _session(onnxruntime: Any, path: Path) -> Any:

@@ -122,6 +122,20 @@ def test_batch_norm_re_estimation_changes_statistics_only(run, digits):
     }
 
 
+def test_the_formats_asked_for_are_written_and_auto_is_the_uploads_own(run):
+    gates = ["test.accuracy > before"]
+    outcome, out, _ = run(gates=gates, repair={"method": "bn"}, outputs=["safetensors", "torchscript"])
+    assert outcome.resolved_spec["outputs"] == ["torchscript", "safetensors"], "the upload's own comes first"
+    report = json.loads((out / "report.json").read_text())
+    exports = outcome.result["exports"]
+    assert [export["format"] for export in exports] == [export["format"] for export in report["exports"]]
+    assert [export["file"] for export in exports] == [artifact.name for artifact in outcome.artifacts[-2:]]
+    assert all((out / export["file"]).is_file() for export in exports)
+    assert "head.weight" in report["exports"][0]["unchanged"]
+    outcome, _, _ = run(gates=gates, repair={"method": "bn"})
+    assert outcome.resolved_spec["outputs"] == ["torchscript"]
+
+
 def test_a_gate_that_refuses_leaves_a_candidate_and_no_model(run):
     outcome, out, _ = run(gates=["test.accuracy >= 0.9999"], repair={"method": "bn"})
     assert (outcome.verdict, outcome.result["outcome"]) == ("fail", "no_improvement")

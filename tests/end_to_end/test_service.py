@@ -65,6 +65,45 @@ def test_a_faulty_model_comes_back_repaired(client, case, tmp_path):
     assert any(block["level"] == "block" for block in blocks)
 
 
+def test_one_job_gives_the_model_in_every_format(client, case, tmp_path):
+    formats = {"torchscript": "pt", "torch_export": "pt2", "onnx": "onnx", "safetensors": "safetensors"}
+    job_id = submit_case(client, case, {**SPEC, "outputs": list(formats)})
+    job = client.wait(job_id)
+    assert job["result"]["outcome"] == "repaired", job
+    assert {export["format"]: export["file"] for export in job["result"]["exports"]} == {
+        format_: f"repaired.{suffix}" for format_, suffix in formats.items()
+    }
+    for format_, suffix in formats.items():
+        answer = client.http.get(f"/v1/jobs/{job_id}/model", params={"format": format_}).raise_for_status()
+        assert f'filename="model.repaired.{suffix}"' in answer.headers["content-disposition"]
+        (tmp_path / f"repaired.{suffix}").write_bytes(answer.content)
+    run_in_plain_python(RUN_ALL, tmp_path, case.test)
+
+
+# By the libraries alone: the runtimes agree with TorchScript, and the weights are the same bits.
+RUN_ALL = """
+import sys, numpy as np, onnxruntime, torch
+from safetensors.torch import load_file
+folder = sys.argv[1]
+x = torch.tensor(np.load(sys.argv[2])['images'])[:, None].float() / 255
+script = torch.jit.load(f'{folder}/repaired.pt')
+with torch.no_grad():
+    expected = script(x)
+    assert torch.allclose(torch.export.load(f'{folder}/repaired.pt2').module()(x), expected, atol=1e-5)
+session = onnxruntime.InferenceSession(f'{folder}/repaired.onnx', providers=['CPUExecutionProvider'])
+found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+assert np.allclose(found, expected.numpy(), atol=1e-4)
+weights = load_file(f'{folder}/repaired.safetensors')
+assert weights.keys() == script.state_dict().keys()
+assert all(torch.equal(weights[name], value) for name, value in script.state_dict().items())
+"""
+
+
+def run_in_plain_python(code, *arguments):
+    command = (sys.executable, "-W", "ignore", "-P", "-c", code, *map(str, arguments))
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout
+
+
 def accuracy(model, data):
     """By plain torch, in a process that does not know this project."""
     code = (
@@ -73,14 +112,7 @@ def accuracy(model, data):
         "x = torch.tensor(data['images'])[:, None].float() / 255\n"
         "print((torch.jit.load(sys.argv[1])(x).argmax(1).numpy() == data['labels']).mean())\n"
     )
-    done = subprocess.run(
-        (sys.executable, "-W", "ignore", "-P", "-c", code, str(model), str(data)),
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd="/",
-    )
-    return float(done.stdout)
+    return float(run_in_plain_python(code, model, data))
 
 
 def test_cancel_frees_the_machine_within_seconds(client, case, processes, eventually):
