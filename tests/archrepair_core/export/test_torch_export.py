@@ -7,6 +7,8 @@ import torch
 
 from archrepair_core.errors import EngineError
 from archrepair_core.export import export_model
+from archrepair_core.export.subject import Subject, two_batches
+from archrepair_core.ingest.model import ingest_model
 from archrepair_core.ingest.outputs import largest_difference
 
 
@@ -100,3 +102,21 @@ def test_what_does_not_export_is_refused_and_leaves_no_file(make_subject, tmp_pa
         write(subject, tmp_path)
     assert caught.value.code == "platform.export_failed"
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_pt2_upload_comes_back_as_it_was_sent_and_as_torchscript(make_subject, inputs, tmp_path):
+    _, upload = write(make_subject(), tmp_path)
+    ingested = ingest_model(upload, tmp_path)
+    subject = Subject(ingested.model.eval(), ingested.reference, two_batches(inputs, ingested.model))
+    exports = export_model(
+        subject, tmp_path, "again", formats=["torch_export", "torchscript"], required=ingested.format
+    )
+    before, after = torch.export.load(upload), torch.export.load(tmp_path / "again.pt2")
+    assert after.module_call_graph[0].signature.forward_arg_names == ["image"]
+    assert before.state_dict.keys() == after.state_dict.keys()
+    many = torch.randn(5, 3, 6, 6)
+    for export in exports:
+        assert export.written.agreement.max_abs_diff == 0
+        assert (export.written.changes.changed, export.written.changes.added) == ((), ())
+    assert torch.equal(after.module()(many), before.module()(many))
+    assert torch.equal(torch.jit.load(tmp_path / "again.pt")(image=many), before.module()(many))
