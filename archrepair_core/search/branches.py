@@ -4,7 +4,7 @@ import ast
 import inspect
 import uuid
 
-from torch import nn
+from torch import Tensor, nn
 
 from archrepair_core.blocks import Block
 from archrepair_core.ingest.sources import define
@@ -13,6 +13,7 @@ from archrepair_core.search.primitives import BlockWithBranch, Branch
 from archrepair_core.slicing import parse_method
 
 _ADDED = "added_by_the_branch"
+_AS_LIST = "tensors_as_list"
 _QUALIFIED_NAME = f"__torch__.{BlockWithBranch.__module__}.{BlockWithBranch.__name__}"
 
 
@@ -30,7 +31,7 @@ def with_branch(original: nn.Module, branch: Branch, block: Block) -> nn.Module:
     base = f"{class_name}_"
     known = vars(inspect.getmodule(type(original))) | type(original).forward.__globals__
     used = {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}
-    namespace = {key: known[key] for key in used & known.keys()} | {base: BlockWithBranch}
+    namespace = {key: known[key] for key in used & known.keys()} | {base: BlockWithBranch, _AS_LIST: as_list}
     kind = define(
         ast.ClassDef(class_name, [name(base)], [], [forward], []),
         f"archrepair_branch_{uuid.uuid4().hex[:12]}",
@@ -50,6 +51,17 @@ def _is_list(annotation: object) -> bool:
     return "list" in str(annotation).lower()
 
 
+def as_list(tensors: Tensor | list[Tensor]) -> list[Tensor]:
+    """The list that timm's dense layers take, which may be a single tensor.
+
+    A function of its own: inside a forward, TorchScript writes such a check so that it cannot read it again.
+    """
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    else:  # TorchScript knows the type only in this arm
+        return tensors
+
+
 def _body(definition: ast.FunctionDef, block: Block) -> list[ast.stmt]:
     """The branch goes first: the original may overwrite its input in place."""
     arguments = {argument.arg: argument for argument in definition.args.args[1:]}
@@ -57,6 +69,11 @@ def _body(definition: ast.FunctionDef, block: Block) -> list[ast.stmt]:
     added = assign(_ADDED, call(dotted("self.branch"), _fed([arguments[key] for key in block.arguments], block)))
     total = ast.BinOp(call(dotted("self.original"), *passed), ast.Add(), name(_ADDED))
     return [added, ast.Return(total)]
+
+
+def _listed(argument: ast.arg) -> ast.expr:
+    is_union = argument.annotation is not None and ast.unparse(argument.annotation).startswith("Union[")
+    return call(name(_AS_LIST), name(argument.arg)) if is_union else name(argument.arg)
 
 
 def _fed(arguments: list[ast.arg], block: Block) -> ast.expr:
@@ -68,5 +85,5 @@ def _fed(arguments: list[ast.arg], block: Block) -> ast.expr:
     )
     for argument, is_list in zip(arguments, lists, strict=True):
         if is_list:
-            tensors = name(argument.arg) if lists == [True] else ast.BinOp(tensors, ast.Add(), name(argument.arg))
+            tensors = _listed(argument) if lists == [True] else ast.BinOp(tensors, ast.Add(), _listed(argument))
     return call(dotted("torch.cat"), tensors, ast.Constant(1 if len(block.input_shape) >= 3 else -1))

@@ -48,11 +48,42 @@ class Recurring(nn.Module):
         return x.mean((2, 3))
 
 
+class TensorOrList(nn.Module):
+    """A dense layer as timm writes it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 8, 1)
+        self.conv2 = nn.Conv2d(8, 4, 3, 1, 1)
+
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        if isinstance(x, Tensor):  # noqa: SIM108  # the form that TorchScript takes
+            features = [x]
+        else:
+            features = x
+        return self.conv2(torch.relu(self.conv1(torch.cat(features, 1))))
+
+
+class Dense(nn.Module):
+    """Every layer is given the list of all answers before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TensorOrList(3 + 4 * index) for index in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        for layer in self.layers:
+            features.append(layer(features))
+        return torch.cat(features, 1).mean((2, 3))
+
+
 Family = tuple[Callable[[], nn.Module], str, int]
 # The model, the block that gets the branch, pixels.
 FAMILIES: dict[str, Family] = {
     "plain": (Plain, "features.2", 12),
     "resnet": (lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4), "layer3.0", 32),
+    "tensor or list": (Dense, "layers.1", 12),
     "densenet": (lambda: DenseNet(4, (2, 3), 8, 2, num_classes=4), "features.denseblock2.denselayer2", 32),
     "vit": (lambda: VisionTransformer(16, 4, 2, 2, 16, 32, num_classes=4), "encoder.layers.encoder_layer_1", 16),
 }
