@@ -55,6 +55,7 @@ class Host:
     """
 
     format: Format
+    written_by: str
     reference: nn.Module
     model: nn.Module
     blocks: dict[str, Block]
@@ -113,7 +114,16 @@ def examine_host(ingested: IngestedModel, data: Data, *, output: str) -> Host:
     parity = verify_decompiled(ingested.reference, ingested.model, inputs)
     model = adapt_(ingested.model, interface, images).to(device).eval()
     blocks = {block.name: block for block in find_blocks_(model, images.to(device))}
-    return Host(ingested.format, ingested.reference, model, blocks, device, parity, interface)
+    return Host(
+        format=ingested.format,
+        written_by=ingested.written_by,
+        reference=ingested.reference,
+        model=model,
+        blocks=blocks,
+        device=device,
+        parity=parity,
+        interface=interface,
+    )
 
 
 def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:

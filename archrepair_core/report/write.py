@@ -63,7 +63,12 @@ def write_report(
         "blocks": [asdict(block) for block in case.host.blocks.values()],
         "trials": [describe_trial(trial) for trial in trials],
         "data": audit(case.data),
-        "ingest": asdict(case.host.parity),
+        "ingest": {
+            "format": case.host.format,
+            "written_by": case.host.written_by,
+            "output": case.host.interface.output,
+            **asdict(case.host.parity),
+        },
         "exports": [export.to_json() for export in exports],
         "spec": resolved_spec,
         "environment": environment(case),

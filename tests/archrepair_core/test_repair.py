@@ -65,6 +65,8 @@ def test_auto_repairs_a_real_fault_and_the_report_tells_the_truth(run, digits):
     assert report["test"]["accuracy"]["before"] == pytest.approx(before)
     assert report["test"]["accuracy"]["after"] == pytest.approx(after)
     assert after > before + 0.05
+    assert (report["ingest"]["format"], report["ingest"]["output"]) == ("torchscript", "output")
+    assert "torch" in report["ingest"]["written_by"]
 
     phases = [progress.phase for progress in told]
     assert list(dict.fromkeys(phases)) == ["ingesting", "baseline", "localizing", "repairing", "verifying", "packaging"]
