@@ -94,7 +94,7 @@ def plain(answer: Any, notes: list[str] | None = None) -> Any:
     """The answer with tuples for its NamedTuples; what they were is added to `notes`."""
     if isinstance(answer, tuple) and hasattr(answer, "_fields"):
         if notes is not None:
-            notes.append(f"{type(answer).__name__} became a tuple in the order {', '.join(answer._fields)}")
+            notes.append(f"a NamedTuple became a tuple in the order {', '.join(answer._fields)}")
         return tuple(plain(item, notes) for item in answer)
     if isinstance(answer, tuple | list):
         return type(answer)(plain(item, notes) for item in answer)

@@ -64,6 +64,7 @@ def _script(subject: Subject) -> Any:
 def _trace(subject: Subject) -> Any:
     # With gradients: without, attention takes a fused operator that has none, and the file could not be trained.
     with torch.enable_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
         warnings.simplefilter("always", torch.jit.TracerWarning)
         # Our own comparison follows, on two batch sizes: the tracer's would repeat it on one.
         traced = torch.jit.trace(subject.module, subject.batches[-1].clone(), check_trace=False, strict=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from archrepair_core.export.subject import Subject, two_batches
-from archrepair_core.ingest.decompile import decompile
+from archrepair_core.ingest.model import ingest_model
 
 
 class Answer(NamedTuple):
@@ -48,7 +48,13 @@ class NetOfDict(Net):
         return {"logits": self.head(features), "features": features}
 
 
-NETS = {"tensor": Net, "tuple": NetOfTuple, "dict": NetOfDict}
+class NetOfNamedTuple(Net):
+    def forward(self, image: Tensor) -> Answer:
+        features = self.features(image)
+        return Answer(self.head(features), features)
+
+
+NETS = {"tensor": Net, "tuple": NetOfTuple, "dict": NetOfDict, "named": NetOfNamedTuple}
 
 
 @pytest.fixture
@@ -57,17 +63,18 @@ def inputs() -> Tensor:
 
 
 @pytest.fixture
-def make_subject(archived, inputs) -> Callable[..., Subject]:
+def make_subject(archived, inputs, tmp_path) -> Callable[..., Subject]:
     """A net of NETS, archived and rebuilt; `head.weight` has been repaired."""
 
     def make(answer: str = "tensor", *, dtype: torch.dtype = torch.float32, traced: bool = False) -> Subject:
         torch.manual_seed(0)
         batch = inputs.to(dtype)
         net = NETS[answer]().to(dtype).eval()
-        root, unit = archived(net, batch if traced else None)
-        module = decompile(root, unit).eval()
+        archived(net, batch if traced else None)
+        ingested = ingest_model(tmp_path / "model.pt", tmp_path)
+        module = ingested.model.eval()
         with torch.no_grad():
             module.head.weight[0, 0] += 0.5
-        return Subject(module, root, two_batches(batch, module))
+        return Subject(module, ingested.reference, two_batches(batch, module))
 
     return make

@@ -26,7 +26,12 @@ def run(path, batch):
 
 @pytest.mark.parametrize(
     ("answer", "names"),
-    [("tensor", ["output"]), ("tuple", ["output_0", "output_1_0"]), ("dict", ["logits", "features"])],
+    [
+        ("tensor", ["output"]),
+        ("tuple", ["output_0", "output_1_0"]),
+        ("dict", ["logits", "features"]),
+        ("named", ["logits", "features"]),
+    ],
 )
 def test_every_output_has_a_name_and_any_batch_size_runs(make_subject, answer, names, tmp_path):
     subject = make_subject(answer)

@@ -28,6 +28,16 @@ def test_any_batch_size_and_every_nesting_comes_back(make_subject, answer, tmp_p
     assert type(reread(many)) is type(subject.module(many))
 
 
+def test_a_named_tuple_becomes_a_plain_one_and_the_note_keeps_its_names(make_subject, inputs, tmp_path):
+    subject = make_subject("named")
+    export, path = write(subject, tmp_path)
+    reread = torch.export.load(path).module()(inputs)
+    assert type(reread) is tuple
+    assert largest_difference(reread, subject.module(inputs)) == 0
+    assert "a NamedTuple became a tuple in the order logits, features" in export.note
+    assert subject.module(inputs)._fields == ("logits", "features"), "the model itself still names them"
+
+
 def test_names_and_untouched_tensors_survive(make_subject, tmp_path):
     subject = make_subject()
     export, path = write(subject, tmp_path)

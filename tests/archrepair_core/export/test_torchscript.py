@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from archrepair_core.errors import EngineError
 from archrepair_core.export import export_torchscript
+from archrepair_core.export.parity import structure_of
 from archrepair_core.ingest.decompile import decompile
 from archrepair_core.ingest.graphs import nodes_of
 from archrepair_core.ingest.verify import verify_decompiled
@@ -191,3 +192,18 @@ def test_kept_architecture_costs_hardly_an_operator_more(traced, resnet20_path, 
     before, after = operators(root), operators(torch.jit.load(tmp_path / "out.pt"))
     assert after.total() <= 1.003 * before.total(), after - before
     assert traced <= (after == before)
+
+
+@pytest.mark.parametrize("answer", ["tuple", "dict", "named"])
+def test_every_nesting_comes_back(make_subject, answer, inputs, tmp_path):
+    subject = make_subject(answer)
+    export_torchscript(subject.module, tmp_path / "out.pt", inputs=inputs, original=subject.original)
+    reread = torch.jit.load(tmp_path / "out.pt")(inputs)
+    assert structure_of(reread) == structure_of(subject.original(inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_stay_what_they_are(make_subject, dtype, tmp_path):
+    subject = make_subject(dtype=dtype)
+    export_torchscript(subject.module, tmp_path / "out.pt", inputs=subject.batches[-1], original=subject.original)
+    assert torch.jit.load(tmp_path / "out.pt").state_dict()["conv.weight"].dtype == dtype
