@@ -34,7 +34,8 @@ def write_torchscript(subject: Subject, path: Path) -> Written:
         return _write(subject, path, first)
     except EngineError as error:
         reason = error.detail
-    note = f"written by {'scripting' if straight else 'tracing, so train mode is lost'}, because {reason}"
+    # Scripted instead of traced, nothing is lost.
+    note = "" if straight else f"written by tracing, so train mode is lost, because {reason}"
     try:
         return _write(subject, path, second, note)
     except EngineError as error:
