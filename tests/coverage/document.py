@@ -19,7 +19,7 @@ MEANING = {
     "outputs": "answers equal those of the eager model and of the archive, at two batch sizes (relative difference)",
     "verified": "the engine's own proof (`verify_decompiled`) accepts it",
     "blocks": "`find_blocks` finds the blocks and stages of the eager model, by name",
-    "export": "scripted again, saved, loaded: same answers, every tensor bit for bit",
+    "export": "scripted or traced again as it was, saved, loaded: same answers, every tensor bit for bit",
     "train_mode": "in train mode, with equal random numbers, answers and batch-norm statistics equal the eager model's",
     "gradients": "every trainable parameter gets the eager model's gradient in train mode",
     "again": "the export is ingested, repaired (a trained cell beside a block), exported, ingested: same answers",
@@ -167,15 +167,20 @@ def _models(rows: list[Row]) -> str:
     by_name: defaultdict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         by_name[row.name][row.kind] = row
-    lines = ["## By model", "", "Whole, or the columns that fail. Blocks and stages as found in the rebuilt model.", ""]
-    lines += _table_head(["model", "M parameters", "input", "scripted", "traced", "blocks"])
+    lines = [
+        "## By model",
+        "",
+        "Whole, or the columns that fail. Last: how many blocks / stages are found in the rebuilt model.",
+        "",
+    ]
+    lines += _table_head(["model", "M parameters", "input", "scripted", "traced", "blocks / stages"])
     for name, kinds in sorted(by_name.items(), key=lambda item: (ENTRIES[item[0]].family, item[0])):
         some = next(iter(kinds.values()))
         blocks = {row.cells["blocks"]["detail"] for row in kinds.values() if row.cells.get("blocks", {}).get("passed")}
         shapes = " ".join("×".join(map(str, shape[1:])) or "()" for shape in some.input_shapes)
         cells = [_state(kinds.get(kind)) for kind in KINDS]
         millions = f"{some.num_parameters / 1e6:.1f}" if some.num_parameters >= 1e5 else "<0.1"
-        lines.append(_line([f"`{name}`", millions, shapes, *cells, " / ".join(sorted(blocks)) or "–"]))
+        lines.append(_line([f"`{name}`", millions, shapes, *cells, ", ".join(sorted(blocks)) or "–"]))
     return "\n".join([*lines, ""])
 
 
