@@ -1,6 +1,7 @@
 """Write a repaired model in the formats asked for, and prove that each file is what was repaired."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def _check_answer_fits(subject: Subject) -> None:
 
 def _export(subject: Subject, path: Path, format_: OutputFormat) -> Export:
     """`path` appears only when the file has been read again and agrees."""
-    # The suffix stays at the end: loaders look at it.
-    partial = path.with_name(f".partial.{path.name}")
+    # In a directory of its own: torch takes the names inside of an archive from that of the file.
+    partial = path.parent / ".partial" / path.name
+    partial.parent.mkdir()
     try:
         with eval_mode(subject.module), torch.no_grad():
             written = WRITERS[format_](subject, partial)
@@ -73,5 +75,5 @@ def _export(subject: Subject, path: Path, format_: OutputFormat) -> Export:
             os.fsync(stream.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial.parent)
     return Export(format_, path.name, written.note, written)

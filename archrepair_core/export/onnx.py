@@ -4,6 +4,7 @@ onnx, onnxruntime and onnxscript are imported on first use: an engine that write
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 
 from archrepair_core.export.parity import (
     CONVERSION_ERRORS,
+    TensorChanges,
     check_answers,
     compare_tensors,
     export_failed,
@@ -44,14 +46,13 @@ def write_onnx(subject: Subject, path: Path) -> Written:
         with quiet_tools():
             _convert(capture.program, path, list(capture.input_names), names)
             onnx.checker.check_model(str(path), full_check=True)
+            changes = _changes(onnx, path, subject.original.state_dict())
             session = _session(onnxruntime, path)
-            initializers = _initializers(onnx, path)
             run = _runner(session, subject.batches[0].dtype)
             batches = subject.batches if capture.dynamic_batch else subject.batches[:1]
             agreement = check_answers(run, _flat(subject.module, names), batches, same_kernels=False)
     except (*CONVERSION_ERRORS, *checker_errors, *runtime_errors) as error:
         raise export_failed(f"the repaired model does not become ONNX: {reason_of(error)}") from error
-    changes = compare_tensors(initializers, subject.original.state_dict())
     return Written("onnx", agreement, changes, _note(capture.note, names))
 
 
@@ -155,11 +156,14 @@ def _name(path: str, answer: Any) -> str:
     return "_".join(words if words and not words[0].isdigit() else ["output", *words])
 
 
-def _initializers(onnx: Any, path: Path) -> dict[str, Tensor]:
-    """The file's weights by name, as torch tensors; types numpy does not have are left out."""
-    found = {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(str(path)).graph.initializer}
-    known = {name: array for name, array in found.items() if array.dtype.kind in "fiub"}
-    return {name: torch.from_numpy(array.copy()) for name, array in known.items()}
+def _changes(onnx: Any, path: Path, original: Mapping[str, Tensor]) -> TensorChanges:
+    """The file's initializers against the original's tensors; types numpy does not have are left out."""
+    arrays = {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(str(path)).graph.initializer}
+    with warnings.catch_warnings():
+        # They are views of the file's bytes, and nobody writes into them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiub"}
+        return compare_tensors(tensors, original)
 
 
 def _note(note: str, names: list[str]) -> str:

@@ -47,8 +47,8 @@ def write_torchscript(subject: Subject, path: Path) -> Written:
 def _write(subject: Subject, path: Path, method: str, note: str = "") -> Written:
     try:
         compiled = _COMPILERS[method](subject)
-        with path.open("wb") as stream:
-            quietly(torch.jit.save, compiled, stream)
+        # By name: into a stream it would be written by way of a copy in memory.
+        quietly(torch.jit.save, compiled, str(path))
     except CONVERSION_ERRORS as error:
         raise export_failed(f"the repaired model does not compile by {method}: {reason_of(error)}") from error
     del compiled
