@@ -8,16 +8,17 @@ from typing import Any
 
 from archrepair_core.errors import ModelError
 
-# An archive names the lowest format version that fits it, until 7 made that the version of the whole operator set.
+# An archive names the lowest format version that fits its operators, so today's torch writes 3 for most models: each
+# version tells the oldest release that can have written the file, never the newest.
 _TORCHSCRIPT_WRITERS = MappingProxyType(
     {
-        3: "torch 1.5 to 1.11",
-        4: "torch 1.6 to 1.11, using division",
-        5: "torch 1.6 to 1.11, using torch.full",
-        6: "torch 1.6 to 1.11, torch.package",
-        7: "a torch build of December 2021 or later, before 1.12",
-        8: "a torch build of January 2022 or later, before 1.12",
-        9: "a torch build of January 2022 or later, before 1.12",
+        3: "torch 1.5 or newer",
+        4: "torch 1.6 or newer",
+        5: "torch 1.6 or newer",
+        6: "torch 1.6 or newer",
+        7: "torch 1.11 or newer",
+        8: "torch 1.11 or newer",
+        9: "torch 1.11 or newer",
         10: "torch 1.12 or newer",
     }
 )
@@ -27,7 +28,7 @@ _EXPORT_OPERATOR_SET = 10
 
 
 def torchscript_writer(format_version: int) -> str:
-    """The releases that write this TorchScript format version; files do not say more."""
+    """The oldest release that can have written this TorchScript format version; files do not say more."""
     return _TORCHSCRIPT_WRITERS[format_version]
 
 
