@@ -11,7 +11,8 @@ import inspect
 import uuid
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from archrepair_core.calls import Call, trace_calls
 from archrepair_core.cut import same_bits
 from archrepair_core.errors import ModelError
 from archrepair_core.ingest.sources import define
-from archrepair_core.ingest.syntax import assign, call, is_identifier, member, name
+from archrepair_core.ingest.syntax import assign, call, is_identifier, member, name, subscript
 from archrepair_core.modes import eval_mode
 from archrepair_core.slicing import Unsliceable, certainly_stored, parse_method, read_first, stored
 
@@ -205,6 +206,17 @@ class _Forward:
         """Tensors, and the train/eval flags by which batch-norm and dropout behave."""
         return self._tensor(path) is not None or _is_flag(path)
 
+    def _type(self, path: str) -> ast.expr:
+        if _is_flag(path):
+            return name("bool")
+        owner, _, attribute = path.rpartition(".")
+        # TorchScript takes the class at its word: the bias of a convolution stays optional where there is one.
+        classes = type(self.module.get_submodule(owner)).__mro__
+        declared = next(
+            (hints[attribute] for hints in map(inspect.get_annotations, classes) if attribute in hints), Tensor
+        )
+        return subscript(name("Optional"), name("Tensor")) if NoneType in get_args(declared) else name("Tensor")
+
     def run(self, span: _Span) -> nn.Module:
         """The module that does what `span` does; it computes with what it is given and owns nothing."""
         reader = _TensorReader(self)
@@ -212,7 +224,7 @@ class _Forward:
         arguments = [
             ast.arg(self.self_name),
             ast.arg(span.entering, name("Tensor")),
-            *(ast.arg(key, name("bool" if _is_flag(path) else "Tensor")) for path, key in reader.arguments.items()),
+            *(ast.arg(key, self._type(path)) for path, key in reader.arguments.items()),
         ]
         forward = ast.FunctionDef(
             "forward",

@@ -182,3 +182,24 @@ def test_an_archive_whose_modules_were_inlined_has_runs_under_the_names_of_their
         assert isinstance(cut_at(model, name, images()), Cut)
     scripted = torch.jit.script(model)
     assert torch.equal(scripted(images()), net(images()))
+
+
+class BorrowsFromLayers(nn.Module):
+    """Calls no layer: what a trace leaves of methods that were compiled themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.conv2d(x, self.conv.weight, self.conv.bias).mean([2, 3])
+        return torch.nn.functional.linear(y, self.head.weight, self.head.bias)
+
+
+def test_runs_that_borrow_the_optional_bias_of_a_layer_compile():
+    torch.manual_seed(0)
+    model, inputs = BorrowsFromLayers().eval(), torch.randn(2, 3, 8, 8)
+    expected = model(inputs)
+    assert len(make_runs_(model, inputs)) == 2
+    assert torch.equal(torch.jit.script(model)(inputs), expected)
