@@ -136,7 +136,7 @@ def test_latency_shares_of_the_stages_leave_room_for_stem_and_head():
     ("name", "num_blocks", "stages"),
     [
         ("resnet18", 8, ["layer1", "layer2", "layer3", "layer4"]),
-        ("resnet50", 16, ["layer1", "layer2", "layer3", "layer4"]),
+        pytest.param("resnet50", 16, ["layer1", "layer2", "layer3", "layer4"], marks=pytest.mark.slow),
         ("mobilenet_v2", 17, ["features"]),
         ("shufflenet_v2_x0_5", 16, ["stage2", "stage3", "stage4"]),
         ("squeezenet1_1", 8, ["features"]),

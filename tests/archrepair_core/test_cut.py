@@ -197,6 +197,7 @@ def test_tail_of_prefix_is_the_model_bit_for_bit(net, names):
     assert_cuts_everywhere(net, inputs, names or [block.name for block in find_blocks(net, inputs)])
 
 
+@pytest.mark.slow
 def test_resnet18_can_be_cut_at_every_block_and_stage():
     net, inputs = settled(get_model("resnet18")), images(64, batch=2)
     names = [block.name for block in find_blocks(net, inputs)]

@@ -94,7 +94,7 @@ def test_block_search_may_add_a_branch_and_still_exports(run):
     outcome, out, _ = run(
         gates=["test.accuracy > before"],
         localization={"include": ["blocks.0"], "top_k": 1},
-        repair={"method": "block_search", "budget_seconds": 6, "max_latency_ratio": 10, "max_params_ratio": 10},
+        repair={"method": "block_search", "epochs": 1, "max_latency_ratio": 10, "max_params_ratio": 10},
     )
     report = json.loads((out / "report.json").read_text())
     assert any(trial["genotype"]["edits"] for trial in report["trials"])

@@ -116,9 +116,9 @@ def test_the_deadline_ends_training():
 def test_without_epochs_training_fills_the_time_there_is():
     net, task = make_net(), make_task()
     started = time.monotonic()
-    run = train(net, net, task, scope=NETWORK, plan=plan(epochs=None, deadline=started + 0.1, learning_rate=0.1))
-    assert 1 <= len(run.losses) <= 40
-    assert time.monotonic() - started < 1
+    run = train(net, net, task, scope=NETWORK, plan=plan(epochs=None, deadline=started + 0.5, learning_rate=0.1))
+    assert 1 <= len(run.losses) <= 200
+    assert time.monotonic() - started < 5
 
 
 def test_a_single_left_over_input_does_not_break_batch_norm():

@@ -150,7 +150,7 @@ def assert_a_branch_survives_the_way_round(family: Family, kind: str, tmp_path) 
     assert found[name].input_shape == blocks[name].input_shape
 
 
-@pytest.mark.parametrize("kind", ["script", "trace"])
+@pytest.mark.parametrize("kind", ["script", pytest.param("trace", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_branch_survives_the_way_round(family, kind, tmp_path):
     assert_a_branch_survives_the_way_round(FAMILIES[family], kind, tmp_path)
