@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-models check up bench clean
+.PHONY: help demo test test-slow test-models check up bench bench-ingest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ up: $(INSTALLED)  ## start the service on port 8000; Ctrl-C stops it
 
 bench: $(INSTALLED)  ## the realistic case: ResNet-20 behind a lossy camera (needs $$ARCHREPAIR_DATA)
 	$(BIN)/python benchmarks/jpeg_shift.py
+
+bench-ingest: $(INSTALLED)  ## what reading, rebuilding and writing a model cost beside plain torch; about 15 minutes
+	$(BIN)/python -W ignore benchmarks/ingest_speed.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

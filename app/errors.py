@@ -57,7 +57,7 @@ PROBLEMS = {
     "model.blocks_unknown": ProblemKind(409, "The blocks of the model are not known"),
     "model.in_use": ProblemKind(409, "A job uses the model"),
     "model.inspection_cancelled": ProblemKind(422, "The inspection of the model was cancelled"),
-    "model.not_torchscript": ProblemKind(422, "The model is not a TorchScript archive"),
+    "model.not_torchscript": ProblemKind(422, "The model is neither a TorchScript archive nor a .pt2 file"),
     "dataset.missing_upload": ProblemKind(422, "A dataset file is missing"),
     "dataset.unreferenced_upload": ProblemKind(422, "A file no dataset refers to"),
     "dataset.reference_not_supported": ProblemKind(422, "A dataset reference of a kind not supported"),

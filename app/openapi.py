@@ -19,7 +19,10 @@ SUBMIT_BODY: dict[str, Any] = {
                 "required": ["spec"],
                 "properties": {
                     "spec": {"$ref": "#/components/schemas/JobCreate"},
-                    "model": {**BINARY, "description": "The TorchScript file."},
+                    "model": {
+                        **BINARY,
+                        "description": "The model: TorchScript (torch.jit.save) or .pt2 (torch.export.save).",
+                    },
                 },
                 "additionalProperties": {
                     **BINARY,
@@ -40,7 +43,10 @@ REGISTER_BODY: dict[str, Any] = {
                 "type": "object",
                 "required": ["model"],
                 "properties": {
-                    "model": {**BINARY, "description": "The TorchScript file."},
+                    "model": {
+                        **BINARY,
+                        "description": "The model: TorchScript (torch.jit.save) or .pt2 (torch.export.save).",
+                    },
                     "input_shape": {
                         "type": "array",
                         "items": {"type": "integer", "minimum": 1},
@@ -59,8 +65,8 @@ CANCEL_BODY: dict[str, Any] = {
     "required": False,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CancelRequest"}}},
 }
-DESCRIPTION = """Repair as a service for trained classifiers: send a TorchScript model and the inputs it fails on, get
-back a repaired model with the evidence that it is better. Every path also answers without `/v1`."""
+DESCRIPTION = """Repair as a service for trained classifiers: send a TorchScript or `.pt2` model and the inputs it fails
+on, get back a repaired model with the evidence that it is better. Every path also answers without `/v1`."""
 
 
 def install_openapi(app: FastAPI) -> None:

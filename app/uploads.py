@@ -152,7 +152,7 @@ async def _store_parts(
 
 
 async def _store_part(part: Part, store: ObjectStore) -> ReceivedFile:
-    chunks = _torchscript(part.chunks) if part.name == MODEL_PART else part.chunks
+    chunks = _zip_archive(part.chunks) if part.name == MODEL_PART else part.chunks
     return ReceivedFile(safe_filename(part.filename, part.name), await put_stream(store, chunks))
 
 
@@ -196,11 +196,11 @@ def _require_everything(spec: JobCreate, files: dict[str, ReceivedFile]) -> None
         raise ApiProblem("dataset.missing_upload", detail, hint="Add the file parts, e.g. -F NAME=@file", errors=errors)
     if MODEL_PART not in files and spec.model_id is None:
         detail = f"There is no model part and no model_id; file parts received: {received}."
-        raise ApiProblem("model.missing", detail, hint="Send the TorchScript file as the part `model`.")
+        raise ApiProblem("model.missing", detail, hint="Send the TorchScript or .pt2 file as the part `model`.")
 
 
-async def _torchscript(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes, refused at the first four when they cannot be a TorchScript archive (a zip)."""
+async def _zip_archive(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes, refused at the first four when they cannot be a TorchScript or .pt2 archive (a zip)."""
     head = b""
     async for chunk in chunks:
         if len(head) < len(ZIP_MAGIC):
@@ -222,8 +222,12 @@ def _require_zip(head: bytes) -> None:
     elif head.startswith(PICKLE_MAGIC):
         what = "it looks like a pickle (torch.save of an old format, or pickle.dump), which is never loaded here"
     else:
-        what = f"it starts with {head[:4]!r}, a TorchScript file with {ZIP_MAGIC!r}"
-    raise ApiProblem("model.not_torchscript", f"The model is not a TorchScript archive: {what}.", hint=EXPORT_HINT)
+        what = f"it starts with {head[:4]!r}, TorchScript and .pt2 files with {ZIP_MAGIC!r}"
+    raise ApiProblem(
+        "model.not_torchscript",
+        f"The model is neither a TorchScript archive nor a .pt2 file: {what}.",
+        hint=EXPORT_HINT,
+    )
 
 
 def safe_filename(filename: str, default: str) -> str:
