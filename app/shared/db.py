@@ -1,5 +1,10 @@
 """The database: engines for both dialects, the database's clock, and the schema's migrations."""
 
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,7 +62,7 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.isolation_level = None  # the driver's own BEGIN would be a deferred one
     cursor = dbapi_connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -80,5 +85,26 @@ def migration_config(url: str) -> Config:
 
 
 def upgrade_schema(url: str) -> None:
-    """Bring the database to the newest schema; safe when several processes do it at once."""
-    command.upgrade(migration_config(url), "head")
+    """Bring the database to the newest schema; safe when several processes do it at once.
+
+    On SQLite this is also where the file becomes a WAL one, for good.
+    """
+    target = make_url(url)
+    with _alone_on_sqlite(target.database) if target.get_backend_name() == "sqlite" else nullcontext():
+        command.upgrade(migration_config(url), "head")
+
+
+@contextmanager
+def _alone_on_sqlite(path: str | None) -> Iterator[None]:
+    """Hold the database's directory: SQLite does not wait for a lock when it turns a file into a WAL one, it fails."""
+    if not path or path == ":memory:":
+        yield
+        return
+    directory = os.open(Path(path).resolve().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with closing(sqlite3.connect(path, timeout=SQLITE_BUSY_SECONDS)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        yield
+    finally:
+        os.close(directory)

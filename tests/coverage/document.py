@@ -1,6 +1,5 @@
 """Write docs/coverage.md from measured rows: `python -m tests.coverage.document ROWS PAGE`. Nothing else goes in."""
 
-import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +44,7 @@ REMAKE = """\
 ## How to measure it again
 
 `make test-models` measures what the rows in `build/coverage.jsonl` do not have yet of this very code, and writes this
-page. The rows above took {minutes} minutes of one core in all, and at most {gigabytes:.1f} GB of memory.
+page; it runs for more than an hour. The largest model took {gigabytes:.0f} GB of memory.
 """
 
 
@@ -54,8 +53,7 @@ def page(rows: Sequence[Row]) -> str:
     latest = list({(row.name, row.kind): row for row in rows if row.name in ENTRIES}.values())
     parts = [HEAD, _measured(latest), _columns(latest), _families(latest), _failing(latest)]
     parts += [_excused(latest), _remarks(latest), _models(latest), NOT_COVERED]
-    minutes = round(sum(row.seconds for row in latest) / 60)
-    parts.append(REMAKE.format(minutes=minutes, gigabytes=max(row.peak_megabytes for row in latest) / 1024))
+    parts.append(REMAKE.format(gigabytes=max(row.peak_megabytes for row in latest) / 1024))
     return "\n".join(part for part in parts if part)
 
 
@@ -110,11 +108,10 @@ def _families(rows: list[Row]) -> str:
     for row in rows:
         families[ENTRIES[row.name].family].append(row)
     lines = ["## By family", "", "Archives for which every column holds.", ""]
-    lines += _table_head(["family", "models", "scripted", "traced", "median CPU seconds"])
+    lines += _table_head(["family", "models", "scripted", "traced"])
     for family, members in sorted(families.items()):
         kinds = [_whole(row for row in members if row.kind == kind) for kind in KINDS]
-        seconds = f"{statistics.median(row.seconds for row in members):.0f}"
-        lines.append(_line([family, str(len({row.name for row in members})), *kinds, seconds]))
+        lines.append(_line([family, str(len({row.name for row in members})), *kinds]))
     return "\n".join([*lines, ""])
 
 
