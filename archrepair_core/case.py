@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from archrepair_core.blocks import Block
-from archrepair_core.data.augment import AUGMENTATIONS, View, apply_view, harmless_augmentation
+from archrepair_core.data.augment import AUGMENTATIONS, View, harmless_augmentation, move
 from archrepair_core.data.formats import load_dataset
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
@@ -33,6 +33,7 @@ BATCH_SIZE = 128
 # Enough images to tell whether mirroring hurts, few enough to cost nothing.
 AUGMENTATION_PROBE = 512
 VERIFY_BATCH = 8
+TRAINED_ROLES = ("repair", "replay")
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ class Host:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The original's logits [N, K] by role, its speed, and the views under which it is no worse."""
+    """The original's logits [N, K] by role, its speed, and the views that each role is trained on."""
 
     logits: Mapping[str, Tensor]
     inputs_per_second: float
     augment: str
-    views: tuple[View, ...]
+    views: Mapping[str, tuple[View, ...]]
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:
     }
     speed = sum(map(len, logits.values())) / (time.monotonic() - started)
     augment = _allowed_augmentation(host, data) if spec.repair.augment == "auto" else str(spec.repair.augment)
-    return Baseline(logits, speed, augment, AUGMENTATIONS[augment])
+    return Baseline(logits, speed, augment, dict.fromkeys(TRAINED_ROLES, AUGMENTATIONS[augment]))
 
 
 def _allowed_augmentation(host: Host, data: Data) -> str:
@@ -144,7 +145,7 @@ def _allowed_augmentation(host: Host, data: Data) -> str:
 
     def answers_of(view: View) -> Tensor:
         with torch.inference_mode():
-            parts = [host.model(apply_view(part, view).to(host.device)).cpu() for part in inputs.split(BATCH_SIZE)]
+            parts = [host.model(move(part, view).to(host.device)).cpu() for part in inputs.split(BATCH_SIZE)]
         return torch.cat(parts).argmax(1)
 
     return harmless_augmentation(answers_of, torch.as_tensor(repair.labels[:AUGMENTATION_PROBE]))

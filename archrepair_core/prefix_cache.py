@@ -10,6 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from archrepair_core.cut import NoCut, cut_at
-from archrepair_core.data.augment import View, stack_views
+from archrepair_core.data.augment import IDENTITY, View, stack_views
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import EngineError
@@ -53,14 +54,14 @@ class PrefixCache:
 
     `model` is where every repair starts from and must not be modified: features of other weights would be wrong
     without a sign, so each use compares a checksum (EngineError `stale_features`). `original_logits` [N, K] are the
-    customer's model's, from the baseline.
+    customer's model's, from the baseline; `views` by role, a role without any is only seen as it is.
     """
 
     model: nn.Module
     splits: Mapping[str, LabelledImages]
     original_logits: Mapping[str, Tensor]
     preprocessing: Preprocessing
-    views: tuple[View, ...]
+    views: Mapping[str, tuple[View, ...]]
     work_dir: Path
     device: torch.device
     batch_size: int = 128
@@ -102,13 +103,14 @@ class PrefixCache:
     def _entering(self, cut_name: str, split: str, data: list[LabelledImages]) -> npt.NDArray[np.float16]:
         """Run the prefix over every view of every input, straight into a file."""
         prefix = self._prefix(cut_name, data[0])
+        num_views = max(len(self._views_of(images)) for images in data)
         stored: npt.NDArray[np.float16] | None = None
         start = 0
-        for images_VNCHW in self._viewed_batches(data):
+        for images_VNCHW in self._viewed_batches(data, num_views):
             flat = prefix(images_VNCHW.flatten(0, 1)).clamp(-FP16_MAX, FP16_MAX).half().cpu().numpy()
-            entered = flat.reshape(len(self.views), -1, *flat.shape[1:])
+            entered = flat.reshape(num_views, -1, *flat.shape[1:])
             if stored is None:
-                stored = self._allocate(cut_name, split, (len(self.views), sum(map(len, data)), *entered.shape[2:]))
+                stored = self._allocate(cut_name, split, (num_views, sum(map(len, data)), *entered.shape[2:]))
             stored[:, start : start + entered.shape[1]] = entered
             start += entered.shape[1]
         assert stored is not None, f"split {split!r} is empty; reading the data refuses that"
@@ -123,12 +125,17 @@ class PrefixCache:
             raise EngineError("no_cut", f"{cut_name!r} was offered as a cut, but: {cut.reason}")
         return cut.prefix
 
-    def _viewed_batches(self, data: list[LabelledImages]) -> Iterator[Tensor]:
-        step = max(1, self.batch_size // len(self.views))
+    def _views_of(self, images: LabelledImages) -> tuple[View, ...]:
+        return self.views.get(images.name, (IDENTITY,))
+
+    def _viewed_batches(self, data: list[LabelledImages], num_views: int) -> Iterator[Tensor]:
+        """Every part under equally many views; a part that has fewer repeats them."""
+        step = max(1, self.batch_size // num_views)
         for images in data:
+            views = list(islice(cycle(self._views_of(images)), num_views))
             for start in range(0, len(images), step):
-                images_NCHW = to_tensor(images.images[start : start + step], self.preprocessing).to(self.device)
-                yield stack_views(images_NCHW, self.views)
+                rows = slice(start, min(start + step, len(images)))
+                yield stack_views(images.images, rows, self.preprocessing, views).to(self.device)
 
     def _allocate(self, cut_name: str, split: str, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
         num_bytes = 2 * math.prod(shape)

@@ -32,7 +32,9 @@ class Strict(BaseModel):
 class DatasetReferences(Strict):
     """Where each split is. `upload:NAME` is the part NAME of the same request; `builtin:digits` needs no file."""
 
-    repair: DatasetReference = Field(description="Inputs of the fault, labelled; failing and passing ones.")
+    repair: DatasetReference = Field(
+        description="Inputs of the fault, failing and passing ones; without labels for bn, align and auto."
+    )
     validation: DatasetReference | None = Field(None, description="Choices are made on it; cut from repair if absent.")
     test: DatasetReference | None = Field(None, description="Only the verdict; a hold-out cut from `repair` if absent.")
     replay: DatasetReference | None = Field(None, description="Training data given back, mixed into the repair.")
@@ -61,7 +63,7 @@ class Preprocessing(Strict):
 
 
 class Model(Strict):
-    """How the model's answer is read."""
+    """How the model's answer is read, and what it once was."""
 
     output: str = Field(
         "auto",
@@ -70,30 +72,60 @@ class Model(Strict):
         description="Which output holds the logits: a field or key (`logits`), a position (`0`), a path (`0.logits`). "
         "`auto` is the only floating output of shape [N, classes].",
     )
+    reference: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2048,
+        description="An earlier good version of the model, `upload:NAME`: where a block has changed, it is to blame.",
+    )
+
+
+class Adversarial(Strict):
+    """The attack that gives every input a twin on the other side: passing inputs fail, failing ones pass."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: float = Field(4 / 255, gt=0, le=10, description="Radius, in pixels scaled to 0-1.")
+    steps: int = Field(5, ge=0, le=100, description="PGD steps; 0 leaves the twins out.")
 
 
 class Localization(Strict):
     """Which block to blame. `auto` lets scores order the blocks and measured probe repairs decide."""
 
-    method: Literal["auto", "spectrum", "gradient", "spectrum+gradient", "random"] = "auto"
+    method: Literal["auto", "drift", "spectrum", "gradient", "spectrum+gradient", "probe", "random"] = "auto"
     formula: Literal["tarantula", "ochiai", "dstar2", "dstar3", "barinel", "op2"] = "ochiai"
     top_k: int = Field(3, ge=1, le=64, description="How many of the ranked blocks are tried.")
     include: list[str] = Field([], max_length=64, description="Glob patterns of block names; empty means all.")
     exclude: list[str] = Field([], max_length=64)
+    adversarial: Adversarial = Adversarial()
 
 
 class Repair(Strict):
     """How to repair: `auto` climbs the ladder batch-norm → block search → level above, and never returns worse."""
 
-    method: Literal["auto", "bn", "weights", "block_search"] = "auto"
+    method: Literal["auto", "bn", "align", "weights", "block_search", "archrepair"] = "auto"
     level: Literal["auto", "block", "network"] = "auto"
-    augment: Literal["auto", "none", "flip", "shift", "flip_shift"] = Field(
-        "auto", description="auto keeps only the transformations under which the original model does not get worse."
+    augment: Literal["auto", "none", "flip", "crop", "flip_crop", "trivial", "augmix", "match"] = Field(
+        "auto",
+        description="auto keeps only the moves under which the original model does not get worse, and replays known "
+        "data through the corruption it recognises in the repair inputs (match).",
     )
     budget_seconds: Auto | Annotated[float, Field(gt=0, le=7 * 24 * 3600)] = "auto"
     epochs: Auto | Annotated[int, Field(ge=1, le=1000)] = "auto"
+    distillation: Auto | Annotated[float, Field(ge=0, le=100)] = Field(
+        "auto", description="Weight of staying with the original's answers where it was right; 0 is off."
+    )
+    align: Auto | Annotated[float, Field(ge=0, le=100)] = Field(
+        "auto", description="Weight of matching the healthy statistics while training; auto asks validation, 0 is off."
+    )
+    interpolate: bool = Field(True, description="Walk back towards the original where validation likes that better.")
+    select: Literal["argmax", "perturbation"] = Field(
+        "argmax", description="How `archrepair` derives the block: largest alpha, or least lost by removing."
+    )
+    cache_gb: float = Field(4.0, ge=0, le=1024, description="Disk for features at the cut; 0 computes them each time.")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     max_latency_ratio: float = Field(1.10, ge=1, le=10)
     max_params_ratio: float = Field(1.25, ge=1, le=10)
+    max_macs_ratio: float = Field(1.25, ge=1, le=10)
 
 
 DEFAULT_GATES = (

@@ -33,6 +33,9 @@ DISTILLATION = 3.0
 WARM_UP_SHARE = 0.15
 AVERAGE_FROM_SHARE = 0.25
 NUM_TRIED_STEPS = 4
+# Parameters of this name choose between operations (search/supernet.py).
+ALPHAS_SUFFIX = ".alphas"
+ALPHA_RATE = 0.01
 MAX_EPOCHS = 40
 # A run whose loss stands above this multiple of where it began (plus one) will not come back.
 DIVERGED_FACTOR = 3.0
@@ -42,7 +45,8 @@ DIVERGED_FACTOR = 3.0
 class TrainingPlan:
     """How long and how hard: `epochs` passes (None: as many as the deadline allows), λ of the distillation.
 
-    `deadline` is in `time.monotonic()` seconds; training ends there whatever `epochs` says.
+    `deadline` is in `time.monotonic()` seconds; training ends there whatever `epochs` says. `penalty` is added to the
+    loss of every batch; it is asked after the forward pass it is about.
     """
 
     epochs: int | None
@@ -51,6 +55,7 @@ class TrainingPlan:
     batch_size: int = 64
     distillation: float = DISTILLATION
     learning_rate: float | None = None
+    penalty: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ def _train_once(
     started = time.monotonic()
     parameters = _select_parameters(model, scope)
     rate = plan.learning_rate or 0.0
-    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+    optimizers = make_optimizers(model, scope, rate)
     total_steps = (plan.epochs or 1) * _steps_per_epoch(features, plan)
     average = _Average(scoped_state(model, scope))
     losses: list[float] = []
@@ -166,12 +171,14 @@ def _train_once(
         for step, batch in enumerate(_batches(features, plan, device=parameters[0].device)):
             if time.monotonic() > plan.deadline:
                 break
-            optimizer.param_groups[0]["lr"] = rate * _warm_up(step / total_steps)
+            optimizers[0].param_groups[0]["lr"] = rate * _warm_up(step / total_steps)
             loss = _loss(tail, batch, plan)
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             if step >= AVERAGE_FROM_SHARE * (total_steps - 1):
                 average.add(scoped_state(model, scope))
             losses.append(loss.item())
@@ -216,6 +223,8 @@ def _batches(features: Features, plan: TrainingPlan, *, device: torch.device) ->
 def _loss(tail: Callable[[Tensor], Tensor], batch: _Batch, plan: TrainingPlan) -> Tensor:
     logits = tail(batch.inputs)
     loss = F.cross_entropy(logits, batch.labels_N)
+    if plan.penalty is not None:
+        loss = loss + plan.penalty()
     if not plan.distillation:
         return loss
     was_right = batch.original_NK.argmax(1) == batch.labels_N
@@ -223,6 +232,19 @@ def _loss(tail: Callable[[Tensor], Tensor], batch: _Batch, plan: TrainingPlan) -
         F.log_softmax(logits, 1), F.log_softmax(batch.original_NK, 1), reduction="none", log_target=True
     )
     return loss + plan.distillation * (divergence.sum(1) * was_right).mean()
+
+
+def make_optimizers(model: nn.Module, scope: Scope, rate: float) -> list[torch.optim.Optimizer]:
+    """SGD for the weights of `scope`, first; Adam for the alphas of its supernets, where it has any.
+
+    Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, section 3: the architect's own optimizer.
+    """
+    parameters = dict(model.named_parameters())
+    chosen = [name for name in parameters if in_scope(name, scope)]
+    weights = [parameters[name] for name in chosen if not name.endswith(ALPHAS_SUFFIX)]
+    alphas = [parameters[name] for name in chosen if name.endswith(ALPHAS_SUFFIX)]
+    sgd = torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+    return [sgd, torch.optim.Adam(alphas, lr=ALPHA_RATE, betas=(0.5, 0.999))] if alphas else [sgd]
 
 
 def _select_parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:

@@ -1,38 +1,63 @@
 """Label-preserving views of an image batch: a finite set, so that prefix activations can be cached per view."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from archrepair_core.data.images import ImageRows
+from archrepair_core.data.preprocessing import to_tensor
+from archrepair_core.spec import Preprocessing
 from archrepair_core.statistics import paired_difference_interval
 
 # A few points are lost on any view the model was not trained on; a changed meaning costs tens.
 TOLERATED_LOSS = 0.02
 
 
+class PixelChange(Protocol):
+    """Something that happens to pixels before preprocessing, such as a corruption; a frozen dataclass."""
+
+    def __call__(self, images_NHWC: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """Changed copies, same shape and dtype; one seed per image, so that batching changes nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class View:
-    """One deterministic transformation: mirror left-right, then move by (dy, dx) sixteenths of the image's edge."""
+    """One deterministic transformation: change the pixels, mirror left-right, then move by (dy, dx) sixteenths."""
 
     flip: bool = False
     dy: int = 0
     dx: int = 0
+    change: PixelChange | None = None
+    seed: int = 0
 
 
 IDENTITY = View()
 AUGMENTATIONS: dict[str, tuple[View, ...]] = {
     "none": (IDENTITY,),
     "flip": (IDENTITY, View(flip=True)),
-    "shift": (IDENTITY, View(dy=1, dx=1), View(dy=-1, dx=1), View(dy=0, dx=-1)),
-    "flip_shift": (IDENTITY, View(flip=True), View(dy=1, dx=-1), View(flip=True, dy=-1, dx=1)),
+    "crop": (IDENTITY, View(dy=1, dx=1), View(dy=-1, dx=1), View(dy=0, dx=-1)),
+    "flip_crop": (IDENTITY, View(flip=True), View(dy=1, dx=-1), View(flip=True, dy=-1, dx=1)),
 }
 
 
-def apply_view(images_NCHW: Tensor, view: View) -> Tensor:
-    """The batch under one view; what a shift uncovers is filled by reflection."""
+def viewed(images: ImageRows, rows: slice, preprocessing: Preprocessing, view: View) -> Tensor:
+    """The images of `rows` (both ends given) as model input [N, C, H, W] under one view."""
+    pixels_NHWC = images[rows]
+    if view.change is not None:
+        # Distinct per row and view, whatever the batches are.
+        seeds = [hash((view.seed, row)) % 2**32 for row in range(rows.start, rows.start + len(pixels_NHWC))]
+        pixels_NHWC = view.change(pixels_NHWC, seeds)
+    return move(to_tensor(pixels_NHWC, preprocessing), view)
+
+
+def move(images_NCHW: Tensor, view: View) -> Tensor:
+    """The geometric part of a view; what a shift uncovers is filled by reflection."""
     if view.flip:
         images_NCHW = images_NCHW.flip(3)
     if not (view.dy or view.dx):
@@ -58,11 +83,11 @@ def harmless_augmentation(answers_of: Callable[[View], Tensor], labels: Tensor) 
         lost, won = int((right & ~right_viewed).sum()), int((~right & right_viewed).sum())
         return paired_difference_interval(won, lost, len(labels))[1] < -TOLERATED_LOSS
 
-    allowed = [not hurts(view) for view in (View(flip=True), AUGMENTATIONS["shift"][1])]
-    names = {(False, False): "none", (True, False): "flip", (False, True): "shift", (True, True): "flip_shift"}
+    allowed = [not hurts(view) for view in (View(flip=True), AUGMENTATIONS["crop"][1])]
+    names = {(False, False): "none", (True, False): "flip", (False, True): "crop", (True, True): "flip_crop"}
     return names[allowed[0], allowed[1]]
 
 
-def stack_views(images_NCHW: Tensor, views: tuple[View, ...]) -> Tensor:
-    """All views of a batch, [V, N, C, H, W]."""
-    return torch.stack([apply_view(images_NCHW, view) for view in views])
+def stack_views(images: ImageRows, rows: slice, preprocessing: Preprocessing, views: Sequence[View]) -> Tensor:
+    """All views of some images, [V, N, C, H, W]."""
+    return torch.stack([viewed(images, rows, preprocessing, view) for view in views])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from archrepair_core.fingerprint import has_statistics
 from archrepair_core.prefix_cache import INPUT, Features
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Arena, Trial
@@ -27,7 +28,7 @@ def re_estimate_batch_norm(arena: Arena) -> Trial | None:
     """The start model with re-estimated statistics at the best weight; None when it has no running statistics."""
     cache = arena.starts["original"]
     model = copy.deepcopy(cache.model)
-    scope = tuple(name for name, module in model.named_modules() if _has_statistics(module))
+    scope = tuple(name for name, module in model.named_modules() if has_statistics(module))
     if not scope:
         return None
     started = time.monotonic()
@@ -49,7 +50,7 @@ def re_estimate_batch_norm(arena: Arena) -> Trial | None:
 
 def _estimate_(model: nn.Module, features: Features) -> None:
     """Replace running statistics by the cumulative average over the un-augmented repair inputs."""
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and _has_statistics(module)]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and has_statistics(module)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -62,7 +63,3 @@ def _estimate_(model: nn.Module, features: Features) -> None:
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.track_running_stats and module.running_mean is not None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet
 
 from archrepair_core.cut import Cut, cut_at
-from archrepair_core.data.augment import AUGMENTATIONS, apply_view
+from archrepair_core.data.augment import AUGMENTATIONS, move
 from archrepair_core.data.images import ImageRows, LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import EngineError
@@ -33,7 +33,7 @@ def cache_of(model: nn.Module, work_dir) -> PrefixCache:
         splits={"repair": split("repair")},
         original_logits={"repair": torch.zeros(COUNT, 4)},
         preprocessing=Preprocessing(),
-        views=AUGMENTATIONS["flip"],
+        views={"repair": AUGMENTATIONS["flip"]},
         work_dir=work_dir,
         device=torch.device("cpu"),
         batch_size=4,
@@ -58,7 +58,7 @@ def test_several_tensors_entering_a_block_are_cached_as_one_row_per_view_and_inp
     assert features.inputs_VN.shape[:2] == (2, COUNT)
     for row, view in zip(features.inputs_VN, AUGMENTATIONS["flip"], strict=True):
         with torch.no_grad():
-            expected = cut.prefix(apply_view(images(), view))
+            expected = cut.prefix(move(images(), view))
         torch.testing.assert_close(torch.from_numpy(np.array(row)).float(), expected, rtol=2e-3, atol=2e-3)
     entering = features.batch(np.zeros(COUNT, int), np.arange(COUNT), torch.device("cpu"))
     torch.testing.assert_close(cut.tail(entering), model(images()), rtol=1e-2, atol=1e-2)
