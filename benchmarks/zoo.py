@@ -1,0 +1,222 @@
+"""Small real networks for the benchmarks, trained here on CIFAR-10: batch-norm ones, two without, one overfitted.
+
+Every recipe is data; `python -m benchmarks.zoo NAME ...` trains what is missing and writes, under benchmarks/out/zoo,
+NAME.pt (TorchScript), NAME.weights.pt (state dict of `build`) and NAME.json (recipe and accuracy). Training images are
+the JPEG ones, so that the JPEG test set is the everyday of these networks and not a fault.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from benchmarks.jpeg_shift import find_data
+
+OUT = Path("benchmarks/out/zoo")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BATCH_SIZE, CROP = 128, 4
+NUM_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained: the first `images` of the training set, one-cycle to `lr`, flips and crops or not."""
+
+    images: int
+    epochs: int
+    lr: float
+    optimizer: str = "sgd"
+    augment: bool = True
+    weight_decay: float = 5e-4
+
+
+def load_cifar(split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """JPEG CIFAR-10 (`train` or `test`), or `lossless-train4k`: images N×32×32×3 and labels; decoded once to npz."""
+    stem = f"cifar10-{split}" if split.startswith("lossless") else f"cifar10-jpeg-{split}"
+    cached = OUT.parent / f"{stem}.npz"
+    if not cached.is_file():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        table = pq.read_table(find_data() / f"{stem}.parquet", columns=["image", "label"])
+        images = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
+        partial = cached.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, images=np.stack(images), labels=np.asarray(table["label"], dtype=np.int64))
+        partial.replace(cached)
+    with np.load(cached) as stored:
+        return stored["images"], stored["labels"]
+
+
+def to_input(images_NHWC: npt.NDArray[np.uint8]) -> Tensor:
+    """Normalised float32 N×3×32×32."""
+    scaled = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 255
+    return (scaled - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+class ResNet8(ResNet):
+    """Three basic blocks of 32, 64 and 128 channels on 16×16 positions: cheap to train and large enough to overfit."""
+
+    def __init__(self) -> None:
+        super().__init__(BasicBlock, [1, 1, 1, 1], num_classes=NUM_CLASSES)
+        self.conv1 = nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.maxpool = nn.Identity()
+        self.inplanes = 32
+        self.layer1 = self._make_layer(BasicBlock, 32, 1)
+        self.layer2 = self._make_layer(BasicBlock, 64, 1, stride=2)
+        self.layer3 = self._make_layer(BasicBlock, 128, 1, stride=2)
+        self.layer4 = nn.Sequential()
+        self.fc = nn.Linear(128, NUM_CLASSES)
+
+
+def _resnet18() -> nn.Module:
+    network = models.resnet18(num_classes=NUM_CLASSES)
+    network.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def _mobilenet() -> nn.Module:
+    network = models.mobilenet_v3_small(num_classes=NUM_CLASSES)
+    network.features[0][0].stride = (1, 1)
+    return network
+
+
+def _densenet() -> nn.Module:
+    network = models.DenseNet(12, (6, 6, 6), 24, num_classes=NUM_CLASSES)
+    network.features.conv0 = nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False)
+    network.features.pool0 = nn.Identity()
+    return network
+
+
+def _vit() -> nn.Module:
+    return models.VisionTransformer(
+        image_size=32, patch_size=4, num_layers=5, num_heads=3, hidden_dim=96, mlp_dim=192, num_classes=NUM_CLASSES
+    )
+
+
+def _convnext() -> nn.Module:
+    stages = [CNBlockConfig(32, 64, 2), CNBlockConfig(64, 128, 2), CNBlockConfig(128, None, 2)]
+    network = ConvNeXt(stages, layer_scale=1.0, num_classes=NUM_CLASSES)
+    network.features[0][0] = nn.Conv2d(3, 32, 2, stride=2)
+    return network
+
+
+ZOO: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
+    "resnet8-overfitted": (ResNet8, Recipe(10_000, 30, 0.1, augment=False, weight_decay=0.0)),
+    "mobilenetv3": (_mobilenet, Recipe(50_000, 4, 0.1)),
+    "densenet": (_densenet, Recipe(50_000, 4, 0.2)),
+    "convnext": (_convnext, Recipe(50_000, 4, 2e-3, optimizer="adamw", weight_decay=0.05)),
+    "vit": (_vit, Recipe(50_000, 3, 2e-3, optimizer="adamw", weight_decay=0.05)),
+    "resnet18": (_resnet18, Recipe(20_000, 3, 0.1)),
+}
+
+
+def load_network(name: str) -> nn.Module:
+    """A trained network of the zoo as eager modules, in eval mode."""
+    network = ZOO[name][0]()
+    network.load_state_dict(torch.load(OUT / f"{name}.weights.pt", weights_only=True))
+    return network.eval()
+
+
+def train_network(name: str) -> None:
+    """Train one network and write its three files; `test_accuracy` is over all 10,000 test images."""
+    torch.manual_seed(0)
+    build, recipe = ZOO[name]
+    images, labels = load_cifar("train")
+    images, labels = images[: recipe.images], labels[: recipe.images]
+    network, started = build(), time.monotonic()
+    _fit_(network, to_input(images), torch.from_numpy(labels), recipe)
+    network.eval()
+    OUT.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), OUT / f"{name}.weights.pt")
+    torch.jit.trace(network, to_input(images[:2])).save(str(OUT / f"{name}.pt"))
+    facts = {
+        "network": name,
+        "recipe": asdict(recipe),
+        "train_accuracy": accuracy_of(network, images[:10_000], labels[:10_000]),
+        "test_accuracy": accuracy_of(network, *load_cifar("test")),
+        "seconds": round(time.monotonic() - started, 1),
+        "torch": torch.__version__,
+    }
+    (OUT / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def accuracy_of(network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> float:
+    """Share of images answered rightly, 0–1."""
+    with torch.inference_mode():
+        answers = [network(to_input(images[start : start + 500])).argmax(1) for start in range(0, len(images), 500)]
+    return float((torch.cat(answers).numpy() == labels).mean())
+
+
+def _fit_(network: nn.Module, inputs: Tensor, labels: Tensor, recipe: Recipe) -> None:
+    steps = recipe.epochs * (len(inputs) // BATCH_SIZE)
+    make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
+    extra = {} if recipe.optimizer == "adamw" else {"momentum": 0.9, "nesterov": True}
+    optimizer = make(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, **extra)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.25)
+    network.train()
+    for epoch in range(recipe.epochs):
+        order, total = torch.randperm(len(inputs)), 0.0
+        for rows in order.split(BATCH_SIZE)[: len(inputs) // BATCH_SIZE]:
+            batch = _augmented(inputs[rows]) if recipe.augment else inputs[rows]
+            loss = nn.functional.cross_entropy(network(batch), labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
+        sys.stderr.write(f"epoch {epoch + 1} of {recipe.epochs}: loss {total * recipe.epochs / steps:.3f}\n")
+
+
+def _augmented(batch: Tensor) -> Tensor:
+    """One flip and one crop offset per batch: a shuffle of the set gives every image its own over the epochs."""
+    if torch.rand(()) < 0.5:
+        batch = batch.flip(3)
+    top, left = torch.randint(2 * CROP + 1, (2,)).tolist()
+    height, width = batch.shape[2:]
+    return nn.functional.pad(batch, (CROP,) * 4)[:, :, top : top + height, left : left + width]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", choices=[*ZOO, []], help="which to train (all)")
+    for name in parser.parse_args(argv).networks or ZOO:
+        if not (OUT / f"{name}.json").is_file():
+            sys.stderr.write(f"training {name}\n")
+            train_network(name)
+    print(make_table())
+    return 0
+
+
+def make_table() -> str:
+    """One Markdown row per trained network."""
+    lines = ["| network | images × epochs | train % | test % | seconds |", "|---|---|---|---|---|"]
+    for path in (OUT / f"{name}.json" for name in ZOO):
+        if path.is_file():
+            facts = json.loads(path.read_text())
+            recipe = cast(dict[str, int], facts["recipe"])
+            lines.append(
+                f"| {facts['network']} | {recipe['images']} × {recipe['epochs']} | {100 * facts['train_accuracy']:.1f} "
+                f"| {100 * facts['test_accuracy']:.1f} | {facts['seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
