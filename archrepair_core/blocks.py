@@ -21,6 +21,8 @@ Level = Literal["block", "stage"]
 
 # A block that was repaired with a branch holds these two and nothing else (search/branches.py), in any archive of ours.
 CELL_PARTS = {"original", "branch"}
+# One that a cell replaced holds only a branch, and that these.
+REPLACED_PARTS, BRANCH_PARTS = {"branch"}, {"operation", "scale"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def _holds_weights(module: nn.Module) -> bool:
 def _without_branches(calls: dict[str, Call]) -> dict[str, Call]:
     """The calls as they were before any block got a branch: a repaired block counts as what its original is."""
     cells = [name for name, call in calls.items() if name and set(call.module._modules) == CELL_PARTS]
-    branches = [f"{cell}.branch" for cell in cells]
+    replaced = [name for name, call in calls.items() if name and _is_replaced(call.module)]
+    branches = [f"{cell}.branch" for cell in [*cells, *replaced]]
     ends = (calls[branch].output_node for branch in branches if branch in calls)
     hidden = frozenset(node for node in ends if node is not None)
     kept = {
@@ -111,14 +114,25 @@ def _without_branches(calls: dict[str, Call]) -> dict[str, Call]:
         for name, call in calls.items()
         if not any(name == branch or _inside(name, branch) for branch in branches)
     }
+    for cell in set(replaced) & kept.keys():
+        kept[cell] = replace(kept[cell], is_cell=True)
     for cell in cells:
         module = calls[cell].module
         while set(module._modules) == CELL_PARTS:
             module = module.get_submodule("original")
         if cell in kept:
-            kept[cell] = replace(kept[cell], module=module)
+            kept[cell] = replace(kept[cell], module=module, is_cell=_is_replaced(module))
             kept.pop(f"{cell}.original", None)
     return kept
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    branch = module._modules.get("branch")
+    return (
+        set(module._modules) == REPLACED_PARTS
+        and branch is not None
+        and {*branch._modules, *branch._parameters} == BRANCH_PARTS
+    )
 
 
 def _in_series(host: Call, part: Call) -> bool:
@@ -160,9 +174,13 @@ def _composite_blocks(calls: dict[str, Call]) -> tuple[list[str], list[str]] | N
     parts = {name: len(_weighted_parts(calls, name)) for name, call in calls.items() if name and call.replaceable}
     kinds = {_kind(calls[name].module) for name, count in parts.items() if count >= 2}
     # A sibling may be slimmer: EfficientNetV2's first blocks have a single convolution.
-    composites = {name: calls[name] for name, count in parts.items() if count and _kind(calls[name].module) in kinds}
+    composites = {
+        name: calls[name]
+        for name, count in parts.items()
+        if count and (_kind(calls[name].module) in kinds or calls[name].is_cell)
+    }
     blocks, stages = _group(_Composites(calls, composites), host="")
-    repeats = Counter(_kind(composites[name].module) for name in blocks)
+    repeats = Counter(_kind(composites[name].module) for name in blocks if not calls[name].is_cell)
     true = {name for name in blocks if repeats[_kind(composites[name].module)] > 1 or _has_bypass(calls, name)}
     if not true:
         return None

@@ -61,6 +61,8 @@ class Call:
     output_node: Node | None = None
     # Where the branches of earlier repairs end: what counts as the structure of the model is without them.
     hidden_nodes: frozenset[Node] = frozenset()
+    # A cell that an earlier repair put in the place of a block: it counts as one layer, whatever it is made of.
+    is_cell: bool = False
 
     @property
     def input_shape(self) -> Shape | None:
@@ -99,7 +101,7 @@ class Call:
     def weighted(self) -> bool:
         """Owns or borrows a weight matrix or kernel itself: a convolution, a linear layer, an attention projection."""
         own = any(parameter.ndim >= 2 for parameter in self.module.parameters(recurse=False))
-        return own or any(call.borrowed for call in self.entered)
+        return self.is_cell or own or any(call.borrowed for call in self.entered)
 
 
 def channel_axis(shape: Shape) -> int:

@@ -1,4 +1,4 @@
-"""The weights alone, as safetensors, and the genotype that says which branches they belong to. docs/formats.md shows
+"""The weights alone, as safetensors, and the genotype that says which cells they belong to. docs/formats.md shows
 how to load both into the original network.
 """
 
@@ -13,13 +13,18 @@ from torch.func import functional_call
 
 from archrepair_core.export.parity import check_answers, compare_tensors, device_of
 from archrepair_core.export.subject import Subject, Written
+from archrepair_core.search.dag import Dag, Edge
+from archrepair_core.search.operations import ORIGINAL
 
-GENOTYPE_VERSION = "1"
-# The arguments that build a layer of a branch again; `bias` is added where the layer has the choice.
+GENOTYPE_VERSION = "2"
+# The arguments that build a layer of a cell again; `bias` is added where the layer has the choice.
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     nn.Linear: ("in_features", "out_features"),
     nn.BatchNorm2d: ("num_features", "eps", "momentum"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "count_include_pad"),
+    nn.Identity: (),
     nn.ReLU: (),
     nn.GELU: (),
 }
@@ -47,21 +52,28 @@ def _note(subject: Subject) -> str:
     foreign = [edit["block"] for edit in subject.genotype.get("edits", []) if edit["block"] not in own]
     if not foreign:
         return ""
-    return (
-        f"{', '.join(foreign)} is no module of the original network, so weights alone do not say where the branch goes"
-    )
+    return f"{', '.join(foreign)} is no module of the original network, so weights alone do not say where the cell goes"
 
 
 def genotype_of(subject: Subject) -> dict[str, Any]:
-    """The genotype with the layers of every branch, enough to build them with plain `torch.nn`."""
+    """The genotype with the layers of every new operation, enough to build them with plain `torch.nn`."""
     edits = [_described(subject.module, edit) for edit in subject.genotype.get("edits", [])]
     return {"object": "genotype", "version": GENOTYPE_VERSION, **subject.genotype, "edits": edits}
 
 
 def _described(module: nn.Module, edit: Mapping[str, Any]) -> dict[str, Any]:
-    branch: Any = module.get_submodule(f"{edit['block']}.branch")
-    layers = [describe_layer(layer) for layer in branch.operation]
-    return {**edit, "branch": {"operation": layers, "scale": list(branch.scale.shape)}}
+    branch = module.get_submodule(f"{edit['block']}.branch")
+    edges = [_with_layers(edge, branch.get_submodule("operation")) for edge in edit["edges"]]
+    return {**edit, "edges": edges, "scale": list(branch.get_parameter("scale").shape)}
+
+
+def _with_layers(edge: Mapping[str, str], operation: nn.Module) -> dict[str, Any]:
+    """A branch of a single operation holds its layers itself."""
+    if edge["operation"] == ORIGINAL:
+        return dict(edge)
+    name = Edge(edge["from"], edge["to"], edge["operation"]).module_name
+    layers = operation.get_submodule(name) if isinstance(operation, Dag) else operation
+    return {**edge, "layers": [describe_layer(layer) for layer in layers.children()]}
 
 
 def describe_layer(layer: nn.Module) -> dict[str, Any]:

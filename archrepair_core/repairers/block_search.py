@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from archrepair_core.search.genotype import Edit, Genotype
+from archrepair_core.search.genotype import Genotype, branch_beside
 from archrepair_core.search.primitives import primitives_for
 from archrepair_core.search.search import Arena, Trial, race
 
@@ -16,7 +16,7 @@ def block_genotypes(arena: Arena, suspects: Sequence[str]) -> list[Genotype]:
     """Candidates in order of prior belief: all suspects as they are, then with each primitive beside them."""
     kept = [Genotype((name,)) for name in suspects]
     edited = [
-        Genotype((name,), (Edit(name, primitive),))
+        Genotype((name,), (branch_beside(name, primitive),))
         for name in suspects
         for primitive in primitives_for(arena.blocks[name])
     ]

@@ -1,41 +1,104 @@
-"""Put a branch beside a block whatever the block's arguments are, in a form TorchScript compiles."""
+"""Put a branch beside a block or in its place, whatever the block's arguments are, in a form TorchScript compiles."""
 
 import ast
 import inspect
 import uuid
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from archrepair_core.blocks import Block
+from archrepair_core.errors import EngineError
 from archrepair_core.ingest.sources import define
 from archrepair_core.ingest.syntax import assign, call, dotted, name
-from archrepair_core.search.primitives import BlockWithBranch, Branch
+from archrepair_core.search.dag import INPUT_NODE, Edge, make_dag
+from archrepair_core.search.operations import operations_for
+from archrepair_core.search.primitives import Span, span_of
 from archrepair_core.slicing import parse_method
 
 _ADDED = "added_by_the_branch"
 _AS_LIST = "tensors_as_list"
-_QUALIFIED_NAME = f"__torch__.{BlockWithBranch.__module__}.{BlockWithBranch.__name__}"
 
 
-def with_branch(original: nn.Module, branch: Branch, block: Block) -> nn.Module:
-    """`original` with `branch` beside it; called as `original` was.
+class Branch(nn.Module):
+    """An operation followed by a zero-initialised scale per output channel."""
+
+    def __init__(self, operation: nn.Module, scale_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.operation = operation
+        self.scale = nn.Parameter(torch.zeros(scale_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scaled operation; zero before training."""
+        return self.operation(x) * self.scale
+
+
+class BlockWithBranch(nn.Module):
+    """The original block with one more way from its input to its output."""
+
+    def __init__(self, original: nn.Module, branch: nn.Module) -> None:
+        super().__init__()
+        self.original = original
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sum of both ways. The branch goes first: the original may overwrite its input in place."""
+        added = self.branch(x)
+        return self.original(x) + added
+
+
+class BlockReplaced(nn.Module):
+    """A branch where the original block was."""
+
+    def __init__(self, _original: nn.Module, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the branch gives."""
+        return self.branch(x)
+
+
+def build_branch(block: Block, edges: Sequence[Edge]) -> Branch:
+    """Fresh operations for `edges`, which come in order, with a zero scale, in eval mode.
+
+    Raises EngineError for an operation that is none of `operations_for(block)`.
+    """
+    span, known = span_of(block), operations_for(block)
+    unknown = sorted({edge.operation for edge in edges} - known.keys())
+    if span is None or unknown:
+        raise EngineError("bad_genotype", f"{block.name} takes no cell with {unknown or 'any operation'}")
+    inner = Span(span.channels_out, span.channels_out)
+    operations = {
+        edge.module_name: known[edge.operation](span if edge.source == INPUT_NODE else inner) for edge in edges
+    }
+    operation = make_dag(edges, operations) if len(edges) > 1 else operations[edges[0].module_name]
+    scale_shape = (span.channels_out, 1, 1) if len(block.output_shape) == 3 else (span.channels_out,)
+    return Branch(operation, scale_shape).eval()
+
+
+def with_branch(
+    original: nn.Module, branch: nn.Module, block: Block, *, base: type[nn.Module] = BlockWithBranch
+) -> nn.Module:
+    """`original` with `branch` beside it; called as `original` was. `base=BlockReplaced` leaves the original out.
 
     The branch is fed the block's tensors, concatenated over channels where there are several. TorchScript knows no
     `*args`: a block with more than one argument, or a list, gets a class of its own with exactly these.
     """
     if _takes_one_tensor(original):
-        return BlockWithBranch(original, branch)
+        return base(original, branch)
     definition = parse_method(inspect.getattr_static(type(original), "forward"))
-    forward = ast.FunctionDef("forward", definition.args, _body(definition, block), [], definition.returns)
-    class_name = BlockWithBranch.__name__
-    base = f"{class_name}_"
+    body = _body(definition, block, keeps_original=base is not BlockReplaced)
+    forward = ast.FunctionDef("forward", definition.args, body, [], definition.returns)
+    base_name = f"{base.__name__}_"
     known = vars(inspect.getmodule(type(original))) | type(original).forward.__globals__
     used = {node.id for node in ast.walk(definition) if isinstance(node, ast.Name)}
-    namespace = {key: known[key] for key in used & known.keys()} | {base: BlockWithBranch, _AS_LIST: as_list}
+    namespace = {key: known[key] for key in used & known.keys()} | {base_name: base, _AS_LIST: as_list}
     kind = define(
-        ast.ClassDef(class_name, [name(base)], [], [forward], []),
+        ast.ClassDef(base.__name__, [name(base_name)], [], [forward], []),
         f"archrepair_branch_{uuid.uuid4().hex[:12]}",
-        _QUALIFIED_NAME,
+        f"__torch__.{base.__module__}.{base.__name__}",
         namespace,
     )
     made: nn.Module = kind(original, branch)
@@ -62,13 +125,15 @@ def as_list(tensors: Tensor | list[Tensor]) -> list[Tensor]:
         return tensors
 
 
-def _body(definition: ast.FunctionDef, block: Block) -> list[ast.stmt]:
+def _body(definition: ast.FunctionDef, block: Block, *, keeps_original: bool) -> list[ast.stmt]:
     """The branch goes first: the original may overwrite its input in place."""
     arguments = {argument.arg: argument for argument in definition.args.args[1:]}
     passed = [name(argument) for argument in arguments]
-    added = assign(_ADDED, call(dotted("self.branch"), _fed([arguments[key] for key in block.arguments], block)))
+    branch = call(dotted("self.branch"), _fed([arguments[key] for key in block.arguments], block))
+    if not keeps_original:
+        return [ast.Return(branch)]
     total = ast.BinOp(call(dotted("self.original"), *passed), ast.Add(), name(_ADDED))
-    return [added, ast.Return(total)]
+    return [assign(_ADDED, branch), ast.Return(total)]
 
 
 def _listed(argument: ast.arg) -> ast.expr:

@@ -8,8 +8,7 @@ and vectors [N, D] use the adapters.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from archrepair_core.blocks import Block
 
@@ -26,33 +25,6 @@ class Span:
     def width(self) -> int:
         """Hidden channels of a branch: a quarter of the output, so that a branch costs a fraction of its block."""
         return max(4, self.channels_out // 4)
-
-
-class Branch(nn.Module):
-    """An operation followed by a zero-initialised scale per output channel."""
-
-    def __init__(self, operation: nn.Module, scale_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.operation = operation
-        self.scale = nn.Parameter(torch.zeros(scale_shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The scaled operation; zero before training."""
-        return self.operation(x) * self.scale
-
-
-class BlockWithBranch(nn.Module):
-    """The original block with one more way from its input to its output."""
-
-    def __init__(self, original: nn.Module, branch: nn.Module) -> None:
-        super().__init__()
-        self.original = original
-        self.branch = branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sum of both ways. The branch goes first: the original may overwrite its input in place."""
-        added = self.branch(x)
-        return self.original(x) + added
 
 
 def _bottleneck(span: Span) -> nn.Module:
@@ -104,20 +76,13 @@ FEATURE_PRIMITIVES: dict[str, Primitive] = {"low_rank": _low_rank, "adapter": _a
 
 def primitives_for(block: Block) -> dict[str, Primitive]:
     """The primitives that fit the block's shapes; empty where none does."""
-    if _span_of(block) is None:
+    if span_of(block) is None:
         return {}
     return IMAGE_PRIMITIVES if len(block.input_shape) == 3 else FEATURE_PRIMITIVES
 
 
-def build_branch(block: Block, primitive: str) -> Branch:
-    """A fresh zero branch for `block`, in eval mode. The primitive must be one of `primitives_for(block)`."""
-    span = _span_of(block)
-    assert span is not None, f"{primitive} was offered for {block.name}, whose shapes no branch can bridge"
-    scale_shape = (span.channels_out, 1, 1) if len(block.output_shape) == 3 else (span.channels_out,)
-    return Branch(primitives_for(block)[primitive](span), scale_shape).eval()
-
-
-def _span_of(block: Block) -> Span | None:
+def span_of(block: Block) -> Span | None:
+    """What a branch beside the block has to bridge; None where no branch can."""
     entered, left = block.input_shape, block.output_shape
     if len(entered) == len(left) == 3:
         strides = {-(-entered[axis] // left[axis]) for axis in (1, 2)}

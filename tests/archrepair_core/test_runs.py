@@ -14,7 +14,7 @@ from archrepair_core.errors import ModelError
 from archrepair_core.export import export_torchscript
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.runs import find_blocks_, make_runs_
-from archrepair_core.search.genotype import Edit, Genotype, build_
+from archrepair_core.search.genotype import Genotype, branch_beside, build_
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -123,7 +123,7 @@ def test_training_a_run_behind_the_cut_reaches_the_parameters_of_the_host(flat):
 def test_a_run_with_a_branch_starts_as_the_same_function_and_comes_back_from_its_archive(flat, tmp_path):
     blocks, expected = blocks_of(flat), flat(images())
     original = copy.deepcopy(flat)
-    build_(flat, Genotype(("run_1",), (Edit("run_1", "bottleneck"),)), blocks, seed=0)
+    build_(flat, Genotype(("run_1",), (branch_beside("run_1", "bottleneck"),)), blocks, seed=0)
     assert torch.equal(flat(images()), expected)
     with torch.no_grad():
         flat.get_parameter("run_1.branch.scale").fill_(0.5)

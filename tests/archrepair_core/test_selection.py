@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from archrepair_core.prefix_cache import Features
-from archrepair_core.search.primitives import BlockWithBranch, Branch
+from archrepair_core.search.branches import BlockWithBranch, Branch
 from archrepair_core.selection import choose_alpha_, interpolate_, score_logits
 from archrepair_core.training import NETWORK, scoped_state
 

@@ -20,7 +20,7 @@ from archrepair_core.ingest.model import ingest_model
 from archrepair_core.ingest.outputs import largest_relative_difference, tensors_in
 from archrepair_core.ingest.verify import verify_decompiled
 from archrepair_core.runs import find_blocks_
-from archrepair_core.search.genotype import Edit, Genotype, build_
+from archrepair_core.search.genotype import Genotype, branch_beside, build_
 from archrepair_core.search.primitives import primitives_for
 from tests.coverage.entry import Kind
 from tests.coverage.weights import randomise_, without_what_traces_lose_
@@ -315,7 +315,7 @@ def _repair_(case: _Case, model: nn.Module) -> str:
         return "weights moved: no block for a cell"
     name = list(blocks)[len(blocks) // 2]
     primitive = next(iter(primitives_for(blocks[name])))
-    build_(model, Genotype((name,), (Edit(name, primitive),)), blocks, seed=3)
+    build_(model, Genotype((name,), (branch_beside(name, primitive),)), blocks, seed=3)
     branch: Any = model.eval().get_submodule(name).branch
     nn.init.uniform_(branch.scale, 0.5, 1.0)
     if case.image.is_floating_point():

@@ -13,7 +13,9 @@ from archrepair_core.blocks import Block, find_blocks
 from archrepair_core.cut import Cut, cut_at
 from archrepair_core.export import export_torchscript
 from archrepair_core.ingest.model import IngestedModel, ingest_model
-from archrepair_core.search.genotype import Edit, Genotype, build_
+from archrepair_core.search.dag import Edge
+from archrepair_core.search.genotype import Edit, Genotype, branch_beside, build_
+from archrepair_core.search.operations import operations_for
 from archrepair_core.search.primitives import primitives_for
 
 pytestmark = pytest.mark.filterwarnings(
@@ -129,7 +131,7 @@ def assert_a_branch_survives_the_way_round(family: Family, kind: str, tmp_path) 
     upload, inputs = ingested(family, kind, tmp_path)
     model, name = upload.model.eval(), family[1]
     blocks, expected, before = blocks_of(model, inputs), model(inputs), model.state_dict()
-    build_(model, Genotype((name,), (Edit(name, next(iter(primitives_for(blocks[name])))),)), blocks, seed=0)
+    build_(model, Genotype((name,), (branch_beside(name, next(iter(primitives_for(blocks[name])))),)), blocks, seed=0)
     assert torch.equal(model(inputs), expected), "a new branch adds exact zeros"
     moves_(model, name)
     assert not torch.equal(model(inputs), expected)
@@ -177,7 +179,7 @@ def test_a_dense_layer_with_a_branch_is_cut_and_trained_like_any_block(kind, tmp
     upload, inputs = ingested(FAMILIES["densenet"], kind, tmp_path)
     model, name = upload.model.eval(), FAMILIES["densenet"][1]
     blocks = blocks_of(model, inputs)
-    build_(model, Genotype((name,), (Edit(name, "bottleneck"),)), blocks, seed=0)
+    build_(model, Genotype((name,), (branch_beside(name, "bottleneck"),)), blocks, seed=0)
     moves_(model, name)
     cut = cut_at(model, name, inputs)
     assert isinstance(cut, Cut), cut
@@ -190,13 +192,49 @@ def test_a_dense_layer_with_a_branch_is_cut_and_trained_like_any_block(kind, tmp
     assert not any(key.startswith("features.denseblock1") for key in trained)
 
 
+def cell_of(block: Block, *, keeps_original: bool) -> Edit:
+    """Two ways over an intermediate node, and one past it."""
+    operations = list(operations_for(block))
+    edges = [("input", "1", operations[-2]), ("1", "output", operations[0]), ("input", "output", operations[-1])]
+    kept = [Edge("input", "output", "original")] if keeps_original else []
+    return Edit(block.name, (*kept, *(Edge(*edge) for edge in edges)))
+
+
+def assert_a_cell_survives_the_way_round(family: Family, kind: str, tmp_path, *, keeps_original: bool) -> None:
+    upload, inputs = ingested(family, kind, tmp_path)
+    model, name = upload.model.eval(), family[1]
+    blocks, expected = blocks_of(model, inputs), model(inputs)
+    genotype = Genotype((name,), (cell_of(blocks[name], keeps_original=keeps_original),))
+    build_(model, genotype, blocks, seed=0)
+    assert torch.equal(model(inputs), expected) == keeps_original
+    moves_(model, name)
+    path = tmp_path / "repaired.pt"
+    assert export_torchscript(model, path, inputs=inputs, original=upload.reference).note == ""
+    again = ingest_model(path, tmp_path).model.eval()
+    torch.testing.assert_close(again(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+    found = blocks_of(again, inputs)
+    assert name in found, list(found)
+    build_(again, Genotype((name,), (cell_of(found[name], keeps_original=True),)), found, seed=1)
+    torch.testing.assert_close(again(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["script", pytest.param("trace", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("keeps_original", [True, False])
+@pytest.mark.parametrize(
+    "family",
+    [name if name in ("plain", "densenet") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
+def test_a_cell_survives_the_way_round_and_its_block_can_be_repaired_again(family, kind, keeps_original, tmp_path):
+    assert_a_cell_survives_the_way_round(FAMILIES[family], kind, tmp_path, keeps_original=keeps_original)
+
+
 def test_a_block_can_get_a_second_branch(tmp_path):
     upload, inputs = ingested(FAMILIES["densenet"], "script", tmp_path)
     model, name = upload.model.eval(), FAMILIES["densenet"][1]
     expected = model(inputs)
     for seed in (0, 1):
         blocks = blocks_of(model, inputs)
-        build_(model, Genotype((name,), (Edit(name, "low_rank_1x1"),)), blocks, seed=seed)
+        build_(model, Genotype((name,), (branch_beside(name, "low_rank_1x1"),)), blocks, seed=seed)
     assert torch.equal(model(inputs), expected)
     moves_(model, name)
     assert not torch.equal(torch.jit.script(model)(inputs), expected)

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from archrepair_core.blocks import Block
-from archrepair_core.search.genotype import Edit, Genotype, build_
-from archrepair_core.search.primitives import FEATURE_PRIMITIVES, IMAGE_PRIMITIVES, build_branch, primitives_for
+from archrepair_core.search.branches import build_branch
+from archrepair_core.search.dag import Edge
+from archrepair_core.search.genotype import Genotype, branch_beside, build_
+from archrepair_core.search.primitives import FEATURE_PRIMITIVES, IMAGE_PRIMITIVES, primitives_for
 
 
 def block_of(input_shape, output_shape, name="body"):
@@ -19,7 +21,7 @@ def block_of(input_shape, output_shape, name="body"):
     [((8, 6, 6), (8, 6, 6)), ((8, 6, 6), (16, 3, 3)), ((8, 7, 7), (16, 4, 4)), ((4, 5, 9), (6, 5, 9))],
 )
 def test_image_branches_bridge_channels_and_strides_and_start_at_zero(primitive, entered, left):
-    branch = build_branch(block_of(entered, left), primitive)
+    branch = build_branch(block_of(entered, left), [Edge("input", "output", primitive)])
     out = branch(torch.randn(2, *entered))
     assert out.shape == (2, *left)
     assert not out.any()
@@ -30,7 +32,7 @@ def test_image_branches_bridge_channels_and_strides_and_start_at_zero(primitive,
 @pytest.mark.parametrize("primitive", list(FEATURE_PRIMITIVES))
 @pytest.mark.parametrize("shape", [(12,), (5, 12)])
 def test_feature_branches_serve_vectors_and_tokens(primitive, shape):
-    branch = build_branch(block_of(shape, (*shape[:-1], 8)), primitive)
+    branch = build_branch(block_of(shape, (*shape[:-1], 8)), [Edge("input", "output", primitive)])
     out = branch(torch.randn(3, *shape))
     assert out.shape == (3, *shape[:-1], 8)
     assert not out.any()
@@ -50,14 +52,14 @@ def test_a_built_genotype_computes_the_same_function_and_scripts(primitive):
     x = torch.randn(2, 3, 8, 8)
     before = model(x)
     blocks = {"1": block_of((8, 6, 6), (8, 6, 6), name="1")}
-    build_(model, Genotype(("1",), (Edit("1", primitive),)), blocks, seed=3)
+    build_(model, Genotype(("1",), (branch_beside("1", primitive),)), blocks, seed=3)
     assert torch.equal(model(x), before)
     assert torch.allclose(torch.jit.script(model)(x), before, atol=1e-6)
 
 
 def test_building_twice_with_one_seed_gives_the_same_weights_and_leaves_the_random_state_alone():
     blocks = {"0": block_of((8, 6, 6), (8, 6, 6), name="0")}
-    genotype = Genotype(("0",), (Edit("0", "bottleneck"),))
+    genotype = Genotype(("0",), (branch_beside("0", "bottleneck"),))
     state = torch.random.get_rng_state()
     one, two = _two_builds(genotype, blocks)
     assert one.keys() == two.keys()
@@ -73,11 +75,20 @@ def _two_builds(genotype, blocks):
 
 
 def test_a_genotype_is_plain_data_with_a_readable_name():
-    genotype = Genotype(("layer1.0",), (Edit("layer1.0", "bottleneck"),))
+    genotype = Genotype(("layer1.0",), (branch_beside("layer1.0", "bottleneck"),))
     assert genotype.name == "layer1.0 + bottleneck"
     assert genotype.to_json() == {
         "scope": ["layer1.0"],
         "start": "original",
-        "edits": [{"block": "layer1.0", "operations": ["original", "bottleneck"]}],
+        "edits": [
+            {
+                "block": "layer1.0",
+                "edges": [
+                    {"from": "input", "to": "output", "operation": "original"},
+                    {"from": "input", "to": "output", "operation": "bottleneck"},
+                ],
+            }
+        ],
     }
+    assert Genotype.from_json(genotype.to_json()) == genotype
     assert Genotype(("",)).name == "network"
