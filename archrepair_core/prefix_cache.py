@@ -1,56 +1,39 @@
-"""The activations that enter a cut, computed once per augmented view and kept in a memory-mapped fp16 file.
+"""The activations that enter a cut, computed once per augmented view and kept on disk as fp16, within a budget.
 
 Everything below the cut is frozen while a block is repaired, so training and choosing need only what enters it.
-Shapes: V views, N inputs, K classes.
 """
 
-import math
-import os
-import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from archrepair_core.cut import NoCut, cut_at
-from archrepair_core.data.augment import IDENTITY, View, stack_views
+from archrepair_core.data.augment import IDENTITY, View, viewed
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import EngineError
+from archrepair_core.features import DiskBudget, Features, Rows, StoredRows, StreamedRows, store_rows
 from archrepair_core.modes import eval_mode
 from archrepair_core.spec import Preprocessing
 
 # What a name of features stands for, where it is not the name of one split.
 ROLES = {"training": ("repair", "replay")}
+# What one trial reads at its cut, again and again; it is kept together or not at all.
+TRIAL_ROLES = (*ROLES["training"], "validation")
 INPUT = ""  # the cut before everything: features are the preprocessed images themselves
-FP16_MAX = 65504.0
 
-
-@dataclass(frozen=True)
-class Features:
-    """What enters a cut: `inputs_VN` fp16 [V, N, ...] on disk; labels and the original's logits on the plain images."""
-
-    inputs_VN: npt.NDArray[np.float16]
-    original_NK: Tensor
-    labels_N: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    def batch(self, views: npt.NDArray[np.intp], items: npt.NDArray[np.intp], device: torch.device) -> Tensor:
-        """Inputs of the cut for pairs (view, item), float32 on `device`."""
-        return torch.from_numpy(self.inputs_VN[views, items]).to(device, torch.float32)
+# Checksum of the weights that computed the rows (0 for those of the input), cut, role.
+_Key = tuple[int, str, str]
 
 
 @dataclass
 class PrefixCache:
-    """Features by (cut, split), each computed at most once; files live in `work_dir` and die with it.
+    """Features by (cut, split). What fits into the budget lies in `work_dir`, the rest is computed when asked for.
 
     `model` is where every repair starts from and must not be modified: features of other weights would be wrong
     without a sign, so each use compares a checksum (EngineError `stale_features`). `original_logits` [N, K] are the
@@ -64,24 +47,23 @@ class PrefixCache:
     views: Mapping[str, tuple[View, ...]]
     work_dir: Path
     device: torch.device
+    budget: DiskBudget = field(default_factory=DiskBudget)
     batch_size: int = 128
-    max_bytes: int = 8 * 1024**3
-    _features: dict[tuple[str, str], Features] = field(default_factory=dict)
+    _rows: dict[_Key, StoredRows] = field(default_factory=dict)
     _checksum: int | None = None
 
     def features(self, cut_name: str, split: str) -> Features:
         """Features of a split, or of `training` (repair and replay), at `cut_name` (`INPUT` for the whole network)."""
-        key = (cut_name, split)
         if cut_name != INPUT:
             self._check_model(cut_name)
-        if key not in self._features:
-            self._features[key] = self._compute(cut_name, split)
-        return self._features[key]
+        data = [self.splits[role] for role in ROLES.get(split, (split,)) if role in self.splits]
+        parts = tuple(self._rows_of(cut_name, images) for images in data)
+        labels_N = torch.from_numpy(np.concatenate([images.labels for images in data]))
+        return Features(parts, torch.cat([self.original_logits[images.name] for images in data]), labels_N)
 
     def starting_from(self, model: nn.Module) -> "PrefixCache":
-        """The same cache for another starting point; what does not depend on the model is shared."""
-        shared = {key: value for key, value in self._features.items() if key[0] == INPUT}
-        return replace(self, model=model, _features=shared, _checksum=None)
+        """The same cache for another starting point: one budget, and what does not depend on the model is shared."""
+        return replace(self, model=model, _checksum=None)
 
     def _check_model(self, cut_name: str) -> None:
         checksum = _checksum_of(self.model)
@@ -92,70 +74,79 @@ class PrefixCache:
                 "stale_features", f"the model changed after features were computed for cuts such as {cut_name!r}"
             )
 
-    def _compute(self, cut_name: str, split: str) -> Features:
-        data = [self.splits[role] for role in ROLES.get(split, (split,)) if role in self.splits]
-        with torch.inference_mode(), eval_mode(self.model):
-            inputs_VN = self._entering(cut_name, split, data)
-        labels_N = torch.from_numpy(np.concatenate([images.labels for images in data]))
-        original_NK = torch.cat([self.original_logits[images.name] for images in data])
-        return Features(inputs_VN, original_NK, labels_N)
+    def _rows_of(self, cut_name: str, images: LabelledImages) -> Rows:
+        key = (0 if cut_name == INPUT else self._checksum or 0, cut_name, images.name)
+        if key in self._rows:
+            self._rows[key] = self._rows.pop(key)  # the most recently used stand last
+            return self._rows[key]
+        prefix = self._prefix(cut_name, images)
+        with torch.inference_mode():
+            row_shape = tuple(prefix(self._sample(images)).shape[1:])
+        num_views = self._affordable_views(images.name, row_bytes=2 * int(np.prod(row_shape)))
+        shape = (num_views, len(images), *row_shape)
+        if not num_views or not self._make_room(2 * int(np.prod(shape)), cut_name):
+            return StreamedRows(images, self.preprocessing, self._views_of(images.name), prefix, self.device)
+        views = self._views_of(images.name)[:num_views]
+        self._rows[key] = store_rows(self._entering(prefix, images, views), shape, self.work_dir, self.budget)
+        return self._rows[key]
 
-    def _entering(self, cut_name: str, split: str, data: list[LabelledImages]) -> npt.NDArray[np.float16]:
-        """Run the prefix over every view of every input, straight into a file."""
-        prefix = self._prefix(cut_name, data[0])
-        num_views = max(len(self._views_of(images)) for images in data)
-        stored: npt.NDArray[np.float16] | None = None
-        start = 0
-        for images_VNCHW in self._viewed_batches(data, num_views):
-            flat = prefix(images_VNCHW.flatten(0, 1)).clamp(-FP16_MAX, FP16_MAX).half().cpu().numpy()
-            entered = flat.reshape(num_views, -1, *flat.shape[1:])
-            if stored is None:
-                stored = self._allocate(cut_name, split, (num_views, sum(map(len, data)), *entered.shape[2:]))
-            stored[:, start : start + entered.shape[1]] = entered
-            start += entered.shape[1]
-        assert stored is not None, f"split {split!r} is empty; reading the data refuses that"
-        return stored
+    def _views_of(self, role: str) -> tuple[View, ...]:
+        return self.views.get(role, (IDENTITY,))
 
-    def _prefix(self, cut_name: str, data: LabelledImages) -> Callable[[Tensor], Tensor]:
+    def _affordable_views(self, role: str, *, row_bytes: int) -> int:
+        """How many views of `role` may be stored, with all that a trial needs at the same cut; 0 is none.
+
+        It does not depend on what is stored already, so that a job that is resumed sees the same views.
+        """
+        together = {name for name in (TRIAL_ROLES if role in TRIAL_ROLES else (role,)) if name in self.splits}
+        for most in range(max(len(self._views_of(name)) for name in together), 0, -1):
+            counts = (min(most, len(self._views_of(name))) * len(self.splits[name]) for name in together)
+            if row_bytes * sum(counts) <= self.budget.max_bytes:
+                return min(most, len(self._views_of(role)))
+        # Validation is read most often for its size: at every α.
+        alone = role == "validation" and row_bytes * len(self.splits[role]) <= self.budget.max_bytes
+        return 1 if alone else 0
+
+    def _make_room(self, num_bytes: int, cut_name: str) -> bool:
+        """Forget rows of other cuts, those unused for longest first, until so many bytes are free."""
+        for key in [key for key in self._rows if key[1] != cut_name]:
+            if self.budget.free >= num_bytes:
+                break
+            del self._rows[key]
+        return self.budget.free >= num_bytes
+
+    def _entering(
+        self, prefix: Callable[[Tensor], Tensor], images: LabelledImages, views: tuple[View, ...]
+    ) -> Iterator[Tensor]:
+        """What enters the cut, view by view."""
+        for view in views:
+            for start in range(0, len(images), self.batch_size):
+                items = np.arange(start, min(start + self.batch_size, len(images)))
+                yield prefix(viewed(images.images, items, self.preprocessing, view).to(self.device))
+
+    def _sample(self, images: LabelledImages) -> Tensor:
+        return to_tensor(images.images[:2], self.preprocessing).to(self.device)
+
+    def _prefix(self, cut_name: str, images: LabelledImages) -> Callable[[Tensor], Tensor]:
+        """From preprocessed images to what enters the cut, with nothing in train mode and no graph."""
         if cut_name == INPUT:
-            return lambda images: images
-        sample = to_tensor(data.images[:2], self.preprocessing).to(self.device)
-        cut = cut_at(self.model, cut_name, sample)
+            return lambda inputs: inputs
+        cut = cut_at(self.model, cut_name, self._sample(images))
         if isinstance(cut, NoCut):
             raise EngineError("no_cut", f"{cut_name!r} was offered as a cut, but: {cut.reason}")
-        return cut.prefix
 
-    def _views_of(self, images: LabelledImages) -> tuple[View, ...]:
-        return self.views.get(images.name, (IDENTITY,))
+        def prefix(inputs: Tensor) -> Tensor:
+            with torch.no_grad(), eval_mode(self.model):
+                return cut.prefix(inputs)
 
-    def _viewed_batches(self, data: list[LabelledImages], num_views: int) -> Iterator[Tensor]:
-        """Every part under equally many views; a part that has fewer repeats them."""
-        step = max(1, self.batch_size // num_views)
-        for images in data:
-            views = list(islice(cycle(self._views_of(images)), num_views))
-            for start in range(0, len(images), step):
-                rows = slice(start, min(start + step, len(images)))
-                yield stack_views(images.images, rows, self.preprocessing, views).to(self.device)
-
-    def _allocate(self, cut_name: str, split: str, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
-        num_bytes = 2 * math.prod(shape)
-        if num_bytes > self.max_bytes:
-            raise EngineError(
-                "prefix_cache_full",
-                f"caching {split!r} at {cut_name or 'the input'!r} needs {num_bytes / 1e9:.1f} GB, "
-                f"the limit is {self.max_bytes / 1e9:.1f} GB",
-                hint="send fewer repair inputs, or set repair.augment to 'none'",
-            )
-        descriptor, path = tempfile.mkstemp(prefix="features-", suffix=".npy", dir=self.work_dir)
-        os.close(descriptor)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        return prefix
 
 
 def _checksum_of(model: nn.Module) -> int:
     """Over names and bytes of every tensor; it need only tell an accident, so a fast one will do."""
     checksum = 0
     for name, tensor in model.state_dict().items():
-        checksum = zlib.crc32(name.encode(), checksum)
+        checksum = crc32(name.encode(), checksum)
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        checksum = zlib.crc32(data, checksum)
+        checksum = crc32(data, checksum)
     return checksum

@@ -15,6 +15,7 @@ from archrepair_core.errors import DatasetError
 from archrepair_core.export import export_model
 from archrepair_core.export.subject import Export, Subject, two_batches
 from archrepair_core.facts import Inspection, describe_model
+from archrepair_core.features import DiskBudget
 from archrepair_core.gates import parse_gate
 from archrepair_core.ingest.model import IngestedModel, ingest_model
 from archrepair_core.interface import restore_
@@ -26,6 +27,7 @@ from archrepair_core.report.evidence import Evidence, gather_evidence
 from archrepair_core.report.write import write_localization, write_predictions, write_report
 from archrepair_core.search.search import Arena, Trial
 from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec, resolve_outputs
+from archrepair_core.training import distillation_weight
 
 # Where each phase begins on the progress bar.
 PHASE_PERCENT = dict(zip(PHASES, (0.0, 5.0, 15.0, 20.0, 85.0, 97.0), strict=True))
@@ -142,6 +144,7 @@ def _search(
         views=case.baseline.views,
         work_dir=work_dir,
         device=host.device,
+        budget=DiskBudget(spec.cache_gb * 1e9),
     )
     arena = Arena(
         host.model,
@@ -270,6 +273,7 @@ def _resolved_spec(case: Case, localization: Localization, budget_seconds: float
     spec["preprocessing"] = case.data.preprocessing.model_dump(mode="json")
     spec["localization"]["method"] = localization.method
     spec["repair"] |= {"augment": case.baseline.augment, "budget_seconds": round(budget_seconds, 1)}
+    spec["repair"] |= {"distillation": distillation_weight(case.spec.repair)}
     spec["outputs"] = resolve_outputs(case.spec.outputs, case.host.format)
     spec["gates"] = list(DEFAULT_GATES) if case.spec.gates == "auto" else spec["gates"]
     return spec

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from archrepair_core.prefix_cache import Features
+from archrepair_core.features import Features
 from archrepair_core.training import Scope, load_scoped_state, scoped_state
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
@@ -79,10 +79,7 @@ def broken_slope(walk: Sequence[tuple[float, ValidationScore]]) -> float:
 def run_tail(tail: Callable[[Tensor], Tensor], features: Features, device: torch.device) -> Tensor:
     """Logits [N, K] of the plain images, on the CPU."""
     with torch.inference_mode():
-        parts = [
-            tail(torch.from_numpy(features.inputs_VN[0, start : start + BATCH_SIZE]).to(device, torch.float32))
-            for start in range(0, len(features), BATCH_SIZE)
-        ]
+        parts = [tail(inputs) for inputs in features.plain(BATCH_SIZE, device)]
     return torch.cat(parts).float().cpu()
 
 

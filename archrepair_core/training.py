@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from archrepair_core.prefix_cache import Features
+from archrepair_core.features import Features
+from archrepair_core.spec import Repair
 
 Scope = tuple[str, ...]
 NETWORK: Scope = ("",)
@@ -67,6 +68,11 @@ class TrainingRun:
     steps: int
     seconds: float
     diverged: bool
+
+
+def distillation_weight(asked: Repair) -> float:
+    """λ, where the spec leaves it open."""
+    return DISTILLATION if asked.distillation == "auto" else asked.distillation
 
 
 def in_scope(name: str, scope: Scope) -> bool:
@@ -205,14 +211,14 @@ class _Batch:
 def _batches(features: Features, plan: TrainingPlan, *, device: torch.device) -> Iterator[_Batch]:
     """`plan.epochs` shuffled passes, each input under a view drawn anew; batch-norm cannot train on a batch of one."""
     rng = np.random.default_rng(plan.seed)
-    num_views, num_items = features.inputs_VN.shape[:2]
+    num_items = len(features)
     for _ in range(plan.epochs or 1):
         order = rng.permutation(num_items)
         for start in range(0, num_items, plan.batch_size):
             items = order[start : start + plan.batch_size]
             if len(items) == 1 and num_items > 1:
                 items = np.concatenate([items, order[:1]])
-            views = rng.integers(num_views, size=len(items))
+            views = rng.integers(features.num_views_N[items])
             yield _Batch(
                 features.batch(views, items, device),
                 features.labels_N[items].to(device),

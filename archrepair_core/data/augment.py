@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,12 +45,12 @@ AUGMENTATIONS: dict[str, tuple[View, ...]] = {
 }
 
 
-def viewed(images: ImageRows, rows: slice, preprocessing: Preprocessing, view: View) -> Tensor:
-    """The images of `rows` (both ends given) as model input [N, C, H, W] under one view."""
+def viewed(images: ImageRows, rows: np.ndarray, preprocessing: Preprocessing, view: View) -> Tensor:
+    """The images of `rows` as model input [N, C, H, W] under one view."""
     pixels_NHWC = images[rows]
     if view.change is not None:
         # Distinct per row and view, whatever the batches are.
-        seeds = [hash((view.seed, row)) % 2**32 for row in range(rows.start, rows.start + len(pixels_NHWC))]
+        seeds = [hash((view.seed, row)) % 2**32 for row in rows.tolist()]
         pixels_NHWC = view.change(pixels_NHWC, seeds)
     return move(to_tensor(pixels_NHWC, preprocessing), view)
 
@@ -86,8 +85,3 @@ def harmless_augmentation(answers_of: Callable[[View], Tensor], labels: Tensor) 
     allowed = [not hurts(view) for view in (View(flip=True), AUGMENTATIONS["crop"][1])]
     names = {(False, False): "none", (True, False): "flip", (False, True): "crop", (True, True): "flip_crop"}
     return names[allowed[0], allowed[1]]
-
-
-def stack_views(images: ImageRows, rows: slice, preprocessing: Preprocessing, views: Sequence[View]) -> Tensor:
-    """All views of some images, [V, N, C, H, W]."""
-    return torch.stack([viewed(images, rows, preprocessing, view) for view in views])

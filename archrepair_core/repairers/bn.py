@@ -6,13 +6,15 @@ al., "Improving robustness against common corruptions by covariate shift adaptat
 
 import copy
 import time
+from itertools import islice
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from archrepair_core.features import Features
 from archrepair_core.fingerprint import has_statistics
-from archrepair_core.prefix_cache import INPUT, Features
+from archrepair_core.prefix_cache import INPUT
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Arena, Trial
 from archrepair_core.selection import choose_alpha_
@@ -58,8 +60,8 @@ def _estimate_(model: nn.Module, features: Features) -> None:
         layer.train()
     device = next(model.parameters()).device
     with torch.no_grad():
-        for start in range(0, min(len(features), MAX_INPUTS), BATCH_SIZE):
-            model(torch.from_numpy(features.inputs_VN[0, start : start + BATCH_SIZE]).to(device, torch.float32))
+        for inputs in islice(features.plain(BATCH_SIZE, device), MAX_INPUTS // BATCH_SIZE):
+            model(inputs)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         layer.eval()

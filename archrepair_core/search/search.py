@@ -20,7 +20,7 @@ from archrepair_core.prefix_cache import INPUT, PrefixCache
 from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.selection import ALPHAS, ValidationScore, choose_alpha_
 from archrepair_core.spec import Repair
-from archrepair_core.training import Scope, TrainingPlan, TrainingRun, scoped_state, train
+from archrepair_core.training import Scope, TrainingPlan, TrainingRun, distillation_weight, scoped_state, train
 
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
@@ -101,7 +101,7 @@ def run_trial(
         tail,
         cache.features(cut_name, "training"),
         scope=scope,
-        plan=TrainingPlan(epochs=epochs, deadline=deadline, seed=arena.seed),
+        plan=TrainingPlan(epochs, deadline, seed=arena.seed, distillation=distillation_weight(arena.limits)),
         on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
     )
     alpha, score = choose_alpha_(
@@ -110,8 +110,8 @@ def run_trial(
         cache.features(cut_name, "validation"),
         scope=scope,
         start=start,
-        max_broken=arena.max_broken,
-        alphas=alphas,
+        max_broken=arena.max_broken if arena.limits.interpolate else math.inf,
+        alphas=alphas if arena.limits.interpolate else (1.0,),
     )
     return Trial(genotype, model, alpha, score, run)
 

@@ -242,7 +242,7 @@ WEIGHTS = {"repair": {"method": "weights", "level": "block", "epochs": 2}, "gate
 
 def test_a_named_tuple_comes_back_whole_and_its_logits_are_repaired(run, rewritten):
     outcome, out, _ = run(model=rewritten(Wrapped), **WEIGHTS)
-    assert outcome.resolved_spec["model"] == {"output": "logits"}
+    assert outcome.resolved_spec["model"]["output"] == "logits"
     answer = repaired_file(outcome, out)(torch.rand(3, 1, 8, 8))
     assert answer._fields == ("features", "logits")
     assert (answer.features.shape, answer.logits.shape) == ((3, 1, 10), (3, 10))

@@ -1,11 +1,13 @@
 """Choosing on validation: scores against hand counts, and the walk from the original towards the repaired model."""
 
-import numpy as np
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from archrepair_core.prefix_cache import Features
+from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.search.branches import BlockWithBranch, Branch
 from archrepair_core.selection import choose_alpha_, interpolate_, score_logits
 from archrepair_core.training import NETWORK, scoped_state
@@ -55,7 +57,8 @@ def test_a_new_branch_is_walked_by_its_scale_alone():
 
 
 def identity_features(inputs, labels, original):
-    return Features(inputs.numpy().astype(np.float16)[None], original, labels)
+    rows = store_rows([inputs], (1, *inputs.shape), Path(tempfile.gettempdir()), DiskBudget())
+    return Features((rows,), original, labels)
 
 
 @pytest.mark.parametrize(

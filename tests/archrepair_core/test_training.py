@@ -1,14 +1,16 @@
 """The training loop: it learns, touches its scope alone, averages, distils, and stops when it diverges."""
 
 import math
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from archrepair_core.prefix_cache import Features
+from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.training import NETWORK, TrainingPlan, in_scope, scoped_state, train, try_steps
 
 
@@ -17,7 +19,12 @@ def make_task(items=120, views=2):
     labels = rng.integers(0, 3, size=items)
     inputs = rng.normal(size=(views, items, 6)).astype(np.float16) * 0.3
     inputs[:, np.arange(items), labels] += 2
-    return Features(inputs, torch.zeros(items, 3), torch.from_numpy(labels))
+    rows = store_rows(torch.from_numpy(inputs), inputs.shape, Path(tempfile.gettempdir()), DiskBudget())
+    return Features((rows,), torch.zeros(items, 3), torch.from_numpy(labels))
+
+
+def plain(task):
+    return next(task.plain(len(task), torch.device("cpu")))
 
 
 def make_net():
@@ -33,7 +40,7 @@ def plan(**changes):
 
 def accuracy(net, task):
     with torch.no_grad():
-        return (net(torch.from_numpy(task.inputs_VN[0]).float()).argmax(1) == task.labels_N).float().mean().item()
+        return (net(plain(task)).argmax(1) == task.labels_N).float().mean().item()
 
 
 def test_training_learns_the_task():
@@ -70,13 +77,13 @@ def test_distillation_keeps_right_answers_closer_to_the_original():
     def drift(distillation):
         net, task = make_net(), make_task()
         with torch.no_grad():
-            original = net(torch.from_numpy(task.inputs_VN[0]).float())
+            original = net(plain(task))
         right = original.argmax(1) == task.labels_N
         assert right.any()
-        task = Features(task.inputs_VN, original, task.labels_N)
+        task = Features(task.parts, original, task.labels_N)
         train(net, net, task, scope=("1",), plan=plan(epochs=10, learning_rate=0.05, distillation=distillation))
         with torch.no_grad():
-            moved = net(torch.from_numpy(task.inputs_VN[0]).float()).softmax(1) - original.softmax(1)
+            moved = net(plain(task)).softmax(1) - original.softmax(1)
         return moved[right].abs().mean().item()
 
     assert drift(10.0) < 0.7 * drift(0.0)
@@ -103,7 +110,7 @@ def test_the_learning_rate_follows_the_size_of_the_weights(size):
 
 
 def _gradient_norm(net, task):
-    loss = nn.functional.cross_entropy(net(torch.from_numpy(task.inputs_VN[0]).float()), task.labels_N)
+    loss = nn.functional.cross_entropy(net(plain(task)), task.labels_N)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]).norm().item()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from archrepair_core.data.augment import AUGMENTATIONS, IDENTITY, View, harmless_augmentation, move, stack_views, viewed
+from archrepair_core.data.augment import AUGMENTATIONS, IDENTITY, View, harmless_augmentation, move, viewed
 from archrepair_core.data.images import ImageRows
 from archrepair_core.spec import Preprocessing
 
@@ -32,7 +32,7 @@ def test_a_shift_is_a_sixteenth_of_the_edge_for_large_images():
 def test_every_augmentation_starts_with_the_identity_and_keeps_the_shape(name):
     pixels = np.random.default_rng(0).random((3, 8, 8, 2), dtype=np.float32)
     images = ImageRows(pixels, np.arange(3))
-    stacked = stack_views(images, slice(0, 3), Preprocessing(), AUGMENTATIONS[name])
+    stacked = torch.stack([viewed(images, np.arange(3), Preprocessing(), view) for view in AUGMENTATIONS[name]])
     assert stacked.shape == (len(AUGMENTATIONS[name]), 3, 2, 8, 8)
     assert AUGMENTATIONS[name][0] == IDENTITY
     assert torch.equal(stacked[0], torch.from_numpy(pixels).permute(0, 3, 1, 2))
@@ -46,8 +46,8 @@ def test_pixels_are_changed_before_preprocessing_and_alike_in_any_batches():
 
     images = ImageRows(np.zeros((5, 4, 4, 1), np.uint8), np.arange(5))
     view = View(change=Speckle(), seed=7)
-    whole = viewed(images, slice(0, 5), Preprocessing(), view)
-    parts = [viewed(images, slice(start, min(start + 2, 5)), Preprocessing(), view) for start in (0, 2, 4)]
+    whole = viewed(images, np.arange(5), Preprocessing(), view)
+    parts = [viewed(images, np.arange(start, min(start + 2, 5)), Preprocessing(), view) for start in (0, 2, 4)]
     assert torch.equal(whole, torch.cat(parts))
     assert len(whole[:, 0, 0, 0].unique()) == 5
 

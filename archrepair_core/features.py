@@ -1,0 +1,180 @@
+"""What enters a cut, input by input and view by view: read from disk, or computed again each time it is asked for.
+
+Both give the same numbers, rounded to fp16, so a smaller budget of disk costs seconds and not accuracy.
+Shapes: V views, N inputs, B asked for at once, K classes.
+"""
+
+import math
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from archrepair_core.data.augment import View, viewed
+from archrepair_core.data.images import LabelledImages
+from archrepair_core.spec import Preprocessing
+
+FP16_MAX = 65504.0
+Indices = npt.NDArray[np.intp]
+
+
+class Rows(Protocol):
+    """The inputs of one role at a cut."""
+
+    @property
+    def num_views(self) -> int:
+        """Under how many views each input can be asked for; view 0 is the plain image."""
+
+    def __len__(self) -> int:
+        """How many inputs."""
+
+    def read(self, views: Indices, items: Indices) -> Tensor:
+        """The values [B, ...] for pairs (view, item), fp16."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """The inputs of a cut from one role or several, one after the other; labels and the original's logits of each."""
+
+    parts: tuple[Rows, ...]
+    original_NK: Tensor
+    labels_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @cached_property
+    def num_views_N(self) -> Indices:
+        """Under how many views each input can be asked for."""
+        return np.repeat([part.num_views for part in self.parts], [len(part) for part in self.parts])
+
+    @cached_property
+    def _part_starts(self) -> Indices:
+        return np.cumsum([0, *map(len, self.parts)])
+
+    def batch(self, views: Indices, items: Indices, device: torch.device) -> Tensor:
+        """Inputs of the cut for pairs (view, item), float32 on `device`, without gradients."""
+        part_B = np.searchsorted(self._part_starts, items, side="right") - 1
+        found: Tensor | None = None
+        for number in np.unique(part_B):
+            where = np.flatnonzero(part_B == number)
+            values = self.parts[number].read(views[where], items[where] - self._part_starts[number])
+            if len(where) == len(items):
+                return values.to(device, torch.float32)
+            found = torch.empty(len(items), *values.shape[1:], device=device) if found is None else found
+            found[torch.from_numpy(where).to(device)] = values.to(device, torch.float32)
+        assert found is not None, "a batch of nothing"
+        return found
+
+    def plain(self, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+        """Every input as it is, in order."""
+        for start in range(0, len(self), batch_size):
+            items = np.arange(start, min(start + batch_size, len(self)))
+            yield self.batch(np.zeros_like(items), items, device)
+
+
+class DiskBudget:
+    """Bytes that features may take on disk, and those that live ones take."""
+
+    def __init__(self, max_bytes: float = math.inf) -> None:
+        self.max_bytes = max_bytes
+        self.used = 0
+
+    @property
+    def free(self) -> float:
+        """Bytes that may still be taken."""
+        return self.max_bytes - self.used
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """Rows in a file without a name: it is gone with the last reference, or with the process however it ends.
+
+    Read, not mapped: mapped pages would count as memory of this process.
+    """
+
+    descriptor: int
+    num_views: int
+    num_items: int
+    row_shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def read(self, views: Indices, items: Indices) -> Tensor:
+        """As `Rows.read`."""
+        buffer = np.empty((len(items), *self.row_shape), np.float16)
+        row_bytes = 2 * math.prod(self.row_shape)
+        for row, view, item in zip(buffer.reshape(len(items), -1), views, items, strict=True):
+            os.preadv(self.descriptor, [row.data], (int(view) * self.num_items + int(item)) * row_bytes)
+        return torch.from_numpy(buffer)
+
+
+def store_rows(parts: Iterable[Tensor], shape: tuple[int, ...], directory: Path, budget: DiskBudget) -> StoredRows:
+    """Write rows of `shape` [V, N, ...], given in order as [rows, ...], to a file in `directory`."""
+    num_bytes = 2 * math.prod(shape)
+    descriptor, path = tempfile.mkstemp(prefix="features-", dir=directory)
+    stored = StoredRows(descriptor, shape[0], shape[1], tuple(shape[2:]))
+    budget.used += num_bytes
+    weakref.finalize(stored, _forget, descriptor, budget, num_bytes)
+    os.unlink(path)
+    for part in parts:
+        _write_all(descriptor, rounded(part).cpu().contiguous().numpy().data.cast("B"))
+    return stored
+
+
+def _forget(descriptor: int, budget: DiskBudget, num_bytes: int) -> None:
+    os.close(descriptor)
+    budget.used -= num_bytes
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def rounded(values: Tensor) -> Tensor:
+    """As fp16; what does not fit becomes the largest number that does."""
+    return values.clamp(-FP16_MAX, FP16_MAX).half()
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedRows:
+    """Rows that `prefix` computes each time: slower, but they take no disk however many views there are.
+
+    `prefix` takes preprocessed images on `device`, and leaves no graph.
+    """
+
+    images: LabelledImages
+    preprocessing: Preprocessing
+    views: tuple[View, ...]
+    prefix: Callable[[Tensor], Tensor]
+    device: torch.device
+
+    @property
+    def num_views(self) -> int:
+        return len(self.views)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, views: Indices, items: Indices) -> Tensor:
+        """As `Rows.read`."""
+        order = np.argsort(views, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(views[order])) + 1)
+        seen = [
+            viewed(self.images.images, items[group], self.preprocessing, self.views[views[group[0]]])
+            for group in groups
+        ]
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return rounded(self.prefix(torch.cat(seen)[place].to(self.device)))
