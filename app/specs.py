@@ -16,6 +16,7 @@ from app.schemas import JobCreate
 
 UPLOAD = "upload:"
 SUPPORTED_REFERENCES = ("builtin:digits",)
+MODEL_REFERENCE = "model/reference"
 
 
 def parse_spec(raw: bytes) -> JobCreate:
@@ -78,24 +79,26 @@ def _finite(number: str) -> float:
 
 
 def upload_names(spec: JobCreate) -> dict[str, list[str]]:
-    """Part name to the splits that refer to it, for every `upload:NAME` of the spec."""
+    """Part name to the fields that refer to it (`datasets/repair`), for every `upload:NAME` of the spec."""
     names: dict[str, list[str]] = {}
-    for split, reference in _references(spec).items():
+    for field, reference in _references(spec).items():
         if reference.startswith(UPLOAD):
-            names.setdefault(reference.removeprefix(UPLOAD), []).append(split)
+            names.setdefault(reference.removeprefix(UPLOAD), []).append(field)
     return names
 
 
 def _references(spec: JobCreate) -> dict[str, str]:
-    references = spec.datasets.model_dump()
-    return {split: reference for split, reference in references.items() if isinstance(reference, str)}
+    datasets = {f"datasets/{split}": reference for split, reference in spec.datasets.model_dump().items()}
+    references = {**datasets, MODEL_REFERENCE: spec.model.reference}
+    return {field: reference for field, reference in references.items() if isinstance(reference, str)}
 
 
 def _check_references(spec: JobCreate) -> None:
     errors = [
-        {"pointer": f"#/datasets/{split}", "detail": f"{reference!r} is not supported."}
-        for split, reference in _references(spec).items()
-        if reference not in SUPPORTED_REFERENCES and not (reference.startswith(UPLOAD) and reference != UPLOAD)
+        {"pointer": f"#/{field}", "detail": f"{reference!r} is not supported."}
+        for field, reference in _references(spec).items()
+        if (field == MODEL_REFERENCE or reference not in SUPPORTED_REFERENCES)
+        and not (reference.startswith(UPLOAD) and reference != UPLOAD)
     ]
     if errors:
         detail = "; ".join(f"{error['pointer']}: {error['detail']}" for error in errors)

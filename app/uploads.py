@@ -184,12 +184,12 @@ def _expect(part: Part, spec: JobCreate, files: dict[str, ReceivedFile]) -> None
 
 def _require_everything(spec: JobCreate, files: dict[str, ReceivedFile]) -> None:
     received = ", ".join(files) or "none"
-    missing = {name: splits for name, splits in upload_names(spec).items() if name not in files}
+    missing = {name: fields for name, fields in upload_names(spec).items() if name not in files}
     if missing:
         errors = [
-            {"pointer": f"#/datasets/{split}", "detail": f"'{UPLOAD}{name}' needs a file part named {name!r}."}
-            for name, splits in missing.items()
-            for split in splits
+            {"pointer": f"#/{field}", "detail": f"'{UPLOAD}{name}' needs a file part named {name!r}."}
+            for name, fields in missing.items()
+            for field in fields
         ]
         names = ", ".join(f"'{UPLOAD}{name}'" for name in missing)
         detail = f"The spec refers to {names}, but no such part came; file parts received: {received}."

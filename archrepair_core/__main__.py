@@ -103,11 +103,11 @@ def read_spec(path: Path | None, datasets: Mapping[str, Path]) -> RepairSpec:
 
 
 def _check_references(spec: RepairSpec, datasets: Mapping[str, Path]) -> None:
-    for split in SPLITS:
-        reference = getattr(spec.datasets, split) or ""
-        name = reference.removeprefix("upload:")
-        if reference.startswith("upload:") and name not in datasets:
-            detail = f"datasets.{split} is {reference!r}, but no file was given for it"
+    references = {f"datasets.{split}": getattr(spec.datasets, split) for split in SPLITS}
+    for field, reference in {**references, "model.reference": spec.model.reference}.items():
+        name = (reference or "").removeprefix("upload:")
+        if reference and reference.startswith("upload:") and name not in datasets:
+            detail = f"{field} is {reference!r}, but no file was given for it"
             raise SpecError("missing_upload", detail, hint=f"add --dataset {name}=PATH")
 
 

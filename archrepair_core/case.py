@@ -14,6 +14,7 @@ from archrepair_core.data.formats import load_dataset
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
 from archrepair_core.data.split import Splits, check_labels, prepare_splits
+from archrepair_core.errors import ModelError
 from archrepair_core.evaluate import predict, run_model
 from archrepair_core.ingest.model import Format, IngestedModel
 from archrepair_core.ingest.verify import Parity, verify_decompiled
@@ -77,12 +78,13 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Case:
-    """Everything a repair starts from."""
+    """Everything a repair starts from; `reference` is the earlier good version of the model, where one was given."""
 
     spec: RepairSpec
     host: Host
     data: Data
     baseline: Baseline
+    reference: nn.Module | None = None
 
 
 def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path) -> Data:
@@ -125,6 +127,32 @@ def examine_host(ingested: IngestedModel, data: Data, *, output: str) -> Host:
         parity=parity,
         interface=interface,
     )
+
+
+def examine_reference(ingested: IngestedModel, host: Host, data: Data, *, output: str) -> nn.Module:
+    """The earlier good version of the model as an editable twin with the same blocks, proved equal to its own file.
+
+    Raises ModelError `reference_differs` unless it has the host's tensors and blocks.
+    """
+    earlier = examine_host(ingested, data, output=output)
+    own, other = (
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for model in (host.model, earlier.model)
+    )
+    differing = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
+    if differing or host.blocks.keys() != earlier.blocks.keys():
+        wrong = (
+            f"{differing[0]!r} is {own.get(differing[0], 'absent')} in the model and "
+            f"{other.get(differing[0], 'absent')} in the reference"
+            if differing
+            else f"only one of the two has the blocks {', '.join(sorted(host.blocks.keys() ^ earlier.blocks.keys()))}"
+        )
+        raise ModelError(
+            "reference_differs",
+            f"model.reference has another architecture: {wrong}",
+            hint="send an earlier version of the same network, exported the same way, or leave model.reference out",
+        )
+    return earlier.model
 
 
 def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:

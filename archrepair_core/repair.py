@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archrepair_core.case import Case, Data, Host, examine_host, measure_baseline, read_data
+from torch import nn
+
+from archrepair_core.case import Case, Data, Host, examine_host, examine_reference, measure_baseline, read_data
 from archrepair_core.determinism import fix_seeds
-from archrepair_core.errors import DatasetError
+from archrepair_core.errors import DatasetError, SpecError
 from archrepair_core.export import export_model
 from archrepair_core.export.subject import Export, Subject, two_batches
 from archrepair_core.facts import Inspection, describe_model
@@ -105,7 +107,7 @@ def repair_model(
         on_inspected(_inspection(ingested, host, data))
 
     narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
-    case = Case(spec, host, data, measure_baseline(host, data, spec))
+    case = Case(spec, host, data, measure_baseline(host, data, spec), _reference(request, host, data))
 
     budget_seconds = _budget_seconds(case)
     deadline = time.monotonic() + budget_seconds
@@ -122,6 +124,20 @@ def repair_model(
 
     narrator.begin("packaging", "writing the model and the report")
     return _package(request, case, localization, trials, evidence, narrator=narrator, budget_seconds=budget_seconds)
+
+
+def _reference(request: RepairRequest, host: Host, data: Data) -> nn.Module | None:
+    """The earlier version of the model that the spec names, through the same gate as the model itself."""
+    asked = request.spec.model
+    if asked.reference is None:
+        return None
+    path = request.datasets.get(asked.reference)
+    if path is None:
+        detail = f"model.reference is {asked.reference!r}, but no such file was given"
+        raise SpecError("missing_upload", detail, hint="send the file with the request, as upload:NAME")
+    work_dir = request.work_dir / "reference"
+    work_dir.mkdir(exist_ok=True)
+    return examine_reference(ingest_model(path, work_dir), host, data, output=asked.output)
 
 
 def _inspection(ingested: IngestedModel, host: Host, data: Data) -> Inspection:

@@ -11,6 +11,7 @@ from app.uploads import safe_filename
 
 BOUNDARY = "a-boundary"
 SPEC_PART = b'{"datasets": {"repair": "upload:repair"}}'
+REFERENCE_SPEC = b'{"datasets": {"repair": "upload:repair"}, "model": {"reference": "upload:good"}}'
 MODEL = b"PK\x03\x04" + b"m" * 100
 
 
@@ -55,6 +56,7 @@ def kept(gateway, gateway_sessions) -> tuple[set[Path], int, int]:
         ([], 422, "spec.missing", "no parts"),
         ([("spec", SPEC_PART), ("model", MODEL)], 422, "dataset.missing_upload", "'upload:repair'"),
         ([("spec", SPEC_PART), ("repair", b"r")], 422, "model.missing", "received: repair"),
+        ([("spec", REFERENCE_SPEC), ("model", MODEL), ("repair", b"r")], 422, "dataset.missing_upload", "upload:good"),
         ([("spec", SPEC_PART), ("model", MODEL), ("repair", b"r"), ("tset", b"t")], 422, "dataset.unreferenced_upload",
          "'tset'"),
         ([("spec", SPEC_PART), ("model", MODEL), ("model", MODEL)], 422, "upload.duplicate_part", "'model'"),

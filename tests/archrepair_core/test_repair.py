@@ -27,12 +27,13 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def run(digits, tmp_path):
-    def run_spec(model=digits / "model.pt", files=None, model_output="auto", **spec):
+    def run_spec(model=digits / "model.pt", files=None, model_output="auto", reference=None, **spec):
         (tmp_path / "work").mkdir(exist_ok=True)
         (tmp_path / "out").mkdir(exist_ok=True)
         files = files or {f"upload:{name}": digits / f"{name}.npz" for name in SETS}
         asked = {"datasets": {name: f"upload:{name}" for name in SETS}, "seed": 3} | spec
-        asked["model"] = {"output": model_output}
+        asked["model"] = {"output": model_output, "reference": reference and "upload:reference"}
+        files |= {"upload:reference": reference} if reference else {}
         told = []
         request = RepairRequest(model, files, RepairSpec.model_validate(asked), tmp_path / "work", tmp_path / "out")
         return repair_model(request, told.append), tmp_path / "out", told
@@ -164,6 +165,12 @@ def test_localize_ranks_every_block(run):
     ranking = json.loads((out / "localization.json").read_text())
     assert {"blocks.0", "blocks.1", "blocks.2"} <= {row["name"] for row in ranking["blocks"]}
     assert ranking["n_failing"] > 0
+
+
+def test_a_reference_of_another_architecture_is_refused_by_name(run, rewritten):
+    with pytest.raises(ArchRepairError, match=r"another architecture: 'blocks\.0\.bn1\.bias' is \(16,\)") as error:
+        run(kind="localize", reference=rewritten(Wrapped))
+    assert error.value.code == "model.reference_differs"
 
 
 def test_a_pattern_that_leaves_no_block_names_the_blocks(run):
