@@ -69,7 +69,7 @@ def build_branch(block: Block, edges: Sequence[Edge]) -> Branch:
     unknown = sorted({edge.operation for edge in edges} - known.keys())
     if span is None or unknown:
         raise EngineError("bad_genotype", f"{block.name} takes no cell with {unknown or 'any operation'}")
-    inner = Span(span.channels_out, span.channels_out)
+    inner = Span(span.channels_out, span.channels_out, tokens=span.tokens)
     operations = {
         edge.module_name: known[edge.operation](span if edge.source == INPUT_NODE else inner) for edge in edges
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import nn
 
 from archrepair_core.blocks import Block
-from archrepair_core.search.primitives import FEATURE_PRIMITIVES, IMAGE_PRIMITIVES, Span
+from archrepair_core.search.primitives import FEATURE_PRIMITIVES, Span, primitives_for
 
 Operation = Callable[[Span], nn.Module]
 ORIGINAL, NONE, SKIP = "original", "none", "skip_connect"
@@ -67,4 +67,5 @@ FEATURE_OPERATIONS: dict[str, Operation] = {**FEATURE_PRIMITIVES, SKIP: _skip_fe
 
 def operations_for(block: Block) -> dict[str, Operation]:
     """Everything an edge of a cell in the block's place may hold, by name."""
-    return {**IMAGE_PRIMITIVES, **IMAGE_OPERATIONS} if len(block.input_shape) == 3 else FEATURE_OPERATIONS
+    cell = IMAGE_OPERATIONS if len(block.input_shape) == 3 else FEATURE_OPERATIONS
+    return {**primitives_for(block), **cell}

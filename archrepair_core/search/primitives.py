@@ -6,20 +6,24 @@ and vectors [N, D] use the adapters.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from archrepair_core.blocks import Block
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a branch has to bridge: channels in and out, and the stride of an image block (1 for everything else)."""
+    """What a branch has to bridge: channels in and out, the stride of an image block, the number of tokens.
+
+    The stride is 1 for everything that is no image, and `tokens` 0 for everything but token sequences.
+    """
 
     channels_in: int
     channels_out: int
     stride: int = 1
+    tokens: int = 0
 
     @property
     def width(self) -> int:
@@ -44,18 +48,84 @@ def _separable(span: Span, *, dilation: int = 1) -> nn.Module:
     )
 
 
-def _pointwise(span: Span) -> nn.Module:
+def _depthwise(span: Span, size: int) -> nn.Module:
+    """One filter per channel, then a mix of low rank: the size of the receptive field is what varies."""
+    filters = nn.Conv2d(
+        span.channels_in, span.channels_in, size, span.stride, size // 2, groups=span.channels_in, bias=False
+    )
+    return nn.Sequential(filters, nn.BatchNorm2d(span.channels_in), *_pointwise(replace(span, stride=1)))
+
+
+def _pointwise(span: Span) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(span.channels_in, span.width, 1, stride=span.stride, bias=False),
         nn.Conv2d(span.width, span.channels_out, 1),
     )
 
 
-def _low_rank(span: Span) -> nn.Module:
+def _pooled(span: Span, pool: nn.Module) -> nn.Module:
+    return nn.Sequential(pool, *_pointwise(replace(span, stride=1)))
+
+
+def _renormalized(span: Span) -> nn.Module:
+    """What another normalisation would make of the input: per image, not by the record of all of them."""
+    return nn.Sequential(nn.InstanceNorm2d(span.channels_in, affine=True), *_pointwise(span))
+
+
+class SqueezeExcite(nn.Module):
+    """A mix of the input's channels, each scaled by what a small network makes of all channels' means.
+
+    Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018.
+    """
+
+    def __init__(self, span: Span) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(span.channels_in, span.width, 1),
+            nn.ReLU(),
+            nn.Conv2d(span.width, span.channels_in, 1),
+            nn.Sigmoid(),
+        )
+        self.mix = nn.Conv2d(span.channels_in, span.channels_out, 1, span.stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The gated mix, [N, C, H, W]."""
+        mixed: Tensor = self.mix(x * self.gate(x))
+        return mixed
+
+
+class TokenMix(nn.Module):
+    """Adds up tokens instead of channels: a low-rank map over the T tokens of [N, T, D], the same for each channel.
+
+    Tolstikhin et al., "MLP-Mixer", NeurIPS 2021; where D changes a linear layer follows.
+    """
+
+    def __init__(self, span: Span) -> None:
+        super().__init__()
+        rank = max(4, span.tokens // 4)
+        self.mix = nn.Sequential(nn.Linear(span.tokens, rank, bias=False), nn.GELU(), nn.Linear(rank, span.tokens))
+        self.bridge = (
+            nn.Identity() if span.channels_in == span.channels_out else nn.Linear(span.channels_in, span.channels_out)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mixed tokens, [N, T, D]."""
+        mixed: Tensor = self.bridge(self.mix(x.transpose(1, 2)).transpose(1, 2))
+        return mixed
+
+
+def _normalized_adapter(span: Span) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(span.channels_in), *_adapter(span))
+
+
+def _low_rank(span: Span) -> nn.Sequential:
+    """As LoRA puts it beside a linear map; Hu et al., ICLR 2022."""
     return nn.Sequential(nn.Linear(span.channels_in, span.width, bias=False), nn.Linear(span.width, span.channels_out))
 
 
-def _adapter(span: Span) -> nn.Module:
+def _adapter(span: Span) -> nn.Sequential:
+    """Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019."""
     return nn.Sequential(nn.Linear(span.channels_in, span.width), nn.GELU(), nn.Linear(span.width, span.channels_out))
 
 
@@ -68,17 +138,27 @@ Primitive = Callable[[Span], nn.Module]
 IMAGE_PRIMITIVES: dict[str, Primitive] = {
     "bottleneck": _bottleneck,
     "separable_conv_3x3": _separable,
+    "squeeze_excite": SqueezeExcite,
+    "depthwise_conv_5x5": lambda span: _depthwise(span, 5),
     "dilated_conv_3x3": lambda span: _separable(span, dilation=2),
     "low_rank_1x1": _pointwise,
+    "depthwise_conv_3x3": lambda span: _depthwise(span, 3),
+    "depthwise_conv_7x7": lambda span: _depthwise(span, 7),
+    "instance_norm": _renormalized,
+    "average_pool": lambda span: _pooled(span, nn.AvgPool2d(3, span.stride, 1)),
+    "max_pool": lambda span: _pooled(span, nn.MaxPool2d(3, span.stride, 1)),
 }
-FEATURE_PRIMITIVES: dict[str, Primitive] = {"low_rank": _low_rank, "adapter": _adapter}
+FEATURE_PRIMITIVES: dict[str, Primitive] = {"low_rank": _low_rank, "adapter": _adapter, "norm": _normalized_adapter}
+TOKEN_PRIMITIVES: dict[str, Primitive] = {**FEATURE_PRIMITIVES, "token_mix": TokenMix}
+# By the number of dimensions of one input: vectors [D], tokens [T, D], images [C, H, W].
+PRIMITIVES_BY_RANK = {1: FEATURE_PRIMITIVES, 2: TOKEN_PRIMITIVES, 3: IMAGE_PRIMITIVES}
 
 
 def primitives_for(block: Block) -> dict[str, Primitive]:
     """The primitives that fit the block's shapes; empty where none does."""
     if span_of(block) is None:
         return {}
-    return IMAGE_PRIMITIVES if len(block.input_shape) == 3 else FEATURE_PRIMITIVES
+    return PRIMITIVES_BY_RANK[len(block.input_shape)]
 
 
 def span_of(block: Block) -> Span | None:
@@ -90,5 +170,5 @@ def span_of(block: Block) -> Span | None:
         fits = not strides and all(-(-entered[axis] // stride) == left[axis] for axis in (1, 2))
         return Span(entered[0], left[0], stride) if fits else None
     if len(entered) == len(left) in (1, 2) and entered[:-1] == left[:-1]:
-        return Span(entered[-1], left[-1])
+        return Span(entered[-1], left[-1], tokens=entered[0] if len(entered) == 2 else 0)
     return None

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from archrepair_core.blocks import Block
+from archrepair_core.ingest.model import ingest_model
 from archrepair_core.search.branches import build_branch
 from archrepair_core.search.dag import Edge
 from archrepair_core.search.genotype import Genotype, branch_beside, build_
-from archrepair_core.search.primitives import FEATURE_PRIMITIVES, IMAGE_PRIMITIVES, primitives_for
+from archrepair_core.search.primitives import FEATURE_PRIMITIVES, IMAGE_PRIMITIVES, TOKEN_PRIMITIVES, primitives_for
 
 
 def block_of(input_shape, output_shape, name="body"):
@@ -29,9 +30,11 @@ def test_image_branches_bridge_channels_and_strides_and_start_at_zero(primitive,
     assert branch(torch.randn(2, *entered)).any()
 
 
-@pytest.mark.parametrize("primitive", list(FEATURE_PRIMITIVES))
-@pytest.mark.parametrize("shape", [(12,), (5, 12)])
-def test_feature_branches_serve_vectors_and_tokens(primitive, shape):
+@pytest.mark.parametrize(
+    ("shape", "primitive"),
+    [((12,), primitive) for primitive in FEATURE_PRIMITIVES] + [((5, 12), primitive) for primitive in TOKEN_PRIMITIVES],
+)
+def test_feature_branches_serve_vectors_and_tokens(shape, primitive):
     branch = build_branch(block_of(shape, (*shape[:-1], 8)), [Edge("input", "output", primitive)])
     out = branch(torch.randn(3, *shape))
     assert out.shape == (3, *shape[:-1], 8)
@@ -92,3 +95,25 @@ def test_a_genotype_is_plain_data_with_a_readable_name():
     }
     assert Genotype.from_json(genotype.to_json()) == genotype
     assert Genotype(("",)).name == "network"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("shape", "primitive"),
+    [
+        ((8, 6, 6), name)
+        for name in ("squeeze_excite", "instance_norm", "depthwise_conv_5x5", "average_pool", "max_pool")
+    ]
+    + [((5, 12), name) for name in ("norm", "token_mix")],
+)
+def test_a_saved_branch_can_be_read_back_and_is_still_editable(shape, primitive, tmp_path):
+    torch.manual_seed(0)
+    branch = build_branch(block_of(shape, shape), [Edge("input", "output", primitive)])
+    branch.scale.data.normal_()
+    torch.jit.script(nn.Sequential(branch)).save(tmp_path / "branch.pt")
+    again = ingest_model(tmp_path / "branch.pt", tmp_path).model.eval()
+    x = torch.randn(2, *shape)
+    torch.testing.assert_close(again(x), branch(x))
+    assert list(again.state_dict()) == [f"0.{key}" for key in branch.state_dict()]
+    again.train()(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
