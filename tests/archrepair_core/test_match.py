@@ -1,0 +1,104 @@
+"""Recognition: the corruption that was applied is the one that is named, and nothing is named when nothing was."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from archrepair_core.data.corruptions import Corruption
+from archrepair_core.data.images import ImageRows, labelled_images, sample_digest
+from archrepair_core.match import recognise, why_not
+from archrepair_core.recognition import NONE, Candidate, Recognition, match_views, pass_through
+from archrepair_core.spec import Preprocessing
+
+GREY = Preprocessing(scale="0-1", color="grey")
+
+
+def digits(rows: slice, *, dtype: type = np.uint8) -> np.ndarray:
+    """Handwriting, 16×16 by doubling, so that a blur has something to blur."""
+    pixels = load_digits().images[rows].repeat(2, axis=1).repeat(2, axis=2)[..., None] / 16
+    return (np.rint(pixels * 255) if dtype is np.uint8 else pixels).astype(dtype)
+
+
+def rows_of(pixels: np.ndarray) -> ImageRows:
+    return ImageRows(pixels, np.arange(len(pixels)))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 10))
+
+
+def found(kind: str, *, fits: bool = True) -> Recognition:
+    return Recognition(kind, 75.0, fits, 1.0, 9.0, 1.0, (Candidate(kind, 75.0, 1.0),), {}, 30, 255.0)
+
+
+@pytest.mark.parametrize(("kind", "parameter"), [("gaussian_noise", 0.08), ("contrast", 0.45)])
+def test_the_corruption_of_thirty_unlabelled_images_is_recognised(kind, parameter):
+    field = Corruption(kind, parameter)(digits(slice(800, 830)), range(9000, 9030))
+    recognition = recognise(network(), rows_of(field), rows_of(digits(slice(0, 150))), preprocessing=GREY)
+    assert (recognition.kind, recognition.fits) == (kind, True), recognition.describe()
+    assert recognition.parameter == pytest.approx(parameter, rel=0.25)
+    assert recognition.distance < recognition.identity_distance / 2
+    assert recognition.divergences["recognised"] < recognition.divergences["identity"]
+    assert recognition.sureness > 0.9
+    assert recognition.ranking[0].kind == kind
+
+
+def test_nothing_fits_images_like_the_known_ones():
+    floats = digits(slice(0, 190), dtype=np.float32)
+    preprocessing = Preprocessing(color="grey")  # scale auto: the range tells it
+    recognition = recognise(network(), rows_of(floats[150:]), rows_of(floats[:150]), preprocessing=preprocessing)
+    assert not recognition.fits
+    assert recognition.full_scale == 1.0
+    assert match_views(recognition, flip=True) == ()
+
+
+@pytest.mark.slow
+def test_a_fault_that_is_no_corruption_is_answered_with_the_nearest_and_its_distance():
+    upside_down = 255 - digits(slice(800, 860))
+    recognition = recognise(network(), rows_of(upside_down), rows_of(digits(slice(0, 150))), preprocessing=GREY)
+    assert recognition.kind != NONE
+    assert not recognition.fits, recognition.describe()
+    assert recognition.distance > 10
+
+
+@pytest.mark.parametrize(
+    ("field", "known", "reason"),
+    [
+        (np.zeros((9, 16, 16, 2), np.uint8), np.zeros((9, 16, 16, 2), np.uint8), "2 channels"),
+        (np.zeros((9, 4, 16, 1), np.uint8), np.zeros((9, 16, 16, 1), np.uint8), "repair images are 4×16"),
+        (np.full((9, 16, 16, 1), -1, np.float32), np.zeros((9, 16, 16, 1), np.float32), "unknown"),
+        (np.zeros((2, 16, 16, 1), np.uint8), np.zeros((9, 16, 16, 1), np.uint8), "2 repair images"),
+        (np.zeros((9, 16, 16, 1), np.uint8), np.zeros((9, 16, 16, 1), np.uint8), None),
+    ],
+)
+def test_why_nothing_can_be_recognised_is_said(field, known, reason):
+    said = why_not(rows_of(field), rows_of(known), Preprocessing())
+    assert said is None if reason is None else reason in str(said)
+
+
+def test_replay_is_seen_around_the_recognised_parameter_and_once_as_it_is():
+    views = match_views(found("jpeg_compression"), flip=True)
+    qualities = [view.change.parameter for view in views if isinstance(view.change, Corruption)]
+    assert views[0].change == Corruption("jpeg_compression", 75.0)
+    assert min(qualities) < 75 < max(qualities)
+    assert max(qualities) <= 97
+    assert [view.change for view in views].count(None) == 1
+    assert {view.flip for view in views} == {False, True}
+    assert not any(view.flip for view in match_views(found("jpeg_compression"), flip=False))
+    assert match_views(found("fog", fits=False), flip=True) == ()
+
+
+def test_labelled_images_through_a_corruption_are_a_dataset_of_their_own(tmp_path):
+    pixels = digits(slice(0, 130))
+    digests = np.array([sample_digest(image) for image in pixels], dtype="S16")
+    images = labelled_images(pixels, np.arange(130), digests, name="replay", source="test")
+    corruption = Corruption("jpeg_compression", 30)
+    changed = pass_through(images, corruption, name="validation", work_dir=tmp_path, seed=3)
+    assert changed.name == "validation"
+    assert np.array_equal(changed.labels, images.labels)
+    assert np.array_equal(changed.images[:], corruption(pixels, range(130)))
+    assert changed.digest != images.digest
+    assert "quality 30" in changed.source
