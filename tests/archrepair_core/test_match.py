@@ -55,7 +55,6 @@ def test_nothing_fits_images_like_the_known_ones():
     assert match_views(recognition, flip=True) == ()
 
 
-@pytest.mark.slow
 def test_a_fault_that_is_no_corruption_is_answered_with_the_nearest_and_its_distance():
     upside_down = 255 - digits(slice(800, 860))
     recognition = recognise(network(), rows_of(upside_down), rows_of(digits(slice(0, 150))), preprocessing=GREY)
