@@ -27,6 +27,7 @@ from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
 from archrepair_core.report.write import write_localization, write_predictions, write_report
+from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.search import Arena, Trial
 from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec, resolve_outputs
 from archrepair_core.training import distillation_weight
@@ -69,7 +70,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file in the output folder; kind is model, candidate, report, localization or predictions."""
+    """A file in the output folder; kind is model, candidate, report, localization, predictions or genotype."""
 
     name: str
     kind: str
@@ -216,6 +217,7 @@ def _package(
     """Leave the files; a repair the gates refused is a `candidate`, never the `model`."""
     artifacts = [Artifact("report.json", "report"), Artifact("localization.json", "localization")]
     artifacts.append(Artifact("predictions.npz", "predictions"))
+    artifacts += _draw(evidence.chosen, request.out_dir)
     exports = _export(case, evidence, request.out_dir) if evidence.chosen else []
     kind = "model" if evidence.outcome == "repaired" else "candidate"
     artifacts += [Artifact(export.file, kind) for export in exports if export.file]
@@ -235,6 +237,14 @@ def _package(
     )
     result = _result(evidence, exports, narrator.seconds())
     return RepairOutcome(result, evidence.verdict, resolved, tuple(artifacts))
+
+
+def _draw(chosen: Trial | None, out_dir: Path) -> list[Artifact]:
+    """The cells of the chosen genotype as a figure; nothing where the architecture is as it was."""
+    if chosen is None or not chosen.genotype.edits:
+        return []
+    (out_dir / "genotype.svg").write_text(draw_svg(chosen.genotype.edits), encoding="utf-8")
+    return [Artifact("genotype.svg", "genotype")]
 
 
 def _export(case: Case, evidence: Evidence, out_dir: Path) -> list[Export]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from archrepair_core.repairers.archrepair import search_cell
 from archrepair_core.repairers.auto import climb_ladder
 from archrepair_core.repairers.block_search import search_block
 from archrepair_core.repairers.bn import re_estimate_batch_norm
@@ -34,4 +35,5 @@ METHODS: dict[str, Repairer] = {
     "bn": _bn,
     "weights": fine_tune,
     "block_search": _block_search,
+    "archrepair": search_cell,
 }

@@ -85,6 +85,7 @@ def describe_trial(trial: Trial) -> dict[str, Any]:
         "alpha": trial.alpha,
         "validation": trial.score.to_json(),
         "training": asdict(trial.run),
+        "search": asdict(trial.search) if trial.search else None,
     }
 
 

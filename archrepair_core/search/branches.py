@@ -60,6 +60,16 @@ class BlockReplaced(nn.Module):
         return self.branch(x)
 
 
+class BlockMixed(BlockWithBranch):
+    """A block while it is searched: its answer counts with the share that the supernet beside it gives it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The weighted sum of both ways."""
+        added = self.branch(x)
+        share: Tensor = self.branch.original_share()  # type: ignore[operator]  # a Supernet
+        return self.original(x) * share + added
+
+
 def build_branch(block: Block, edges: Sequence[Edge]) -> Branch:
     """Fresh operations for `edges`, which come in order, with a zero scale, in eval mode.
 
@@ -81,7 +91,8 @@ def build_branch(block: Block, edges: Sequence[Edge]) -> Branch:
 def with_branch(
     original: nn.Module, branch: nn.Module, block: Block, *, base: type[nn.Module] = BlockWithBranch
 ) -> nn.Module:
-    """`original` with `branch` beside it; called as `original` was. `base=BlockReplaced` leaves the original out.
+    """`original` with `branch` beside it; called as `original` was. `base=BlockReplaced` leaves the original
+    out, `BlockMixed` weighs it.
 
     The branch is fed the block's tensors, concatenated over channels where there are several. TorchScript knows no
     `*args`: a block with more than one argument, or a list, gets a class of its own with exactly these.
@@ -89,7 +100,7 @@ def with_branch(
     if _takes_one_tensor(original):
         return base(original, branch)
     definition = parse_method(inspect.getattr_static(type(original), "forward"))
-    body = _body(definition, block, keeps_original=base is not BlockReplaced)
+    body = _body(definition, block, base)
     forward = ast.FunctionDef("forward", definition.args, body, [], definition.returns)
     base_name = f"{base.__name__}_"
     known = vars(inspect.getmodule(type(original))) | type(original).forward.__globals__
@@ -125,15 +136,16 @@ def as_list(tensors: Tensor | list[Tensor]) -> list[Tensor]:
         return tensors
 
 
-def _body(definition: ast.FunctionDef, block: Block, *, keeps_original: bool) -> list[ast.stmt]:
+def _body(definition: ast.FunctionDef, block: Block, base: type[nn.Module]) -> list[ast.stmt]:
     """The branch goes first: the original may overwrite its input in place."""
     arguments = {argument.arg: argument for argument in definition.args.args[1:]}
-    passed = [name(argument) for argument in arguments]
     branch = call(dotted("self.branch"), _fed([arguments[key] for key in block.arguments], block))
-    if not keeps_original:
+    if base is BlockReplaced:
         return [ast.Return(branch)]
-    total = ast.BinOp(call(dotted("self.original"), *passed), ast.Add(), name(_ADDED))
-    return [assign(_ADDED, branch), ast.Return(total)]
+    original = call(dotted("self.original"), *(name(argument) for argument in arguments))
+    if base is BlockMixed:
+        original = ast.BinOp(original, ast.Mult(), call(dotted("self.branch.original_share")))
+    return [assign(_ADDED, branch), ast.Return(ast.BinOp(original, ast.Add(), name(_ADDED)))]
 
 
 def _listed(argument: ast.arg) -> ast.expr:

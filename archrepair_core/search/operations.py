@@ -65,6 +65,11 @@ IMAGE_OPERATIONS: dict[str, Operation] = {
 FEATURE_OPERATIONS: dict[str, Operation] = {**FEATURE_PRIMITIVES, SKIP: _skip_feature}
 
 
+def searched_operations(block: Block) -> dict[str, Operation]:
+    """What every edge of a supernet in the block's place chooses from, besides `none` and the original block."""
+    return IMAGE_OPERATIONS if len(block.input_shape) == 3 else FEATURE_OPERATIONS
+
+
 def operations_for(block: Block) -> dict[str, Operation]:
     """Everything an edge of a cell in the block's place may hold, by name."""
     cell = IMAGE_OPERATIONS if len(block.input_shape) == 3 else FEATURE_OPERATIONS

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -20,7 +21,15 @@ from archrepair_core.prefix_cache import INPUT, PrefixCache
 from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.selection import ALPHAS, ValidationScore, choose_alpha_
 from archrepair_core.spec import Repair
-from archrepair_core.training import Scope, TrainingPlan, TrainingRun, distillation_weight, scoped_state, train
+from archrepair_core.training import (
+    Scope,
+    TrainingPlan,
+    TrainingRun,
+    distillation_weight,
+    load_scoped_state,
+    scoped_state,
+    train,
+)
 
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
@@ -34,6 +43,24 @@ WALK_SHARE = 0.06
 PROBE_ALPHAS = (0.25, 0.5, 1.0)
 
 
+Tail = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """How a supernet was searched: per snapshot, edge and operation its share of the sum (first and last included).
+
+    Validation accuracies: with every operation, and of the derived cell before it was trained on.
+    """
+
+    select: str
+    shares: tuple[dict[str, dict[str, float]], ...]
+    supernet_accuracy: float
+    derived_accuracy: float | None
+    seconds: float
+    training: TrainingRun
+
+
 @dataclass(frozen=True)
 class Trial:
     """One trained candidate: the model at its chosen α, what validation says of it, and how it was trained."""
@@ -43,6 +70,7 @@ class Trial:
     alpha: float
     score: ValidationScore
     run: TrainingRun
+    search: SearchRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -88,14 +116,25 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
 
 
 def run_trial(
-    arena: Arena, genotype: Genotype, *, epochs: int | None, deadline: float, alphas: Sequence[float] = ALPHAS
+    arena: Arena,
+    genotype: Genotype,
+    *,
+    epochs: int | None,
+    deadline: float,
+    alphas: Sequence[float] = ALPHAS,
+    weights: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Trial:
-    """Train one genotype from the common start and walk it back to the α that validation likes best."""
+    """Train one genotype from the common start and walk it back to the α that validation likes best.
+
+    `weights` are put in before the training. Without `interpolate`, and where a cell has replaced a block, so that
+    there is nothing to walk back to, α is 1.
+    """
     cache = arena.starts[genotype.start]
     model = build_(copy.deepcopy(cache.model), genotype, arena.blocks, seed=arena.seed)
-    cut_name, tail = _cut_before(arena, model, genotype.scope)
-    scope = _trained(genotype.scope, arena.blocks)
+    cut_name, tail = cut_before(arena, model, genotype.scope)
+    scope = trained(genotype.scope, arena.blocks)
     start = {name: value.clone() for name, value in scoped_state(model, scope).items()}
+    load_scoped_state(model, dict(weights))
     run = train(
         model,
         tail,
@@ -104,19 +143,20 @@ def run_trial(
         plan=TrainingPlan(epochs, deadline, seed=arena.seed, distillation=distillation_weight(arena.limits)),
         on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
     )
+    walks_back = arena.limits.interpolate and all(edit.keeps_original for edit in genotype.edits)
     alpha, score = choose_alpha_(
         model,
         tail,
         cache.features(cut_name, "validation"),
         scope=scope,
         start=start,
-        max_broken=arena.max_broken if arena.limits.interpolate else math.inf,
-        alphas=alphas if arena.limits.interpolate else (1.0,),
+        max_broken=arena.max_broken if walks_back else math.inf,
+        alphas=alphas if walks_back else (1.0,),
     )
     return Trial(genotype, model, alpha, score, run)
 
 
-def _trained(scope: Scope, blocks: Mapping[str, Block]) -> Scope:
+def trained(scope: Scope, blocks: Mapping[str, Block]) -> Scope:
     """What trains when these modules do: a block that owns no weights trains those it borrows."""
     return tuple(part for name in scope for part in (blocks[name].scope if name in blocks else (name,)))
 
@@ -126,7 +166,7 @@ def _run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: fl
     for genotype in field:
         if rung and time.monotonic() > until:
             break
-        if _affordable(arena, genotype):
+        if affordable(arena, genotype):
             rung.append(run_trial(arena, genotype, epochs=epochs, deadline=math.inf, alphas=PROBE_ALPHAS))
     return rung
 
@@ -140,7 +180,7 @@ def _in_order(rung: Sequence[Trial]) -> list[Trial]:
     return ordered
 
 
-def _cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Callable[[Tensor], Tensor]]:
+def cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Tail]:
     """Where training of `scope` can start: at its earliest block when the model can be cut there, else at the input."""
     if all(name in arena.blocks for name in scope):
         first = min(scope, key=lambda name: arena.blocks[name].depth)
@@ -151,7 +191,7 @@ def _cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Call
     return INPUT, model
 
 
-def _affordable(arena: Arena, genotype: Genotype) -> bool:
+def affordable(arena: Arena, genotype: Genotype) -> bool:
     """Whether the edited model stays within the limits on parameters and latency; both are measured, not estimated.
 
     So is whether it runs at all.

@@ -103,6 +103,30 @@ def test_block_search_may_add_a_branch_and_still_exports(run):
     assert outcome.result["repair"] is None or (out / outcome.artifacts[-1].name).exists()
 
 
+def test_a_cell_is_searched_derived_trained_and_reported(run):
+    outcome, out, _ = run(
+        gates=["test.accuracy > 0"],
+        localization={"include": ["blocks.1"]},
+        repair={"method": "archrepair", "epochs": 1, "max_latency_ratio": 10, "max_params_ratio": 10},
+    )
+    report = json.loads((out / "report.json").read_text())
+    (trial,) = report["trials"]
+    (edit,) = trial["genotype"]["edits"]
+    assert edit["block"] == "blocks.1"
+    shares = trial["search"]["shares"]
+    assert len(shares) >= 2
+    assert all(
+        value == pytest.approx(1 / len(edge), abs=1e-4) for edge in shares[0].values() for value in edge.values()
+    )
+    assert shares[0] != shares[-1], "the alphas were trained"
+    for edge in edit["edges"]:
+        mixed = shares[-1][f"{edge['from']} → {edge['to']}"]
+        assert edge["operation"] == max((name for name in mixed if name != "none"), key=mixed.__getitem__)
+    assert 0 <= trial["search"]["derived_accuracy"] <= 1
+    assert outcome.result["outcome"] in ("repaired", "no_improvement")
+    assert report["localization"]["method"] == "spectrum+gradient"
+
+
 def test_limits_keep_branches_out(run):
     _, out, _ = run(
         localization={"include": ["blocks.0"], "top_k": 1},

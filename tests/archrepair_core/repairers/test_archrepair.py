@@ -1,0 +1,45 @@
+"""What the paper's method searches, and what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+
+from archrepair_core.blocks import Block
+from archrepair_core.errors import ArchRepairError
+from archrepair_core.repairers.archrepair import carried_weights, search_cell
+from archrepair_core.search.dag import Edge
+from archrepair_core.search.genotype import Edit, Genotype, build_
+from archrepair_core.search.search import Arena
+from archrepair_core.search.supernet import relax
+from archrepair_core.spec import Repair
+
+
+def block_of(entered, left, name="0"):
+    return Block(name, "Conv2d", entered, left, 10, 10, 0.5, 0, "block", arguments=("input",))
+
+
+@pytest.mark.parametrize(
+    ("level", "code"), [("network", "spec.level_not_searchable"), ("auto", "model.not_searchable")]
+)
+def test_the_network_and_a_block_that_nothing_bridges_are_refused(level, code):
+    blocks = {"head": block_of((8, 4, 4), (10,), name="head")}
+    arena = Arena(nn.Identity(), {}, blocks, Repair(), 0.02, 1.0, 0, lambda _message: None)
+    with pytest.raises(ArchRepairError) as error:
+        search_cell(arena, ["head"], level=level, deadline=0.0, epochs=1)
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize("ends", [("input", "1"), ("input", "output")])
+def test_the_derived_cell_has_the_weights_of_the_supernet(ends):
+    """A supernet with nothing but the derived operations active computes what the derived cell does."""
+    torch.manual_seed(0)
+    model, block, x = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), block_of((3, 8, 8), (4, 4, 4)), torch.randn(2, 3, 8, 8)
+    searched = nn.Sequential(relax(model[0], block, seed=1))
+    supernet = searched.get_submodule("0.branch")
+    edges = [Edge(*ends, "sep_conv_3x3")] + ([Edge("1", "output", "skip_connect")] if ends[1] == "1" else [])
+    genotype = Genotype(("0",), (Edit("0", (Edge("input", "output", "original"), *edges)),))
+    built = build_(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), genotype, {"0": block}, seed=7)
+    missing = built.load_state_dict(carried_weights(searched.eval(), genotype, block), strict=True)
+    assert not missing.missing_keys
+    expected = model(x) + supernet.mixed(*ends).operations["sep_conv_3x3"].eval()(x)
+    assert torch.allclose(built.eval()(x), expected, atol=1e-6)
