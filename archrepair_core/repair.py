@@ -5,7 +5,7 @@ No service needed: `repair_model` takes files and a spec and leaves files. Progr
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ MIN_BUDGET_SECONDS, MAX_BUDGET_SECONDS = 15.0, 3600.0
 FORWARDS_PER_STEP = 3
 # Validation is small, so a candidate must stay this far inside the limit that the gate will hold it to on test.
 BROKEN_MARGIN = 0.75
+# Probe repairs that localize may use this share of a repair's time.
+PROBING_SHARE = 0.25
 MIN_SECONDS_BETWEEN_MESSAGES = 0.2
 # Inputs of the larger of the two batches on which a written file must answer as the model does.
 EXPORT_BATCH = 8
@@ -113,12 +115,15 @@ def repair_model(
     budget_seconds = _budget_seconds(case)
     deadline = time.monotonic() + budget_seconds
     narrator.begin("localizing", f"observing {len(host.blocks)} blocks on passing and failing inputs")
-    localization = localize(case)
+    arena = make_arena(case, request.work_dir, narrator.during("localizing", budget_seconds))
+    share = 1.0 if spec.kind == "localize" else PROBING_SHARE
+    localization = localize(case, arena, until=time.monotonic() + share * budget_seconds)
     if spec.kind == "localize":
         return _package_localization(request, case, localization)
 
     narrator.begin("repairing", f"repairing for at most {budget_seconds:.0f} seconds")
-    trials = _search(case, localization, request.work_dir, deadline, narrator.during(budget_seconds))
+    arena = replace(arena, on_progress=narrator.during("repairing", budget_seconds))
+    trials = _search(case, localization, arena, deadline)
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
     evidence = gather_evidence(case, trials)
@@ -146,12 +151,8 @@ def _inspection(ingested: IngestedModel, host: Host, data: Data) -> Inspection:
     return describe_model(ingested, tuple(host.blocks.values()), shape=shape, source="data")
 
 
-def _search(
-    case: Case, localization: Localization, work_dir: Path, deadline: float, on_progress: Callable[[str], None]
-) -> list[Trial]:
-    """Every trial of the method asked for, the chosen one first; none when the model fails on no repair input."""
-    if not _num_failing(case):
-        return []
+def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None]) -> Arena:
+    """What every trial shares; features are computed when a trial first asks for them."""
     spec, host = case.spec.repair, case.host
     cache = PrefixCache(
         model=host.model,
@@ -163,7 +164,7 @@ def _search(
         device=host.device,
         budget=DiskBudget(spec.cache_gb * 1e9),
     )
-    arena = Arena(
+    return Arena(
         host.model,
         {"original": cache},
         host.blocks,
@@ -173,7 +174,14 @@ def _search(
         seed=case.spec.seed,
         on_progress=on_progress,
     )
-    suspects = suspects_of(localization, host.blocks, top_k=case.spec.localization.top_k)
+
+
+def _search(case: Case, localization: Localization, arena: Arena, deadline: float) -> list[Trial]:
+    """Every trial of the method asked for, the chosen one first; none when the model fails on no repair input."""
+    if not _num_failing(case):
+        return []
+    spec = case.spec.repair
+    suspects = suspects_of(localization, case.host.blocks, top_k=case.spec.localization.top_k)
     epochs = None if spec.epochs == "auto" else spec.epochs
     return METHODS[spec.method](arena, suspects, level=spec.level, deadline=deadline, epochs=epochs)
 
@@ -287,7 +295,16 @@ def _package_localization(request: RepairRequest, case: Case, localization: Loca
         )
     write_localization(request.out_dir / "localization.json", localization, case)
     blocks = [{"name": row.name, "score": row.score, "score_sd": row.score_sd} for row in localization.blocks]
-    result = {"outcome": "localized", "recommended": False, "blocks": blocks, "stability": localization.stability}
+    result = {
+        "outcome": "localized",
+        "recommended": False,
+        "kind": localization.kind,
+        "method": localization.method,
+        "evidence": dict(localization.evidence),
+        "blocks": blocks,
+        "stability": localization.stability,
+        "stable": localization.is_stable,
+    }
     resolved = _resolved_spec(case, localization, 0.0)
     return RepairOutcome(result, "not_evaluated", resolved, (Artifact("localization.json", "localization"),))
 
@@ -318,17 +335,17 @@ class _Narrator:
         self._began[phase] = time.monotonic()
         self._on_progress(Progress(phase, PHASE_PERCENT[phase], message))
 
-    def during(self, budget_seconds: float) -> Callable[[str], None]:
-        """A callable for messages while repairing; the bar moves with the share of the budget that is spent."""
-        first, last = PHASE_PERCENT["repairing"], PHASE_PERCENT["verifying"]
+    def during(self, phase: str, budget_seconds: float) -> Callable[[str], None]:
+        """A callable for messages during a phase; the bar moves with the share of the budget that is spent."""
+        first, last = PHASE_PERCENT[phase], PHASE_PERCENT[PHASES[PHASES.index(phase) + 1]]
 
         def tell(message: str) -> None:
             now = time.monotonic()
             if now - self._last_message < MIN_SECONDS_BETWEEN_MESSAGES:
                 return
             self._last_message = now
-            spent = min(1.0, (now - self._began["repairing"]) / budget_seconds)
-            self._on_progress(Progress("repairing", round(first + spent * (last - first), 1), message))
+            spent = min(1.0, (now - self._began[phase]) / budget_seconds)
+            self._on_progress(Progress(phase, round(first + spent * (last - first), 1), message))
 
         return tell
 

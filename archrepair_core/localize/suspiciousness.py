@@ -1,7 +1,8 @@
 """Suspiciousness formulas over a spectrum: how much a neuron's activity goes with failing.
 
-Shapes: every array is [C], one entry per channel. Formulas as surveyed by Wong et al., "A Survey on Software Fault
-Localization", TSE 2016, Table 2; Op2 from Naish et al., "A Model for Spectra-based Software Diagnosis", TOSEM 2011.
+Shapes: every array is [B, C] (or [C]): one entry per channel, one row per weighting of the inputs. Formulas as
+surveyed by Wong et al., "A Survey on Software Fault Localization", TSE 2016, Table 2; Op2 from Naish et al., "A Model
+for Spectra-based Software Diagnosis", TOSEM 2011.
 """
 
 from collections.abc import Callable
@@ -23,15 +24,20 @@ class Spectrum:
     n_passed_inactive: Scores
 
 
-def count_spectrum(active_failed_IC: npt.NDArray[np.bool_], active_passed_IC: npt.NDArray[np.bool_]) -> Spectrum:
-    """Count activity over inputs I for channels C."""
-    n_failed_active = active_failed_IC.sum(axis=0).astype(np.float64)
-    n_passed_active = active_passed_IC.sum(axis=0).astype(np.float64)
+def count_spectrum(
+    active_IC: npt.NDArray[np.bool_], failed_I: npt.NDArray[np.bool_], weights_BI: npt.NDArray[np.float32] | None = None
+) -> Spectrum:
+    """Count activity over inputs I for channels C; each row of `weights_BI` says how often every input counts."""
+    weights_BI = np.ones((1, len(failed_I)), dtype=np.float32) if weights_BI is None else weights_BI
+    active = active_IC.astype(np.float32)
+    failed, passed = weights_BI[:, failed_I], weights_BI[:, ~failed_I]
+    n_failed_active = (failed @ active[failed_I]).astype(np.float64)
+    n_passed_active = (passed @ active[~failed_I]).astype(np.float64)
     return Spectrum(
         n_failed_active,
         n_passed_active,
-        len(active_failed_IC) - n_failed_active,
-        len(active_passed_IC) - n_passed_active,
+        failed.sum(1, keepdims=True) - n_failed_active,
+        passed.sum(1, keepdims=True) - n_passed_active,
     )
 
 

@@ -24,7 +24,9 @@ def write_localization(path: Path, localization: Localization, case: Case) -> No
     """The ranking with each block's shape and cost."""
     described = {name: asdict(block) for name, block in case.host.blocks.items()}
     rows = [asdict(row) | {"block": described[row.name]} for row in localization.blocks]
-    _write_json(path, {"object": "localization", **asdict(localization), "blocks": rows})
+    _write_json(
+        path, {"object": "localization", **asdict(localization), "stable": localization.is_stable, "blocks": rows}
+    )
 
 
 def write_predictions(path: Path, evidence: Evidence, case: Case) -> None:

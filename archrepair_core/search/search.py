@@ -107,7 +107,7 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     field, probes = list(genotypes), list[Trial]()
     rung_epochs = RUNG_EPOCHS
     while len(field) > 1 and time.monotonic() < racing_until:
-        rung = _run_rung(arena, field, epochs=rung_epochs, until=racing_until)
+        rung = run_rung(arena, field, epochs=rung_epochs, until=racing_until)
         probes += rung
         field = [trial.genotype for trial in _in_order(rung)[: max(1, len(rung) // KEEP_SHARE)]]
         rung_epochs *= KEEP_SHARE
@@ -161,7 +161,8 @@ def trained(scope: Scope, blocks: Mapping[str, Block]) -> Scope:
     return tuple(part for name in scope for part in (blocks[name].scope if name in blocks else (name,)))
 
 
-def _run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: float) -> list[Trial]:
+def run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: float) -> list[Trial]:
+    """A probe of every affordable genotype, in order; when `until` has passed, the rest is left out."""
     rung: list[Trial] = []
     for genotype in field:
         if rung and time.monotonic() > until:

@@ -17,7 +17,11 @@ def test_a_job_is_submitted_followed_and_downloaded(client, case, tmp_path):
     assert (job["status"], job["result"]["outcome"]) == ("succeeded", "localized"), job
     assert told[-1]["done"]
     target = download(client.http, f"/v1/jobs/{job['id']}/localization", tmp_path / "localization.json")
-    assert json.loads(target.read_text())["blocks"][0]["score"] > 0
+    found = json.loads(target.read_text())
+    assert (found["kind"], found["method"]) == (job["result"]["kind"], job["result"]["method"])
+    assert found["drift"][0].keys() == {"layer", "divergence", "jump"}
+    assert {"drift", "spectrum", "gradient", "spectrum+gradient"} <= found["methods"].keys()
+    assert {"score", "score_sd", "top_share", "block"} <= found["blocks"][0].keys()
 
 
 def test_a_refusal_is_an_error_in_words(client, case):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from archrepair_core.blocks import Block
-from archrepair_core.localize.observe import LayerObservation
-from archrepair_core.localize.rank import METHODS, Pools, rank_at_random, rank_blocks
+from archrepair_core.localize.observe import Observations
+from archrepair_core.localize.rank import METHODS, rank_at_random, rank_blocks
 
 LAYERS = {"stem": 8, "a.conv1": 16, "a.conv2": 16, "b.conv1": 64, "b.conv2": 64, "head": 10}
 BLOCKS = [
@@ -13,25 +13,26 @@ BLOCKS = [
 ]
 
 
-def observe(rng, count, *, guilty=None, lift=0.0):
-    """Noise in every channel; the first channels of the guilty layer stand out by `lift`."""
-    layers = []
-    for name, channels in LAYERS.items():
-        activation = rng.normal(size=(count, channels)).astype(np.float32)
-        influence = rng.random((count, channels)).astype(np.float32)
-        if name == guilty:
-            activation[:, :12] += lift
-            influence[:, :12] += lift
-        layers.append(LayerObservation(name, activation, influence))
-    return layers
+def observe(rng, passing, failing, *, guilty=None, lift=0.0):
+    """Noise in every channel; on failing inputs the first channels of the guilty layer stand out by `lift`."""
+    stops = np.cumsum(list(LAYERS.values()))
+    layers = {name: slice(int(stop - LAYERS[name]), int(stop)) for name, stop in zip(LAYERS, stops, strict=True)}
+    count = passing + failing
+    activation = rng.normal(size=(count, stops[-1])).astype(np.float32)
+    influence = rng.random((count, stops[-1])).astype(np.float32)
+    if guilty:
+        first = layers[guilty].start
+        activation[passing:, first : first + 12] += lift
+        influence[passing:, first : first + 12] += lift
+    return Observations(layers, activation, influence, np.arange(count) < passing, np.arange(count), count, count)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("guilty", ["a.conv2", "b.conv1"])
 def test_the_block_whose_channels_go_with_failing_comes_first(method, guilty):
     rng = np.random.default_rng(1)
-    pools = Pools(observe(rng, 200), observe(rng, 60, guilty=guilty, lift=3.0))
-    ranking = rank_blocks(pools, BLOCKS, method=method, formula="ochiai", seed=0)
+    seen = observe(rng, 200, 60, guilty=guilty, lift=3.0)
+    ranking = rank_blocks(seen, BLOCKS, method=method, formula="ochiai", seed=0)
     assert ranking.blocks[0].name == guilty.split(".")[0]
     assert ranking.layers[0].name == guilty
     assert ranking.blocks[0].top_share >= 0.9
@@ -41,9 +42,7 @@ def test_the_block_whose_channels_go_with_failing_comes_first(method, guilty):
 def test_size_does_not_win_without_a_fault():
     rng = np.random.default_rng(2)
     first = [
-        rank_blocks(Pools(observe(rng, 100), observe(rng, 100)), BLOCKS, method="spectrum", formula="ochiai", seed=0)
-        .blocks[0]
-        .name
+        rank_blocks(observe(rng, 100, 100), BLOCKS, method="spectrum", formula="ochiai", seed=0).blocks[0].name
         for _ in range(20)
     ]
     assert 3 <= first.count("b") <= 17
@@ -51,8 +50,7 @@ def test_size_does_not_win_without_a_fault():
 
 def test_an_unstable_ranking_says_so():
     rng = np.random.default_rng(3)
-    pools = Pools(observe(rng, 40), observe(rng, 10))
-    ranking = rank_blocks(pools, BLOCKS, method="spectrum+gradient", formula="tarantula", seed=0)
+    ranking = rank_blocks(observe(rng, 40, 10), BLOCKS, method="spectrum+gradient", formula="tarantula", seed=0)
     assert ranking.stability < 0.9
     assert ranking.blocks[0].score_sd > 0
 
@@ -60,8 +58,7 @@ def test_an_unstable_ranking_says_so():
 def test_the_same_seed_gives_the_same_ranking():
     def ranking():
         rng = np.random.default_rng(4)
-        pools = Pools(observe(rng, 40), observe(rng, 10))
-        return rank_blocks(pools, BLOCKS, method="gradient", formula="ochiai", seed=5)
+        return rank_blocks(observe(rng, 40, 10), BLOCKS, method="gradient", formula="ochiai", seed=5)
 
     assert ranking() == ranking()
 

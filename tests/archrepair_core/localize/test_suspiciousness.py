@@ -29,14 +29,14 @@ def test_formula_agrees_with_hand_counts(formula, expected):
     assert FORMULAS[formula](SPECTRUM) == pytest.approx(expected)
 
 
-def test_counts_are_those_of_the_activity_matrix():
-    failed = np.array([[True, False], [True, True], [False, True]])
-    passed = np.array([[False, False], [True, False]])
-    spectrum = count_spectrum(failed, passed)
-    assert spectrum.n_failed_active.tolist() == [2, 2]
-    assert spectrum.n_failed_inactive.tolist() == [1, 1]
-    assert spectrum.n_passed_active.tolist() == [1, 0]
-    assert spectrum.n_passed_inactive.tolist() == [1, 2]
+def test_counts_are_those_of_the_activity_matrix_under_each_weighting():
+    active = np.array([[True, False], [True, True], [False, True], [False, False], [True, False]])
+    failed = np.array([True, True, True, False, False])
+    spectrum = count_spectrum(active, failed, np.array([[1, 1, 1, 1, 1], [3, 0, 0, 0, 2]], dtype=np.float32))
+    assert spectrum.n_failed_active.tolist() == [[2, 2], [3, 0]]
+    assert spectrum.n_passed_active.tolist() == [[1, 0], [2, 0]]
+    assert spectrum.n_failed_inactive.tolist() == [[1, 1], [0, 3]]
+    assert spectrum.n_passed_inactive.tolist() == [[1, 2], [0, 2]]
 
 
 def test_a_channel_active_in_every_failing_and_no_passing_input_is_the_most_suspicious_and_finite():
