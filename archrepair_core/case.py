@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from archrepair_core.augmentation import Augmentation, choose_augmentation
 from archrepair_core.blocks import Block
-from archrepair_core.data.augment import AUGMENTATIONS, View, harmless_augmentation, move
+from archrepair_core.data.augment import View, harmless_augmentation, move
 from archrepair_core.data.formats import load_dataset
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
@@ -34,7 +35,6 @@ BATCH_SIZE = 128
 # Enough images to tell whether mirroring hurts, few enough to cost nothing.
 AUGMENTATION_PROBE = 512
 VERIFY_BATCH = 8
-TRAINED_ROLES = ("repair", "replay")
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The original's logits [N, K] by role, its speed, and the views that each role is trained on."""
+    """The original's logits [N, K] by role, its speed, and how the data it is trained on is varied."""
 
     logits: Mapping[str, Tensor]
     inputs_per_second: float
-    augment: str
-    views: Mapping[str, tuple[View, ...]]
+    augmentation: Augmentation
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,18 @@ def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:
         for role, images in data.splits.present().items()
     }
     speed = sum(map(len, logits.values())) / (time.monotonic() - started)
-    augment = _allowed_augmentation(host, data) if spec.repair.augment == "auto" else str(spec.repair.augment)
-    return Baseline(logits, speed, augment, dict.fromkeys(TRAINED_ROLES, AUGMENTATIONS[augment]))
+    augmentation = choose_augmentation(
+        spec.repair.augment,
+        host.model,
+        data.splits,
+        data.preprocessing,
+        seed=spec.seed,
+        harmless_moves=lambda: _harmless_moves(host, data),
+    )
+    return Baseline(logits, speed, augmentation)
 
 
-def _allowed_augmentation(host: Host, data: Data) -> str:
+def _harmless_moves(host: Host, data: Data) -> str:
     repair: LabelledImages = data.splits.repair
     inputs = data.tensors("repair", slice(0, AUGMENTATION_PROBE))
 

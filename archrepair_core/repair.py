@@ -26,7 +26,7 @@ from archrepair_core.localize.rank import Localization
 from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
-from archrepair_core.report.write import write_localization, write_predictions, write_report
+from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report
 from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.search import Arena, Trial
 from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec, resolve_outputs
@@ -72,7 +72,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file in the output folder; kind is model, candidate, report, localization, predictions or genotype."""
+    """A file in the output folder: model, candidate, report, localization, predictions, genotype or pairs."""
 
     name: str
     kind: str
@@ -159,7 +159,7 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None]) -
         splits=case.data.splits.present(),
         original_logits=case.baseline.logits,
         preprocessing=case.data.preprocessing,
-        views=case.baseline.views,
+        views=case.baseline.augmentation.views,
         work_dir=work_dir,
         device=host.device,
         budget=DiskBudget(spec.cache_gb * 1e9),
@@ -229,6 +229,8 @@ def _package(
     exports = _export(case, evidence, request.out_dir) if evidence.chosen else []
     kind = "model" if evidence.outcome == "repaired" else "candidate"
     artifacts += [Artifact(export.file, kind) for export in exports if export.file]
+    pairs = write_pairs(request.out_dir, case)
+    artifacts += [Artifact(pairs, "pairs")] if pairs else []
     resolved = _resolved_spec(case, localization, budget_seconds)
     out = request.out_dir
     write_localization(out / "localization.json", localization, case)
@@ -315,7 +317,7 @@ def _resolved_spec(case: Case, localization: Localization, budget_seconds: float
     spec["model"]["output"] = case.host.interface.output
     spec["preprocessing"] = case.data.preprocessing.model_dump(mode="json")
     spec["localization"]["method"] = localization.method
-    spec["repair"] |= {"augment": case.baseline.augment, "budget_seconds": round(budget_seconds, 1)}
+    spec["repair"] |= {"augment": case.baseline.augmentation.name, "budget_seconds": round(budget_seconds, 1)}
     spec["repair"] |= {"distillation": distillation_weight(case.spec.repair)}
     spec["outputs"] = resolve_outputs(case.spec.outputs, case.host.format)
     spec["gates"] = list(DEFAULT_GATES) if case.spec.gates == "auto" else spec["gates"]

@@ -17,6 +17,7 @@ from archrepair_core.events import finite
 from archrepair_core.export.subject import Export
 from archrepair_core.localize.rank import Localization
 from archrepair_core.report.evidence import Evidence
+from archrepair_core.report.pairs import draw_pairs
 from archrepair_core.search.search import Trial
 
 
@@ -27,6 +28,16 @@ def write_localization(path: Path, localization: Localization, case: Case) -> No
     _write_json(
         path, {"object": "localization", **asdict(localization), "stable": localization.is_stable, "blocks": rows}
     )
+
+
+def write_pairs(out_dir: Path, case: Case) -> str | None:
+    """The example pairs of what was recognised; the name of the file, None where there is nothing to show."""
+    recognition, replay = case.baseline.augmentation.recognition, case.data.splits.replay
+    if recognition is None or recognition.corruption is None or replay is None:
+        return None
+    name = "recognition.png"
+    draw_pairs(out_dir / name, recognition, known=replay.images, field=case.data.splits.repair.images)
+    return name
 
 
 def write_predictions(path: Path, evidence: Evidence, case: Case) -> None:
@@ -65,6 +76,7 @@ def write_report(
         "blocks": [asdict(block) for block in case.host.blocks.values()],
         "trials": [describe_trial(trial) for trial in trials],
         "data": audit(case.data),
+        "recognition": recognition.to_json() if (recognition := case.baseline.augmentation.recognition) else None,
         "ingest": {
             "format": case.host.format,
             "written_by": case.host.written_by,

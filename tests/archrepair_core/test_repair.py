@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from archrepair_core.demo.digits import make_case
 from archrepair_core.errors import ArchRepairError
@@ -311,3 +312,34 @@ def test_a_model_of_several_inputs_is_refused_by_their_names(run, rewritten):
     with pytest.raises(ArchRepairError, match="x, mask") as error:
         run(model=rewritten(TwoInputs))
     assert error.value.code == "model.needs_several_inputs"
+
+
+@pytest.fixture
+def with_replay(digits, tmp_path):
+    """The sharp digits the network learned from, given back beside the blurred ones."""
+    known = load_digits()
+    np.savez(tmp_path / "replay.npz", images=np.rint(known.images * (255 / 16)).astype(np.uint8), labels=known.target)
+    files = {f"upload:{name}": digits / f"{name}.npz" for name in SETS}
+    return files | {"upload:replay": tmp_path / "replay.npz"}, {name: f"upload:{name}" for name in (*SETS, "replay")}
+
+
+def test_the_fault_is_recognised_and_known_images_are_replayed_through_it(run, with_replay):
+    files, datasets = with_replay
+    outcome, out, _ = run(files=files, datasets=datasets, repair={"budget_seconds": 3, "augment": "match"})
+    recognition = json.loads((out / "report.json").read_text())["recognition"]
+    assert recognition["fits"], recognition["summary"]
+    assert "blur" in recognition["kind"] or recognition["kind"] == "resample", recognition["summary"]
+    assert outcome.resolved_spec["repair"]["augment"] == "match"
+    assert "recognition.png" in [artifact.name for artifact in outcome.artifacts]
+    assert (out / "recognition.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_match_without_known_images_says_what_is_missing(run):
+    with pytest.raises(ArchRepairError, match="no replay set") as refused:
+        run(repair={"augment": "match"})
+    assert refused.value.code == "dataset.no_match"
+
+
+def test_a_policy_is_a_way_to_augment(run):
+    outcome, _, _ = run(repair={"method": "weights", "level": "block", "epochs": 1, "augment": "trivial"})
+    assert outcome.resolved_spec["repair"]["augment"] == "trivial"
