@@ -23,7 +23,17 @@ from archrepair_core.search.derive import DERIVATIONS, without_dead_ends
 from archrepair_core.search.genotype import Edit, Genotype, build_
 from archrepair_core.search.operations import ORIGINAL
 from archrepair_core.search.primitives import span_of
-from archrepair_core.search.search import Arena, SearchRecord, Tail, Trial, affordable, cut_before, run_trial, trained
+from archrepair_core.search.search import (
+    WALK_SHARE,
+    Arena,
+    SearchRecord,
+    Tail,
+    Trial,
+    affordable,
+    cut_before,
+    run_trial,
+    trained,
+)
 from archrepair_core.search.supernet import Supernet, relax
 from archrepair_core.selection import run_tail, score_tail
 from archrepair_core.training import TrainingPlan, distillation_weight, load_scoped_state, scoped_state, train
@@ -47,12 +57,12 @@ def search_cell(
     Raises SpecError for `level="network"` and ModelError where no suspect can be searched.
     """
     block = _target(arena, suspects, level=level)
-    searching_until = time.monotonic() + SEARCH_SHARE * (deadline - time.monotonic())
-    model, strengths, record = _search(arena, block, epochs=epochs, deadline=searching_until)
-    genotype = _within_limits(arena, block, strengths)
+    training_until = deadline - WALK_SHARE * (deadline - time.monotonic())
+    model, strengths, record = _search(arena, block, epochs=epochs, deadline=training_until)
+    genotype = within_limits(arena, block, strengths)
     weights = carried_weights(model, genotype, block)
     record = replace(record, derived_accuracy=_untrained_accuracy(arena, genotype, weights))
-    trial = run_trial(arena, genotype, epochs=epochs, deadline=deadline, weights=weights)
+    trial = run_trial(arena, genotype, epochs=epochs, deadline=training_until, weights=weights)
     return [replace(trial, search=record)]
 
 
@@ -78,7 +88,10 @@ def _target(arena: Arena, suspects: Sequence[str], *, level: str) -> Block:
 def _search(
     arena: Arena, block: Block, *, epochs: int | None, deadline: float
 ) -> tuple[nn.Module, dict[Edge, float], SearchRecord]:
-    """The model with the trained supernet, the edges of the cell with their strengths, and how it went."""
+    """The model with the trained supernet, the edges of the cell with their strengths, and how it went.
+
+    Takes a share of the time until `deadline`, counted from when the features are there.
+    """
     began, cache = time.monotonic(), arena.starts["original"]
     model = copy.deepcopy(cache.model)
     relaxed = relax(model.get_submodule(block.name), block, seed=arena.seed).to(cache.device)
@@ -86,7 +99,7 @@ def _search(
     supernet = relaxed.get_submodule("branch")
     assert isinstance(supernet, Supernet)
     cut_name, tail = cut_before(arena, model, (block.name,))
-    shares = [supernet.shares()]
+    features, shares = cache.features(cut_name, "training"), [supernet.shares()]
 
     def on_step(step: int, total: int) -> None:
         arena.on_progress(f"{block.name}: searching, step {step} of {total}")
@@ -95,13 +108,13 @@ def _search(
 
     plan = TrainingPlan(
         epochs,
-        deadline,
+        deadline - (1 - SEARCH_SHARE) * (deadline - time.monotonic()),
         seed=arena.seed,
         batch_size=_batch_size(block, supernet),
         distillation=distillation_weight(arena.limits),
     )
     scope = trained((block.name,), arena.blocks)
-    run = train(model, tail, cache.features(cut_name, "training"), scope=scope, plan=plan, on_step=on_step)
+    run = train(model, tail, features, scope=scope, plan=plan, on_step=on_step)
     validation, select = cache.features(cut_name, "validation"), arena.limits.select
     strengths = DERIVATIONS[select](supernet, lambda: _loss(tail, validation, cache.device))
     accuracy = score_tail(tail, validation, cache.device).accuracy
@@ -127,7 +140,7 @@ def _loss(tail: Tail, features: Features, device: torch.device) -> float:
     return float(F.cross_entropy(run_tail(tail, features, device), features.labels_N))
 
 
-def _within_limits(arena: Arena, block: Block, strengths: dict[Edge, float]) -> Genotype:
+def within_limits(arena: Arena, block: Block, strengths: dict[Edge, float]) -> Genotype:
     """The cell without as few of its weakest operations as the limits demand; the block as it is where none is left."""
     edges = list(strengths)
     while edges and any(edge.operation != ORIGINAL for edge in edges):

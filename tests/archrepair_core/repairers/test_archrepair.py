@@ -6,7 +6,7 @@ from torch import nn
 
 from archrepair_core.blocks import Block
 from archrepair_core.errors import ArchRepairError
-from archrepair_core.repairers.archrepair import carried_weights, search_cell
+from archrepair_core.repairers.archrepair import carried_weights, search_cell, within_limits
 from archrepair_core.search.dag import Edge
 from archrepair_core.search.genotype import Edit, Genotype, build_
 from archrepair_core.search.search import Arena
@@ -43,3 +43,27 @@ def test_the_derived_cell_has_the_weights_of_the_supernet(ends):
     assert not missing.missing_keys
     expected = model(x) + supernet.mixed(*ends).operations["sep_conv_3x3"].eval()(x)
     assert torch.allclose(built.eval()(x), expected, atol=1e-6)
+
+
+def test_a_cell_beyond_the_limits_loses_its_weakest_operations_first(monkeypatch):
+    """Each separable convolution here has 4·9·2 + 4·4·2 + 16 = 120 parameters, the scale 4, the original 148."""
+    model, block = nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1)), block_of((4, 8, 8), (4, 8, 8))
+    monkeypatch.setattr("archrepair_core.search.search.latency_ratio", lambda *_models: 1.0)
+    monkeypatch.setattr(Arena, "sample", lambda _arena: torch.randn(2, 4, 8, 8))
+    strengths = {
+        Edge("input", "output", "original"): 0.1,
+        Edge("input", "1", "sep_conv_3x3"): 3.0,
+        Edge("1", "output", "sep_conv_3x3"): 2.0,
+        Edge("input", "2", "sep_conv_3x3"): 4.0,
+        Edge("2", "output", "sep_conv_3x3"): 4.0,
+    }
+
+    def kept(ratio):
+        limits = Repair(max_params_ratio=ratio, max_macs_ratio=10)
+        arena = Arena(model, {}, {"0": block}, limits, 0.02, 1.0, 0, lambda _message: None)
+        genotype = within_limits(arena, block, strengths)
+        return {(edge.source, edge.target) for edit in genotype.edits for edge in edit.new_edges}
+
+    assert len(kept(1 + 484 / 148)) == 4
+    assert kept(1 + 483 / 148) == {("input", "2"), ("2", "output")}
+    assert kept(1 + 243 / 148) == set()
