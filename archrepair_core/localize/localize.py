@@ -134,7 +134,9 @@ def suspects_of(localization: Localization, blocks: dict[str, Block], *, top_k: 
 
 
 def _rank(case: Case, blocks: Sequence[Block], health: Health, arena: Arena | None, *, until: float) -> Localization:
-    asked = case.spec.localization.method
+    asked: str = case.spec.localization.method
+    if asked == "auto" and case.spec.repair.method == "archrepair" and case.spec.kind == "repair":
+        asked = DEFAULT_SCORES  # the paper's localization goes with the paper's repair
     if asked == "drift" or (asked == "auto" and health.blamed is not None):
         return _rank_by_health(health, blocks)
     if asked == "probe":
