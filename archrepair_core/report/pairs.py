@@ -9,7 +9,7 @@ from archrepair_core.data.images import ImageRows
 from archrepair_core.recognition import Recognition
 
 ROWS = 8
-TILE = 96  # pixels; smaller images are enlarged by whole factors, so that their own pixels can be seen
+TILE = 128  # pixels; smaller images are enlarged by whole factors, so that their own pixels can be seen
 GAP = 6
 HEADER = 40
 TITLES = ("known", "known, as recognised", "field")

@@ -22,7 +22,7 @@ def test_each_row_holds_a_known_image_the_same_corrupted_and_one_of_the_field(tm
 
     def shown(row: int, column: int) -> np.ndarray:
         top, left = HEADER + row * (TILE + GAP), GAP + column * (TILE + GAP)
-        return sheet[top + 1 : top + TILE : 3, left + 1 : left + TILE : 3]
+        return sheet[top + 2 : top + TILE : 4, left + 2 : left + TILE : 4]
 
     corrupted = Corruption("exposure", 0.5, white)(known, range(5))
     for row in range(5):
