@@ -1,5 +1,7 @@
 """`python -m archrepair_core model.pt data.npz`: a repair without the service.
 
+`torchrun --nproc-per-node N -m archrepair_core …` trains with N processes, on N shares of every batch.
+
 Exit codes: 0 the gates passed (or the localization is done), 1 the model was not made better, 2 an error.
 """
 
@@ -36,7 +38,8 @@ def main(argv: Sequence[str] | None = None, *, sandbox: str = "off") -> int:
     except Exception:  # noqa: BLE001  the border of the process: Python's own exit code 1 means "not better" here
         traceback.print_exc()
         return ERROR
-    sys.stdout.write(summary(outcome, options.out))
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(summary(outcome, options.out))
     return exit_code(outcome.result, outcome.verdict)
 
 
@@ -61,6 +64,8 @@ def repair(options: argparse.Namespace, sandbox: Mode = "off") -> "RepairOutcome
     options.out.mkdir(parents=True, exist_ok=True)
     model, out = options.model.resolve(), options.out.resolve()
     files = {f"upload:{name}": path.resolve() for name, path in datasets.items()}
+    if num_processes_asked() > 1:
+        return repair_together(model, files, spec, out, sandbox)
     # Made in the output folder: once in the sandbox, nothing outside it could be removed again.
     with tempfile.TemporaryDirectory(prefix="work-", dir=out) as work_dir:
         if sandbox != "off":
@@ -69,6 +74,33 @@ def repair(options: argparse.Namespace, sandbox: Mode = "off") -> "RepairOutcome
         from archrepair_core.repair import RepairRequest, repair_model
 
         return repair_model(RepairRequest(model, files, spec, Path(work_dir), out), show_progress)
+
+
+def num_processes_asked() -> int:
+    """How many processes `torchrun` started for this repair."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def repair_together(
+    model: Path, files: Mapping[str, Path], spec: RepairSpec, out: Path, sandbox: Mode
+) -> "RepairOutcome":
+    """As one of the processes `torchrun` started: all do the same, the first one writes.
+
+    They talk over sockets, which the sandbox closes; so this is for models one trusts.
+    """
+    if sandbox == "required":
+        detail = "several processes talk over sockets, which a required sandbox closes"
+        raise SpecError(
+            "several_processes", detail, hint="start without torchrun, or set ARCHREPAIR_ENGINE_SANDBOX=off"
+        )
+    from archrepair_core.processes import joined_processes
+    from archrepair_core.repair import RepairRequest, repair_model
+
+    with joined_processes() as number, tempfile.TemporaryDirectory(prefix="work-", dir=out) as work_dir:
+        writes = number == 0
+        written = out if writes else Path(tempfile.mkdtemp(dir=work_dir))
+        request = RepairRequest(model, files, spec, Path(work_dir), written)
+        return repair_model(request, show_progress if writes else lambda _progress: None)
 
 
 def named_path(pair: str) -> tuple[str, Path]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from archrepair_core.case import Case, Data, Host, examine_host, examine_reference, measure_baseline, read_data
+from archrepair_core.checkpoint import Checkpoints, open_checkpoints
 from archrepair_core.determinism import fix_seeds
 from archrepair_core.errors import DatasetError, SpecError
 from archrepair_core.export import export_model
@@ -23,7 +24,9 @@ from archrepair_core.ingest.model import IngestedModel, ingest_model
 from archrepair_core.interface import restore_
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
+from archrepair_core.precision import Precision, bfloat16_gain, resolve_precision
 from archrepair_core.prefix_cache import PrefixCache
+from archrepair_core.processes import agreed, clock, num_processes
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
 from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report
@@ -46,6 +49,8 @@ PROBING_SHARE = 0.25
 MIN_SECONDS_BETWEEN_MESSAGES = 0.2
 # Inputs of the larger of the two batches on which a written file must answer as the model does.
 EXPORT_BATCH = 8
+# Inputs of the batch on which the precision of training is chosen.
+PRECISION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -112,24 +117,46 @@ def repair_model(
     narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
     case = Case(spec, host, data, measure_baseline(host, data, spec), _reference(request, host, data))
 
-    budget_seconds = _budget_seconds(case)
-    deadline = time.monotonic() + budget_seconds
+    pace = _pace(case, request.work_dir)
     narrator.begin("localizing", f"observing {len(host.blocks)} blocks on passing and failing inputs")
-    arena = make_arena(case, request.work_dir, narrator.during("localizing", budget_seconds))
+    arena = make_arena(case, request.work_dir, narrator.during("localizing", pace.budget_seconds), pace)
     share = 1.0 if spec.kind == "localize" else PROBING_SHARE
-    localization = localize(case, arena, until=time.monotonic() + share * budget_seconds)
+    localization = localize(case, arena, until=pace.deadline - (1.0 - share) * pace.budget_seconds)
     if spec.kind == "localize":
-        return _package_localization(request, case, localization)
+        return _package_localization(request, case, localization, pace)
 
-    narrator.begin("repairing", f"repairing for at most {budget_seconds:.0f} seconds")
-    arena = replace(arena, on_progress=narrator.during("repairing", budget_seconds))
-    trials = _search(case, localization, arena, deadline)
+    narrator.begin("repairing", f"repairing for at most {pace.budget_seconds:.0f} seconds")
+    arena = replace(arena, on_progress=narrator.during("repairing", pace.budget_seconds))
+    trials = _search(case, localization, arena, pace.deadline)
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
     evidence = gather_evidence(case, trials)
 
     narrator.begin("packaging", "writing the model and the report")
-    return _package(request, case, localization, trials, evidence, narrator=narrator, budget_seconds=budget_seconds)
+    return _package(request, case, localization, trials, evidence, narrator=narrator, pace=pace)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long, until when (in `clock()` seconds) and in what precision to train, and where to leave what was done."""
+
+    budget_seconds: float
+    deadline: float
+    precision: Precision
+    checkpoints: Checkpoints | None
+
+
+def _pace(case: Case, work_dir: Path) -> Pace:
+    """What an earlier attempt of the same job spent has been spent. Several processes leave no checkpoints."""
+    checkpoints = open_checkpoints(work_dir / "checkpoints") if num_processes() == 1 else None
+    budget_seconds = agreed(_budget_seconds(case))
+    deadline = clock() + budget_seconds - (checkpoints.spent_before if checkpoints else 0.0)
+    asked = case.spec.repair.precision
+    if asked == "auto" and case.spec.kind == "repair":
+        inputs = case.data.tensors("repair", slice(0, PRECISION_BATCH)).to(case.host.device)
+        gains = agreed(bfloat16_gain(case.host.model, inputs))
+        asked = resolve_precision(checkpoints.decide(gains) if checkpoints else gains)
+    return Pace(budget_seconds, deadline, "float32" if asked == "auto" else asked, checkpoints)
 
 
 def _reference(request: RepairRequest, host: Host, data: Data) -> nn.Module | None:
@@ -151,7 +178,7 @@ def _inspection(ingested: IngestedModel, host: Host, data: Data) -> Inspection:
     return describe_model(ingested, tuple(host.blocks.values()), shape=shape, source="data")
 
 
-def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None]) -> Arena:
+def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], pace: Pace | None = None) -> Arena:
     """What every trial shares; features are computed when a trial first asks for them."""
     spec, host = case.spec.repair, case.host
     cache = PrefixCache(
@@ -173,6 +200,8 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None]) -
         epoch_seconds=_epoch_seconds(case),
         seed=case.spec.seed,
         on_progress=on_progress,
+        precision=pace.precision if pace else "float32",
+        checkpoints=pace.checkpoints if pace else None,
     )
 
 
@@ -220,7 +249,7 @@ def _package(
     evidence: Evidence,
     *,
     narrator: "_Narrator",
-    budget_seconds: float,
+    pace: Pace,
 ) -> RepairOutcome:
     """Leave the files; a repair the gates refused is a `candidate`, never the `model`."""
     artifacts = [Artifact("report.json", "report"), Artifact("localization.json", "localization")]
@@ -231,7 +260,7 @@ def _package(
     artifacts += [Artifact(export.file, kind) for export in exports if export.file]
     pairs = write_pairs(request.out_dir, case)
     artifacts += [Artifact(pairs, "pairs")] if pairs else []
-    resolved = _resolved_spec(case, localization, budget_seconds)
+    resolved = _resolved_spec(case, localization, pace)
     out = request.out_dir
     write_localization(out / "localization.json", localization, case)
     write_predictions(out / "predictions.npz", evidence, case)
@@ -288,7 +317,7 @@ def _result(evidence: Evidence, exports: list[Export], seconds: dict[str, float]
     }
 
 
-def _package_localization(request: RepairRequest, case: Case, localization: Localization) -> RepairOutcome:
+def _package_localization(request: RepairRequest, case: Case, localization: Localization, pace: Pace) -> RepairOutcome:
     if not _num_failing(case):
         raise DatasetError(
             "no_failing_inputs",
@@ -307,18 +336,18 @@ def _package_localization(request: RepairRequest, case: Case, localization: Loca
         "stability": localization.stability,
         "stable": localization.is_stable,
     }
-    resolved = _resolved_spec(case, localization, 0.0)
+    resolved = _resolved_spec(case, localization, pace)
     return RepairOutcome(result, "not_evaluated", resolved, (Artifact("localization.json", "localization"),))
 
 
-def _resolved_spec(case: Case, localization: Localization, budget_seconds: float) -> dict[str, Any]:
+def _resolved_spec(case: Case, localization: Localization, pace: Pace) -> dict[str, Any]:
     """The spec with every `auto` replaced by what it became."""
     spec = case.spec.model_dump(mode="json")
     spec["model"]["output"] = case.host.interface.output
     spec["preprocessing"] = case.data.preprocessing.model_dump(mode="json")
     spec["localization"]["method"] = localization.method
-    spec["repair"] |= {"augment": case.baseline.augmentation.name, "budget_seconds": round(budget_seconds, 1)}
-    spec["repair"] |= {"distillation": distillation_weight(case.spec.repair)}
+    spec["repair"] |= {"augment": case.baseline.augmentation.name, "budget_seconds": round(pace.budget_seconds, 1)}
+    spec["repair"] |= {"distillation": distillation_weight(case.spec.repair), "precision": pace.precision}
     spec["outputs"] = resolve_outputs(case.spec.outputs, case.host.format)
     spec["gates"] = list(DEFAULT_GATES) if case.spec.gates == "auto" else spec["gates"]
     return spec

@@ -6,10 +6,13 @@ batch-norms inside: repair sets are small, and the statistics of a small batch b
 (docs/results.md). Only the batch-norms of a new branch, which have none yet, learn them.
 """
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,8 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from archrepair_core.features import Features
+from archrepair_core.batches import Batch, draws, read_batch
+from archrepair_core.checkpoint import Checkpoint, Checkpoints, Saved
+from archrepair_core.features import Features, Indices
+from archrepair_core.precision import Precision, autocast
+from archrepair_core.processes import agreed, clock, seed_of_process, sum_gradients, summed
 from archrepair_core.spec import Repair
+from archrepair_core.training_state import TrainingState
 
 Scope = tuple[str, ...]
 NETWORK: Scope = ("",)
@@ -40,14 +48,21 @@ ALPHA_RATE = 0.01
 MAX_EPOCHS = 40
 # A run whose loss stands above this multiple of where it began (plus one) will not come back.
 DIVERGED_FACTOR = 3.0
+# A loss is looked at only so often: on a GPU looking means waiting for it.
+LOOK_EVERY = 8
+MAX_ATTEMPTS = 3
+# Validation looks after every epoch; training ends when so many looks (a share of the epochs) brought nothing better.
+MIN_PATIENCE, PATIENCE_SHARE = 4, 0.25
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """How long and how hard: `epochs` passes (None: as many as the deadline allows), λ of the distillation.
 
-    `deadline` is in `time.monotonic()` seconds; training ends there whatever `epochs` says. `penalty` is added to the
-    loss of every batch; it is asked after the forward pass it is about.
+    `deadline` is in `clock()` seconds; training ends there whatever `epochs` says. `penalty` is added to the loss of
+    every batch; it is asked after the forward pass it is about. With `checkpoints`, a training that was interrupted
+    goes on, and one that was finished is not repeated; `name` tells it from others that begin alike. `score` is what
+    validation says of the model as it is, more is better: training then stops early, and keeps the best average.
     """
 
     epochs: int | None
@@ -57,6 +72,10 @@ class TrainingPlan:
     distillation: float = DISTILLATION
     learning_rate: float | None = None
     penalty: Callable[[], Tensor] | None = None
+    precision: Precision = "float32"
+    checkpoints: Checkpoints | None = None
+    name: str = ""
+    score: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,17 +114,79 @@ def train(
     Loss: cross-entropy + λ·KL(original ‖ new) on inputs the original got right (focal distillation; Yan et al.,
     "Positive-Congruent Training", CVPR 2021). A diverging run starts again at a quarter of the learning rate, twice.
     """
-    began = {name: value.clone() for name, value in scoped_state(model, scope).items()}
-    found = try_steps(model, tail, features, scope=scope, plan=plan)
-    load_scoped_state(model, began)  # batch-norm counted the inputs of the tried steps
-    epochs = plan.epochs or found.epochs_until(plan.deadline, steps=_steps_per_epoch(features, plan))
-    for attempt in range(3):
-        rate = (plan.learning_rate or found.learning_rate) / 4**attempt
-        attempted = replace(plan, learning_rate=rate, epochs=epochs)
-        run = _train_once(model, tail, features, scope=scope, plan=attempted, on_step=on_step)
+    learner = _Learner(model, tail, features, _select_parameters(model, scope), scope, on_step)
+    checkpoint = plan.checkpoints.at(_digest(learner, plan)) if plan.checkpoints else None
+    saved = checkpoint.read() if checkpoint else None
+    # Chance of its own: what other trainings drew before must not matter, for those may have been left out.
+    with _chance_of_its_own(learner.device, plan.seed):
+        return _resume(saved, learner) or _train_until_stable(learner, plan, checkpoint=checkpoint, saved=saved)
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """What learns, from what."""
+
+    model: nn.Module
+    tail: Callable[[Tensor], Tensor]
+    features: Features
+    parameters: Sequence[nn.Parameter]
+    scope: Scope
+    on_step: Callable[[int, int], None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+
+def _digest(learner: _Learner, plan: TrainingPlan) -> str:
+    """What the result depends on, as far as one job's trainings can differ in it."""
+    features = learner.features
+    asked = (plan.name, plan.epochs, plan.seed, plan.batch_size, plan.distillation, plan.learning_rate, plan.precision)
+    hasher = hashlib.sha256(repr((asked, learner.scope, int(features.num_views_N.sum()))).encode())
+    state = scoped_state(learner.model, learner.scope)
+    for name, value in {**state, "labels": features.labels_N, "original": features.original_NK}.items():
+        hasher.update(name.encode())
+        hasher.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+@contextmanager
+def _chance_of_its_own(device: torch.device, seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed_of_process(seed))
+        yield
+
+
+def _resume(saved: Saved | None, learner: _Learner) -> TrainingRun | None:
+    """The run, when it had been finished."""
+    if saved is None or "finished" not in saved.meta:
+        return None
+    load_scoped_state(learner.model, saved.tensors)
+    run = saved.meta["finished"]
+    return TrainingRun(**{**run, "losses": tuple(run["losses"])})
+
+
+def _train_until_stable(
+    learner: _Learner, plan: TrainingPlan, *, checkpoint: Checkpoint | None, saved: Saved | None
+) -> TrainingRun:
+    began = {name: value.clone() for name, value in scoped_state(learner.model, learner.scope).items()}
+    if saved:
+        epochs, full_rate, first = saved.meta["epochs"], saved.meta["full_rate"], saved.meta["attempt"]
+    else:
+        found = try_steps(learner.model, learner.tail, learner.features, scope=learner.scope, plan=plan)
+        load_scoped_state(learner.model, began)  # batch-norm counted the inputs of the tried steps
+        epochs = plan.epochs or found.epochs_until(plan.deadline, steps=_steps_per_epoch(learner.features, plan))
+        full_rate, first = plan.learning_rate or found.learning_rate, 0
+    for attempt in range(first, MAX_ATTEMPTS):
+        attempted = replace(plan, learning_rate=full_rate / 4**attempt, epochs=epochs)
+        meta = {"epochs": epochs, "full_rate": full_rate, "attempt": attempt}
+        run = _train_once(learner, attempted, checkpoint=checkpoint, saved=saved, meta=meta)
+        saved = None
         if not run.diverged:
-            return run
-        load_scoped_state(model, began)
+            break
+        load_scoped_state(learner.model, began)
+    if checkpoint:
+        checkpoint.write(scoped_state(learner.model, learner.scope), {"finished": asdict(run)})
     return run
 
 
@@ -131,7 +212,7 @@ class TriedSteps:
 
     def epochs_until(self, deadline: float, *, steps: int) -> int:
         """Epochs of so many steps until `deadline`, rounded up: the deadline itself ends the last one."""
-        return min(max(1, math.ceil((deadline - time.monotonic()) / (steps * self.seconds_per_step))), MAX_EPOCHS)
+        return min(max(1, math.ceil((deadline - clock()) / (steps * self.seconds_per_step))), MAX_EPOCHS)
 
 
 def try_steps(
@@ -145,99 +226,110 @@ def try_steps(
     parameters = _select_parameters(model, scope)
     norms, seconds = [], []
     with _training_mode(model, scope), torch.enable_grad():
-        batches = _batches(features, replace(plan, epochs=NUM_TRIED_STEPS), device=parameters[0].device)
-        for _, batch in zip(range(NUM_TRIED_STEPS), batches, strict=False):
+        for views, items in islice(
+            draws(features, epochs=NUM_TRIED_STEPS, batch_size=plan.batch_size, seed=plan.seed), NUM_TRIED_STEPS
+        ):
             started = time.monotonic()
-            gradients = torch.autograd.grad(_loss(tail, batch, plan), parameters, allow_unused=True)
-            norms.append(_norm([g for g in gradients if g is not None]))
+            loss = _loss(tail, read_batch(features, views, items, parameters[0].device), plan)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            norms.append(_norm([summed(g) for g in gradients if g is not None]))
             seconds.append(time.monotonic() - started)
     gradient_norm = min(float(np.mean(norms)), MAX_GRADIENT_NORM)
     weight_norm = _norm([parameter.detach() for parameter in parameters])
     rate = RELATIVE_STEP * max(weight_norm, 1e-3) / max(gradient_norm, 1e-3)
-    return TriedSteps(rate, float(np.median(seconds)) + 1e-4)
+    return TriedSteps(agreed(rate), agreed(float(np.median(seconds))) + 1e-4)
 
 
 def _train_once(
-    model: nn.Module,
-    tail: Callable[[Tensor], Tensor],
-    features: Features,
-    *,
-    scope: Scope,
-    plan: TrainingPlan,
-    on_step: Callable[[int, int], None],
+    learner: _Learner, plan: TrainingPlan, *, checkpoint: Checkpoint | None, saved: Saved | None, meta: dict[str, float]
 ) -> TrainingRun:
     started = time.monotonic()
-    parameters = _select_parameters(model, scope)
-    rate = plan.learning_rate or 0.0
-    optimizers = make_optimizers(model, scope, rate)
-    total_steps = (plan.epochs or 1) * _steps_per_epoch(features, plan)
-    average = _Average(scoped_state(model, scope))
-    losses: list[float] = []
-    with _training_mode(model, scope), torch.enable_grad():
-        for step, batch in enumerate(_batches(features, plan, device=parameters[0].device)):
-            if time.monotonic() > plan.deadline:
+    rate, steps = plan.learning_rate or 0.0, _steps_per_epoch(learner.features, plan)
+    total_steps = (plan.epochs or 1) * steps
+    optimizers = make_optimizers(learner.model, learner.scope, rate)
+    state = TrainingState(scoped_state(learner.model, learner.scope), optimizers, learner.device)
+    if saved:
+        state.restore_(saved)
+    patience = max(MIN_PATIENCE, round(PATIENCE_SHARE * (plan.epochs or 1)))
+    drawn = draws(learner.features, epochs=plan.epochs or 1, batch_size=plan.batch_size, seed=plan.seed)
+    diverged = False
+    with _training_mode(learner.model, learner.scope), torch.enable_grad():
+        for views, items in islice(drawn, state.step, None):
+            diverged = state.step % LOOK_EVERY == 0 and _has_diverged(state.seen_losses())
+            if diverged or clock() > plan.deadline:
                 break
-            optimizers[0].param_groups[0]["lr"] = rate * _warm_up(step / total_steps)
-            loss = _loss(tail, batch, plan)
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-            for optimizer in optimizers:
-                optimizer.step()
-            if step >= AVERAGE_FROM_SHARE * (total_steps - 1):
-                average.add(scoped_state(model, scope))
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]) or np.mean(losses[-5:]) > DIVERGED_FACTOR * losses[0] + 1:
-                return TrainingRun(tuple(losses), rate, step, time.monotonic() - started, diverged=True)
-            on_step(step + 1, total_steps)
-    load_scoped_state(model, average.state)
-    return TrainingRun(
-        _per_epoch(losses, _steps_per_epoch(features, plan)),
-        rate,
-        len(losses),
-        time.monotonic() - started,
-        diverged=False,
-    )
+            optimizers[0].param_groups[0]["lr"] = rate * _warm_up(state.step / total_steps)
+            state.losses.append(_learn(learner, optimizers, views, items, plan=plan))
+            if state.step >= AVERAGE_FROM_SHARE * (total_steps - 1):
+                state.average.add()
+            state.step += 1
+            learner.on_step(state.step, total_steps)
+            if plan.score and state.step % steps == 0 and _look(learner, state, plan.score) > patience:
+                break
+            if checkpoint and checkpoint.due:
+                state.leave(checkpoint, meta, seconds=time.monotonic() - started)
+    losses = state.seen_losses()
+    diverged = diverged or _has_diverged(losses)
+    if plan.score and not diverged and state.step % steps:
+        _look(learner, state, plan.score)
+    if not diverged:
+        load_scoped_state(learner.model, state.best or state.average.state)
+    seconds = state.seconds_before + time.monotonic() - started
+    return TrainingRun(_per_epoch(losses, steps), rate, state.step, seconds, diverged=diverged)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    inputs: Tensor
-    labels_N: Tensor
-    original_NK: Tensor
+def _look(learner: _Learner, state: TrainingState, score: Callable[[], float]) -> int:
+    """Have validation look at the average; returns how many looks ago it saw the best one."""
+    if not state.average.count:
+        return 0
+    live = {name: value.clone() for name, value in state.live.items()}
+    load_scoped_state(learner.model, state.average.state)
+    learner.model.eval()
+    state.judge(agreed(score()))
+    load_scoped_state(learner.model, live)
+    _training_mode(learner.model, learner.scope).__enter__()
+    return state.looks_since_best
 
 
-def _batches(features: Features, plan: TrainingPlan, *, device: torch.device) -> Iterator[_Batch]:
-    """`plan.epochs` shuffled passes, each input under a view drawn anew; batch-norm cannot train on a batch of one."""
-    rng = np.random.default_rng(plan.seed)
-    num_items = len(features)
-    for _ in range(plan.epochs or 1):
-        order = rng.permutation(num_items)
-        for start in range(0, num_items, plan.batch_size):
-            items = order[start : start + plan.batch_size]
-            if len(items) == 1 and num_items > 1:
-                items = np.concatenate([items, order[:1]])
-            views = rng.integers(features.num_views_N[items])
-            yield _Batch(
-                features.batch(views, items, device),
-                features.labels_N[items].to(device),
-                features.original_NK[items].to(device),
-            )
+def _has_diverged(losses: Sequence[float]) -> bool:
+    if not losses:
+        return False
+    return not math.isfinite(losses[-1]) or float(np.mean(losses[-5:])) > DIVERGED_FACTOR * losses[0] + 1
 
 
-def _loss(tail: Callable[[Tensor], Tensor], batch: _Batch, plan: TrainingPlan) -> Tensor:
-    logits = tail(batch.inputs)
+def _learn(
+    learner: _Learner,
+    optimizers: Sequence[torch.optim.Optimizer],
+    views: Indices,
+    items: Indices,
+    *,
+    plan: TrainingPlan,
+) -> Tensor:
+    """One step; its loss, not looked at yet."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss = _loss(learner.tail, read_batch(learner.features, views, items, learner.device), plan)
+    loss.backward()
+    sum_gradients(learner.parameters)
+    torch.nn.utils.clip_grad_norm_(learner.parameters, MAX_GRADIENT_NORM, foreach=True)
+    for optimizer in optimizers:
+        optimizer.step()
+    return summed(loss.detach())
+
+
+def _loss(tail: Callable[[Tensor], Tensor], batch: Batch, plan: TrainingPlan) -> Tensor:
+    with autocast(batch.inputs.device, plan.precision):
+        logits = tail(batch.inputs).float()
     loss = F.cross_entropy(logits, batch.labels_N)
     if plan.penalty is not None:
         loss = loss + plan.penalty()
     if not plan.distillation:
-        return loss
+        return batch.weight * loss
     was_right = batch.original_NK.argmax(1) == batch.labels_N
     divergence = F.kl_div(
         F.log_softmax(logits, 1), F.log_softmax(batch.original_NK, 1), reduction="none", log_target=True
     )
-    return loss + plan.distillation * (divergence.sum(1) * was_right).mean()
+    return batch.weight * (loss + plan.distillation * (divergence.sum(1) * was_right).mean())
 
 
 def make_optimizers(model: nn.Module, scope: Scope, rate: float) -> list[torch.optim.Optimizer]:
@@ -249,7 +341,7 @@ def make_optimizers(model: nn.Module, scope: Scope, rate: float) -> list[torch.o
     chosen = [name for name in parameters if in_scope(name, scope)]
     weights = [parameters[name] for name in chosen if not name.endswith(ALPHAS_SUFFIX)]
     alphas = [parameters[name] for name in chosen if name.endswith(ALPHAS_SUFFIX)]
-    sgd = torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+    sgd = torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, foreach=True)
     return [sgd, torch.optim.Adam(alphas, lr=ALPHA_RATE, betas=(0.5, 0.999))] if alphas else [sgd]
 
 
@@ -275,22 +367,6 @@ class _training_mode:
 
     def __exit__(self, *_exc: object) -> None:
         self.model.eval()
-
-
-class _Average:
-    """The uniform average of the states it is given; the first one's until then."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self.state = {name: value.clone() for name, value in state.items()}
-        self.count = 0
-
-    def add(self, live: dict[str, Tensor]) -> None:
-        self.count += 1
-        for name, value in live.items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value.detach(), 1 / self.count)
-            else:
-                self.state[name].copy_(value)
 
 
 def _warm_up(progress: float) -> float:

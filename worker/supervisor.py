@@ -36,7 +36,7 @@ from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
 from worker.lease import Lease, kept_lease
 from worker.limits import EngineLimits
 from worker.progress import ProgressRows
-from worker.scratch import Scratch
+from worker.scratch import Scratch, begin_job, keep_checkpoints
 from worker.warm_engine import WarmEngine
 
 LOG_NAME = "engine.log"
@@ -72,6 +72,8 @@ def run_next_job(bench: Workbench) -> bool:
     ):
         job = _Job(bench, claim, lease, engine, log)
         ending, stored = _run(job)
+        if isinstance(ending, Interruption) and ending.reason == "stopped":
+            keep_checkpoints(job.scratch)
         written = _write_ending(job, ending, stored)
         _settle_model(job)
     log.info("job ended", ending=type(ending).__name__, written=written)
@@ -128,6 +130,7 @@ def _warm_next(job: _Job) -> None:
 
 def _fetch(job: _Job) -> dict[str, Any]:
     """Copy model and data sets to the scratch directory and return the engine's request."""
+    begin_job(job.scratch, job.claim.job_id)
     model = job.scratch.inputs / "model.pt"
     _persist(job, partial(storage.download, job.bench.store, job.claim.model_storage_key, model))
     datasets = {}

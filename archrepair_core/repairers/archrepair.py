@@ -36,7 +36,7 @@ from archrepair_core.search.search import (
 )
 from archrepair_core.search.supernet import Supernet, relax
 from archrepair_core.selection import run_tail, score_tail
-from archrepair_core.training import TrainingPlan, distillation_weight, load_scoped_state, scoped_state, train
+from archrepair_core.training import load_scoped_state, scoped_state, train
 
 # Of the seconds; the derived cell is trained with the rest. With `epochs` each of the two takes so many.
 SEARCH_SHARE = 0.5
@@ -106,13 +106,9 @@ def _search(
         if step % max(1, total // NUM_SNAPSHOTS) == 0 and step < total:
             shares.append(supernet.shares())
 
-    plan = TrainingPlan(
-        epochs,
-        deadline - (1 - SEARCH_SHARE) * (deadline - time.monotonic()),
-        seed=arena.seed,
-        batch_size=_batch_size(block, supernet),
-        distillation=distillation_weight(arena.limits),
-    )
+    until = deadline - (1 - SEARCH_SHARE) * (deadline - time.monotonic())
+    plan = arena.plan(epochs, until, name=f"supernet of {block.name}")
+    plan = replace(plan, batch_size=_batch_size(block, supernet))
     scope = trained((block.name,), arena.blocks)
     run = train(model, tail, features, scope=scope, plan=plan, on_step=on_step)
     validation, select = cache.features(cut_name, "validation"), arena.limits.select

@@ -14,10 +14,13 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from archrepair_core.blocks import Block
+from archrepair_core.checkpoint import Checkpoints
 from archrepair_core.cost import latency_ratio
 from archrepair_core.cut import Cut, cut_at
 from archrepair_core.data.preprocessing import to_tensor
+from archrepair_core.precision import Precision
 from archrepair_core.prefix_cache import INPUT, PrefixCache
+from archrepair_core.processes import agreed
 from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.selection import ALPHAS, ValidationScore, choose_alpha_
 from archrepair_core.spec import Repair
@@ -88,6 +91,24 @@ class Arena:
     epoch_seconds: float
     seed: int
     on_progress: Callable[[str], None]
+    precision: Precision = "float32"
+    checkpoints: Checkpoints | None = None
+
+    def plan(self, epochs: int | None, deadline: float, *, name: str) -> TrainingPlan:
+        """How every training of this job is done; `name` says of what."""
+        return TrainingPlan(
+            epochs=epochs,
+            deadline=deadline,
+            seed=self.seed,
+            distillation=distillation_weight(self.limits),
+            precision=self.precision,
+            checkpoints=self.checkpoints,
+            name=name,
+        )
+
+    def decide(self, value: float) -> float:
+        """What hangs on a clock or a stopwatch, as all processes and every later attempt of the job take it to be."""
+        return self.checkpoints.decide(value) if self.checkpoints else agreed(value)
 
     def sample(self) -> Tensor:
         """A few repair images as model input, to check cuts and measure cost with."""
@@ -106,7 +127,7 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     racing_until = min(started + RACING_SHARE * (deadline - started), deadline - FINAL_EPOCHS * arena.epoch_seconds)
     field, probes = list(genotypes), list[Trial]()
     rung_epochs = RUNG_EPOCHS
-    while len(field) > 1 and time.monotonic() < racing_until:
+    while len(field) > 1 and arena.decide(time.monotonic() < racing_until):
         rung = run_rung(arena, field, epochs=rung_epochs, until=racing_until)
         probes += rung
         field = [trial.genotype for trial in _in_order(rung)[: max(1, len(rung) // KEEP_SHARE)]]
@@ -140,7 +161,7 @@ def run_trial(
         tail,
         cache.features(cut_name, "training"),
         scope=scope,
-        plan=TrainingPlan(epochs, deadline, seed=arena.seed, distillation=distillation_weight(arena.limits)),
+        plan=arena.plan(epochs, deadline, name=repr(genotype)),
         on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
     )
     walks_back = arena.limits.interpolate and all(edit.keeps_original for edit in genotype.edits)
@@ -165,7 +186,7 @@ def run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: flo
     """A probe of every affordable genotype, in order; when `until` has passed, the rest is left out."""
     rung: list[Trial] = []
     for genotype in field:
-        if rung and time.monotonic() > until:
+        if rung and arena.decide(time.monotonic() > until):
             break
         if affordable(arena, genotype):
             rung.append(run_trial(arena, genotype, epochs=epochs, deadline=math.inf, alphas=PROBE_ALPHAS))
@@ -204,7 +225,7 @@ def affordable(arena: Arena, genotype: Genotype) -> bool:
     if count_parameters(edited) > arena.limits.max_params_ratio * count_parameters(original):
         return False
     try:
-        return latency_ratio(original, edited, arena.sample()) <= arena.limits.max_latency_ratio
+        return arena.decide(latency_ratio(original, edited, arena.sample())) <= arena.limits.max_latency_ratio
     except AttributeError:
         # Some hosts read settings off their blocks (nn.TransformerEncoder): nothing else can stand in for those.
         return False

@@ -120,6 +120,30 @@ def test_the_deadline_ends_training():
     assert run.steps == 0
 
 
+def test_training_stops_when_validation_has_seen_its_best_and_keeps_that():
+    net, task, seen = make_net(), make_task(), []
+
+    def score():
+        assert not any(module.training for module in net.modules())
+        seen.append({name: value.clone() for name, value in net.state_dict().items()})
+        return -abs(len(seen) - 3)  # best at the third look, then ever worse
+
+    run = train(net, net, task, scope=NETWORK, plan=plan(epochs=40, learning_rate=0.05, score=score))
+    assert len(seen) == 3 + 10 + 1, "a quarter of the epochs without anything better, and one"
+    assert run.steps < 60
+    assert all(torch.equal(seen[2][name], value) for name, value in net.state_dict().items())
+
+
+def test_looking_at_validation_does_not_disturb_training():
+    ends = []
+    growing = iter(range(100))
+    for score in (None, lambda: next(growing)):  # the last average is the best
+        net = make_net()
+        train(net, net, make_task(), scope=("0",), plan=plan(epochs=3, learning_rate=0.05, score=score))
+        ends.append(net.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 def test_without_epochs_training_fills_the_time_there_is():
     net, task = make_net(), make_task()
     started = time.monotonic()

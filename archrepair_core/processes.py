@@ -1,0 +1,84 @@
+"""Several processes on one repair (`torchrun`): each trains on its share of every batch, and all decide alike.
+
+Every process runs the whole story on the same data and seed. What could make them differ, clocks and stopwatches above
+all, is asked of process 0. Without `torchrun` all of this costs nothing.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from archrepair_core.features import Indices
+
+
+@contextmanager
+def joined_processes() -> Iterator[int]:
+    """Join the processes that `torchrun` started, one per GPU where there are any; gives the number of this one."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def agreed(value: float) -> float:
+    """What process 0 holds for it."""
+    if num_processes() == 1:
+        return value
+    told = torch.tensor([value], dtype=torch.float64)
+    dist.broadcast(told, src=0)
+    return float(told)
+
+
+def clock() -> float:
+    """`time.monotonic()` of process 0: whoever decides by time decides as the others do."""
+    return agreed(time.monotonic())
+
+
+def share_of(items: Indices) -> tuple[slice, float]:
+    """Which part of a batch is this process's, and what its mean weighs in the mean over the whole batch.
+
+    A batch too small to give everybody two (batch-norm cannot train on one) is everybody's.
+    """
+    processes = num_processes()
+    if len(items) < 2 * processes:
+        return slice(None), 1 / processes
+    part = slice(dist.get_rank() if processes > 1 else 0, None, processes)
+    return part, len(items[part]) / len(items)
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in one message."""
+    if num_processes() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = torch.cat([part.reshape(-1) for part in parts])
+    dist.all_reduce(flat)
+    for parameter, part in zip(trained, flat.split([part.numel() for part in parts]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if num_processes() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def seed_of_process(seed: int) -> int:
+    """Dropout must not drop the same units in every process."""
+    return int(np.random.SeedSequence([seed, dist.get_rank() if num_processes() > 1 else 0]).generate_state(1)[0])
