@@ -2,8 +2,8 @@
 
 Known images are passed through every candidate, and the candidate whose images look most like the field's is the
 answer. Looks are compared by the statistics of pixel_statistics.py, whitened by their spread within a candidate
-(Fisher's linear discriminant): on held-out draws it named the kind more often than the mean divergence of the network's
-own fingerprint did (docs/results.md). What the model makes of the answer is told by that fingerprint.
+(Fisher's linear discriminant): where both were tried, they named the kind more often than the mean divergence of the
+network's own fingerprint did (docs/results.md). What the model makes of the answer is told by that fingerprint.
 
 Distances are in units of noise: 1 is how far two sets of known images of these sizes stand apart.
 
@@ -38,6 +38,8 @@ FINALISTS = 4
 HOPELESS = 3.0
 HALVINGS = 2
 SHRINKAGE = 0.3
+# What hardly varies among the images that were looked at may in the next one: its scale is not to be trusted.
+MIN_SPREAD = 0.01
 RESAMPLES = 200
 # The nearest corruption fits when it explains this share of what sets the field apart.
 EXPLAINED = 0.5
@@ -116,7 +118,8 @@ def recognise(
     looks_NF = sight.look_at(field_images, sight.field_rows)
     tried = candidates(min(known.shape[1:3]), known.shape[3], full_scale=sight.full_scale)
     on_progress(f"comparing {len(looks_NF)} field images with {len(tried)} corruptions of known images")
-    whiten = _Whitening.of([sight.through(change, sight.num_screened) for change in (None, *tried)])
+    groups = [sight.through(change, sight.num_screened) for change in tried]
+    whiten = _Whitening.of([sight.through(None), *groups])
     screened = {change: whiten.distance(looks_NF, sight.through(change, sight.num_screened)) for change in tried}
     kinds = _finalists(screened)
     on_progress(f"refining {', '.join(kinds)}")
@@ -185,7 +188,7 @@ class _Whitening:
     @staticmethod
     def of(groups: Iterable[torch.Tensor]) -> "_Whitening":
         within = torch.cat([group - group.mean(0) for group in groups])
-        spread = within.std(0) + 1e-6
+        spread = within.std(0) + MIN_SPREAD
         correlation = torch.cov((within / spread).T)
         shrunk = (1 - SHRINKAGE) * correlation + SHRINKAGE * torch.eye(len(correlation), dtype=within.dtype)
         return _Whitening(torch.linalg.cholesky(torch.linalg.inv(shrunk)) / spread[:, None])

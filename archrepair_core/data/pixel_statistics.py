@@ -16,6 +16,7 @@ from torch import Tensor
 BLOCK = 8
 MIN_EDGE = BLOCK
 LEVEL = 1 / 255  # one grey level: less than that is nothing
+RARE = 0.01  # shares of pixels well below that are alike
 LUMA = (0.299, 0.587, 0.114)
 TONES = (0.0, 0.02, 0.1, 0.5, 0.9, 0.98, 1.0)
 
@@ -102,7 +103,7 @@ def _coincidences(images_NHWC: Tensor, luma_NHW: Tensor) -> Tensor:
     ends = [images_NHWC <= 0, images_NHWC >= 1]
     values = [end.float().mean((1, 2, 3)) for end in ends]
     whole = [end.all(3).float().mean((1, 2)) for end in ends]
-    return torch.stack([*equal, *values, *whole], 1)
+    return _log(torch.stack([*equal, *values, *whole], 1), RARE)
 
 
 def _log(values: Tensor, least: float = LEVEL) -> Tensor:

@@ -63,6 +63,17 @@ def test_a_fault_that_is_no_corruption_is_answered_with_the_nearest_and_its_dist
     assert recognition.distance > 10
 
 
+def test_what_one_known_image_in_many_shows_does_not_drown_the_rest():
+    """Statistics that are all alike in the screened images have no scale of their own to be divided by."""
+    known = digits(slice(0, 150))
+    # Drawn under seed 0, the white ones are none of the images that the corruptions are screened with.
+    known[np.random.default_rng(0).permutation(150)[60:63]] = 255
+    field = Corruption("contrast", 0.45)(digits(slice(800, 830)), range(30))
+    recognition = recognise(network(), rows_of(field), rows_of(known), preprocessing=GREY)
+    assert (recognition.kind, recognition.fits) == ("contrast", True), recognition.describe()
+    assert recognition.identity_distance > 5
+
+
 @pytest.mark.parametrize(
     ("field", "known", "reason"),
     [
