@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from archrepair_core.augmentation import Augmentation, choose_augmentation
 from archrepair_core.blocks import Block
-from archrepair_core.data.augment import View, harmless_augmentation, move
+from archrepair_core.data.augment import View, harmless_augmentation, move, natural_augmentation
 from archrepair_core.data.formats import load_dataset
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
 from archrepair_core.data.split import Splits, check_labels, prepare_splits
 from archrepair_core.errors import ModelError
 from archrepair_core.evaluate import predict, run_model
+from archrepair_core.fingerprint import divergence, fingerprinted_layers, measure_fingerprint
 from archrepair_core.ingest.model import Format, IngestedModel
 from archrepair_core.ingest.verify import Parity, verify_decompiled
 from archrepair_core.interface import (
@@ -35,6 +36,8 @@ BATCH_SIZE = 128
 # Enough images to tell whether mirroring hurts, few enough to cost nothing.
 AUGMENTATION_PROBE = 512
 VERIFY_BATCH = 8
+# Where moves are tried, the first that has labels.
+PROBED_ROLES = ("repair", "replay", "guard", "validation")
 
 
 @dataclass(frozen=True)
@@ -174,12 +177,27 @@ def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:
 
 
 def _harmless_moves(host: Host, data: Data) -> str:
-    repair: LabelledImages = data.splits.repair
-    inputs = data.tensors("repair", slice(0, AUGMENTATION_PROBE))
+    present = data.splits.present()
+    role = next((role for role in PROBED_ROLES if role in present and present[role].labelled), None)
+    if role is None:
+        return natural_augmentation(lambda view: _nearness(host, data, view))
+    probed: LabelledImages = present[role]
+    inputs = data.tensors(role, slice(0, AUGMENTATION_PROBE))
 
     def answers_of(view: View) -> Tensor:
         with torch.inference_mode():
             parts = [host.model(move(part, view).to(host.device)).cpu() for part in inputs.split(BATCH_SIZE)]
         return torch.cat(parts).argmax(1)
 
-    return harmless_augmentation(answers_of, torch.as_tensor(repair.labels[:AUGMENTATION_PROBE]))
+    return harmless_augmentation(answers_of, torch.as_tensor(probed.labels[:AUGMENTATION_PROBE]))
+
+
+def _nearness(host: Host, data: Data, view: View) -> float:
+    """How far viewed inputs are, to the model, from the inputs, as a share of how far one half is from the other."""
+    inputs, layers = data.tensors("repair", slice(0, AUGMENTATION_PROBE)), fingerprinted_layers(host.model)
+
+    def distance(some: Tensor, others: Tensor) -> float:
+        ours, theirs = (measure_fingerprint(host.model, part.split(BATCH_SIZE), layers) for part in (some, others))
+        return sum(float(divergence(ours[name], theirs[name])) for name in ours)
+
+    return distance(move(inputs, view), inputs) / max(distance(inputs[::2], inputs[1::2]), 1e-9)

@@ -57,6 +57,8 @@ class PrefixCache:
         if cut_name != INPUT:
             self._check_model(cut_name)
         data = [self.splits[role] for role in ROLES.get(split, (split,)) if role in self.splits]
+        if split in ROLES:  # a part without labels has nothing to teach
+            data = [images for images in data if images.labelled]
         parts = tuple(self._rows_of(cut_name, images) for images in data)
         labels_N = torch.from_numpy(np.concatenate([images.labels for images in data]))
         return Features(parts, torch.cat([self.original_logits[images.name] for images in data]), labels_N)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from archrepair_core.case import Case, Data, Host, examine_host, examine_reference, measure_baseline, read_data
 from archrepair_core.checkpoint import Checkpoints, open_checkpoints
+from archrepair_core.data.images import LabelledImages
 from archrepair_core.determinism import fix_seeds
 from archrepair_core.errors import DatasetError, SpecError
 from archrepair_core.export import export_model
@@ -32,6 +34,7 @@ from archrepair_core.report.evidence import Evidence, gather_evidence
 from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report
 from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.search import Arena, Trial
+from archrepair_core.selection import margins_of
 from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec, resolve_outputs
 from archrepair_core.training import distillation_weight
 
@@ -46,6 +49,8 @@ FORWARDS_PER_STEP = 3
 BROKEN_MARGIN = 0.75
 # Probe repairs that localize may use this share of a repair's time.
 PROBING_SHARE = 0.25
+# What works today is watched on so many inputs.
+MAX_GUARD = 512
 MIN_SECONDS_BETWEEN_MESSAGES = 0.2
 # Inputs of the larger of the two batches on which a written file must answer as the model does.
 EXPORT_BATCH = 8
@@ -181,10 +186,11 @@ def _inspection(ingested: IngestedModel, host: Host, data: Data) -> Inspection:
 def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], pace: Pace | None = None) -> Arena:
     """What every trial shares; features are computed when a trial first asks for them."""
     spec, host = case.spec.repair, case.host
+    splits, logits, guard_share = _with_hard_guard(case)
     cache = PrefixCache(
         model=host.model,
-        splits=case.data.splits.present(),
-        original_logits=case.baseline.logits,
+        splits=splits,
+        original_logits=logits,
         preprocessing=case.data.preprocessing,
         views=case.baseline.augmentation.views,
         work_dir=work_dir,
@@ -196,7 +202,9 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
         {"original": cache},
         host.blocks,
         spec,
-        max_broken=_max_broken(case),
+        max_broken=_limit(case, "test"),
+        max_guard_broken=_limit(case, "regression") / guard_share,
+        reference=case.reference,
         epoch_seconds=_epoch_seconds(case),
         seed=case.spec.seed,
         on_progress=on_progress,
@@ -207,7 +215,7 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
 
 def _search(case: Case, localization: Localization, arena: Arena, deadline: float) -> list[Trial]:
     """Every trial of the method asked for, the chosen one first; none when the model fails on no repair input."""
-    if not _num_failing(case):
+    if _num_failing(case) == 0:
         return []
     spec = case.spec.repair
     suspects = suspects_of(localization, case.host.blocks, top_k=case.spec.localization.top_k)
@@ -215,16 +223,40 @@ def _search(case: Case, localization: Localization, arena: Arena, deadline: floa
     return METHODS[spec.method](arena, suspects, level=spec.level, deadline=deadline, epochs=epochs)
 
 
-def _num_failing(case: Case) -> int:
-    labels = case.data.splits.repair.labels
-    return int((case.baseline.logits["repair"].argmax(1).numpy() != labels).sum())
+def _num_failing(case: Case) -> int | None:
+    """Repair inputs that the original gets wrong; None where nobody knows, without labels."""
+    repair = case.data.splits.repair
+    if not repair.labelled:
+        return None
+    return int((case.baseline.logits["repair"].argmax(1).numpy() != repair.labels).sum())
 
 
-def _max_broken(case: Case) -> float:
-    """The share of broken validation inputs a candidate may have: inside the strictest gate on it, or any share."""
+def _limit(case: Case, split: str) -> float:
+    """The share of the split's inputs that a candidate may break: inside the strictest gate on it, or any share.
+
+    A gate on what accuracy may lose bounds it too: on inputs that work there is nothing to win in exchange.
+    """
     expressions = DEFAULT_GATES if case.spec.gates == "auto" else case.spec.gates
-    limits = [gate.limit for gate in map(parse_gate, expressions) if gate.metric == "test.broken_rate"]
-    return BROKEN_MARGIN * min(limits, default=1.0 / BROKEN_MARGIN)
+    gates = [gate for gate in map(parse_gate, expressions) if gate.metric.startswith(f"{split}.")]
+    limits = [gate.limit for gate in gates if gate.metric.endswith(".broken_rate")]
+    if split == "regression":
+        limits += [-gate.limit for gate in gates if gate.metric.endswith(".accuracy") and gate.relative]
+    return BROKEN_MARGIN * max(0.0, min(limits, default=1.0 / BROKEN_MARGIN))
+
+
+def _with_hard_guard(case: Case) -> tuple[dict[str, LabelledImages], dict[str, Tensor], float]:
+    """Splits and logits with the guard reduced to its right answers of smallest margin, and their share of it.
+
+    Nearly every answer that a repair breaks is among them, so the others need not be run at every step of a walk.
+    """
+    splits, logits = case.data.splits.present(), dict(case.baseline.logits)
+    if "guard" not in splits or len(splits["guard"]) <= MAX_GUARD:
+        return splits, logits, 1.0
+    whole = splits["guard"]
+    margins_N = margins_of(logits["guard"], torch.as_tensor(whole.labels))
+    hardest = margins_N.where(margins_N > 0, torch.inf).argsort()[:MAX_GUARD]
+    splits["guard"], logits["guard"] = whole.subset(hardest.numpy()), logits["guard"][hardest]
+    return splits, logits, MAX_GUARD / len(whole)
 
 
 def _budget_seconds(case: Case) -> float:
@@ -318,7 +350,7 @@ def _result(evidence: Evidence, exports: list[Export], seconds: dict[str, float]
 
 
 def _package_localization(request: RepairRequest, case: Case, localization: Localization, pace: Pace) -> RepairOutcome:
-    if not _num_failing(case):
+    if _num_failing(case) == 0:
         raise DatasetError(
             "no_failing_inputs",
             f"the model answers all {len(case.data.splits.repair)} repair inputs correctly",

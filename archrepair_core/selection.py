@@ -3,8 +3,10 @@
 Nothing here ever sees test data. Shapes: N validation inputs, K classes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,23 @@ ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 # Margins are smoothed by this share of their standard deviation, so that a few hundred items give a smooth gain.
 MARGIN_SMOOTHING = 0.15
 BATCH_SIZE = 256
+# Statistics of a few dozen inputs move by less than this share of their divergence for no reason.
+REQUIRED_FALL = 0.1
+
+
+class Score(Protocol):
+    """What orders candidates, whatever it was measured by; the original has a utility of 0."""
+
+    @property
+    def utility(self) -> float: ...
+
+    def clearly_beats(self, other: Any) -> bool:
+        """Whether this score is better than `other`, of the same kind, by more than chance explains."""
+        ...
+
+    def to_json(self) -> dict[str, float]:
+        """The score as plain data."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,12 +68,41 @@ class ValidationScore:
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True)
+class DivergenceScore:
+    """Without labels: how far held-out inputs are from the healthy statistics, before and after a repair."""
+
+    before: float
+    after: float
+
+    @property
+    def utility(self) -> float:
+        """The share of the divergence that is gone, beyond `REQUIRED_FALL`."""
+        return 1 - self.after / self.before - REQUIRED_FALL if self.before else -REQUIRED_FALL
+
+    def clearly_beats(self, other: Any) -> bool:
+        """Whether the divergence left is smaller by more than a tenth."""
+        return self.after < (1 - REQUIRED_FALL) * other.after
+
+    def to_json(self) -> dict[str, float]:
+        """The score as plain data."""
+        return {"divergence_before": self.before, "divergence_after": self.after, "utility": self.utility}
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Inputs that work today: features of them, and the share of them that may be broken."""
+
+    features: Features
+    max_broken: float
+
+
 NO_CHANGE_UTILITY = 0.0
 
 
 def score_logits(after_NK: Tensor, before_NK: Tensor, labels_N: Tensor) -> ValidationScore:
     """Compare new logits with the original's on the same inputs; the broken share expected is the one seen."""
-    margin_before, margin_after = _margins(before_NK, labels_N), _margins(after_NK, labels_N)
+    margin_before, margin_after = margins_of(before_NK, labels_N), margins_of(after_NK, labels_N)
     width = MARGIN_SMOOTHING * float(margin_before.std(unbiased=False)) + 1e-6
     right_before, right_after = margin_before > 0, margin_after > 0
     broken = float((right_before & ~right_after).float().mean())
@@ -67,13 +115,13 @@ def score_logits(after_NK: Tensor, before_NK: Tensor, labels_N: Tensor) -> Valid
     )
 
 
-def broken_slope(walk: Sequence[tuple[float, ValidationScore]]) -> float:
-    """Broken share per unit of α: a line through the origin, fitted over the whole walk.
+def broken_slope(walk: Sequence[tuple[float, float]]) -> float:
+    """Broken share per unit of α, from pairs of both: a line through the origin, fitted over the whole walk.
 
     A few hundred inputs cannot tell 1 % from 2 % at one α, but all of them together give the slope; the share grows
     no slower than the line (docs/results.md), so small steps are not flattered.
     """
-    return sum(alpha * score.broken for alpha, score in walk) / sum(alpha**2 for alpha, _ in walk)
+    return sum(alpha * broken for alpha, broken in walk) / sum(alpha**2 for alpha, _ in walk)
 
 
 def run_tail(tail: Callable[[Tensor], Tensor], features: Features, device: torch.device) -> Tensor:
@@ -108,30 +156,61 @@ def choose_alpha_(
     scope: Scope,
     start: dict[str, Tensor],
     max_broken: float,
+    guard: Guard | None = None,
     alphas: Sequence[float] = ALPHAS,
 ) -> tuple[float, ValidationScore]:
-    """Leave `model` at the α of highest utility whose expected broken share does not exceed `max_broken`.
+    """Leave `model` at the α of highest utility whose expected broken share does not exceed `max_broken`, nor what the
+    guard allows on its own inputs.
 
     The α at which the expected share meets the limit is one of those tried, so nothing is lost between `alphas`.
     """
     end = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     device = next(model.parameters()).device
+    guarded: list[tuple[float, float]] = []
 
     def score_at(alpha: float) -> ValidationScore:
         interpolate_(model, start, end, alpha)
+        if guard:
+            guarded.append((alpha, score_tail(tail, guard.features, device).broken))
         return score_tail(tail, features, device)
 
     walk = [(alpha, score_at(alpha)) for alpha in alphas]
-    slope = broken_slope(walk)
-    if slope * max(alphas) > max_broken:
-        last = max_broken / slope
+    slope = broken_slope([(alpha, score.broken) for alpha, score in walk])
+    last = min(_last_alpha(slope, max_broken), _last_alpha(broken_slope(guarded), guard.max_broken) if guard else 1.0)
+    if last < max(alphas):
         walk = [pair for pair in walk if pair[0] < last] + [(last, score_at(last))]
     alpha, score = max(walk, key=lambda pair: pair[1].utility)
     interpolate_(model, start, end, alpha)
     return alpha, replace(score, expected_broken=slope * alpha)
 
 
-def _margins(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+def _last_alpha(slope: float, max_broken: float) -> float:
+    """How far one may walk when every unit of α breaks `slope` of the answers."""
+    return max_broken / slope if slope > 0 else math.inf
+
+
+def choose_alpha_by_divergence_(
+    model: nn.Module,
+    measure: Callable[[], float],
+    *,
+    scope: Scope,
+    start: dict[str, Tensor],
+    alphas: Sequence[float] = ALPHAS,
+) -> tuple[float, DivergenceScore]:
+    """Leave `model` at the α where `measure()`, the divergence of held-out inputs, is smallest: no labels needed."""
+    end = {name: value.clone() for name, value in scoped_state(model, scope).items()}
+
+    def measure_at(alpha: float) -> float:
+        interpolate_(model, start, end, alpha)
+        return measure()
+
+    before = measure_at(0.0)
+    after, alpha = min((measure_at(alpha), alpha) for alpha in alphas)
+    interpolate_(model, start, end, alpha)
+    return alpha, DivergenceScore(before, after)
+
+
+def margins_of(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     """Logit of the true class minus the largest other one; positive means right."""
     true_N1 = logits_NK.gather(1, labels_N[:, None])
     others_NK = logits_NK.scatter(1, labels_N[:, None], float("-inf"))

@@ -21,6 +21,7 @@ MAX_CHANNELS = 64
 # Labels and sample digests stay in memory (24 bytes per sample), so their number has to have an end.
 MAX_SAMPLES = 20_000_000
 DIGEST_DTYPE = np.dtype("S16")
+NO_LABEL = -1
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class LabelledImages:
     """N labelled images. `sample_digests` identify the pixels of each; `digest` is the sha256 of pixels and labels.
 
     The digest is one of content: the same samples give the same one from any file format. `images.rows` are the rows
-    in the source.
+    in the source. Without labels every label is `NO_LABEL`.
     """
 
     name: str
@@ -64,6 +65,11 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known; a set has all of them or none."""
+        return bool((self.labels != NO_LABEL).all())
 
     def subset(self, indices: np.ndarray, *, name: str | None = None) -> "LabelledImages":
         """The samples at `indices`, in that order, without copying a pixel."""
@@ -176,14 +182,24 @@ def check_size(shape: tuple[int, int, int, int], dtype: np.dtype, *, max_bytes: 
         )
 
 
+def no_labels(count: int) -> np.ndarray:
+    """The labels of images that have none."""
+    return np.full(count, NO_LABEL, dtype=np.int64)
+
+
 def check_labels_usable(labels: np.ndarray) -> np.ndarray:
-    """Integer labels as int64. Raises DatasetError naming the first row that is negative or absurdly large."""
+    """Integer labels as int64; all `NO_LABEL` is a set without labels.
+
+    Raises DatasetError naming the first row that is negative or absurdly large.
+    """
+    if (labels == NO_LABEL).all():
+        return no_labels(len(labels))
     unusable = np.flatnonzero((labels < 0) | (labels >= 2**31))
     if len(unusable):
         row = int(unusable[0])
         raise DatasetError(
             "label_negative" if labels[row] < 0 else "label_too_large",
             f"label {labels[row]} in row {row} is not a class index",
-            hint="labels are 0, 1, 2, … in the order of the model's outputs",
+            hint="labels are 0, 1, 2, … in the order of the model's outputs; -1 in every row is a set without labels",
         )
     return labels.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Read `.npz`: a zip of `.npy` members, of which `images` and `labels` are wanted. Streamed, never whole in memory.
+"""Read `.npz`: a zip of `.npy` members, of which `images` and `labels`, if any, are wanted. Streamed, never whole.
 
 The zip directory and the two array headers are checked before anything is unpacked; no pickle is ever loaded.
 """
@@ -19,6 +19,7 @@ from archrepair_core.data.images import (
     SampleStream,
     check_labels_usable,
     check_size,
+    no_labels,
     reason_of,
     sample_digest,
 )
@@ -61,7 +62,7 @@ class _Member:
 
 
 def read_npz(path: Path, *, max_bytes: int) -> SampleStream:
-    """Stream `images` and `labels` of an .npz file.
+    """Stream `images` and `labels` of an .npz file; one without `labels` is a set without labels.
 
     Images: N×H×W (grey), N×H×W×C or N×C×H×W. Of four axes the last is C when it is 1 or 3, else the second when it
     is; then the same with 4; else the smaller of the two. Bytes and integers 0–255 become uint8, floats float32.
@@ -71,10 +72,13 @@ def read_npz(path: Path, *, max_bytes: int) -> SampleStream:
     _check_dtype(images)
     dtype = np.dtype(np.float32 if images.dtype.kind == "f" else np.uint8)
     check_size(shape, dtype, max_bytes=max_bytes)
-    _check_labels_array(labels, count=shape[0])
     chunks = (_pixel_chunk(rows, row, channels_first=channels_first) for row, rows in _row_chunks(images))
-    labels_N = np.concatenate([rows for _, rows in _row_chunks(labels)])
-    return SampleStream(shape, dtype, chunks, check_labels_usable(labels_N))
+    return SampleStream(shape, dtype, chunks, no_labels(shape[0]) if labels is None else _read_labels(labels, shape[0]))
+
+
+def _read_labels(labels: _Member, count: int) -> np.ndarray:
+    _check_labels_array(labels, count=count)
+    return check_labels_usable(np.concatenate([rows for _, rows in _row_chunks(labels)]))
 
 
 @contextmanager
@@ -92,21 +96,20 @@ def _unpacking(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _members(path: Path, *, max_bytes: int) -> tuple[_Member, _Member]:
+def _members(path: Path, *, max_bytes: int) -> tuple[_Member, _Member | None]:
+    """The images, and the labels if there are any."""
     with _unpacking(path), zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        missing = [key for key in ("images", "labels") if f"{key}.npy" not in archive.namelist()]
-        if missing:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        if "images" not in names:
             raise DatasetError(
                 "key_missing",
-                f"the .npz file has no {' and no '.join(map(repr, missing))}; "
-                f"it holds: {', '.join(names[:20]) or 'nothing'}",
+                f"the .npz file has no 'images'; it holds: {', '.join(names[:20]) or 'nothing'}",
                 hint="save it with numpy.savez(path, images=…, labels=…)",
             )
-        infos = [archive.getinfo(f"{key}.npy") for key in ("images", "labels")]
+        infos = [archive.getinfo(f"{key}.npy") for key in ("images", "labels") if key in names]
         _refuse_bombs(infos, max_bytes=max_bytes)
-        images, labels = (_read_header(archive, info, path) for info in infos)
-    return images, labels
+        images, *labels = (_read_header(archive, info, path) for info in infos)
+    return images, labels[0] if labels else None
 
 
 def _refuse_bombs(infos: list[zipfile.ZipInfo], *, max_bytes: int) -> None:

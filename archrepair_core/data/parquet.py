@@ -1,4 +1,4 @@
-"""Read Parquet as Hugging Face writes it: `image` (struct{bytes, path} or plain binary), `label` (integer)."""
+"""Read Parquet as Hugging Face writes it: `image` (struct{bytes, path} or plain binary), `label` (integer, if any)."""
 
 import io
 import math
@@ -20,6 +20,7 @@ from archrepair_core.data.images import (
     check_count,
     check_labels_usable,
     check_size,
+    no_labels,
     reason_of,
     sample_digest,
 )
@@ -98,29 +99,36 @@ def _check_schema(path: Path) -> tuple[str, np.ndarray]:
     """The leaf column that holds the encoded images, and all labels."""
     with _reading(), _open(path) as file:
         schema = file.schema_arrow
-        missing = [name for name in ("image", "label") if name not in schema.names]
-        if missing:
+        if "image" not in schema.names:
             raise DatasetError(
                 "column_missing",
-                f"the Parquet file has no column {' and no '.join(map(repr, missing))}; "
-                f"it holds: {', '.join(schema.names[:20]) or 'nothing'}",
+                f"the Parquet file has no column 'image'; it holds: {', '.join(schema.names[:20]) or 'nothing'}",
                 hint="name the columns 'image' (struct{bytes, path} or binary) and 'label' (integer)",
             )
         check_count(file.metadata.num_rows)
         column = _image_leaf(schema.field("image").type)
-        label_type = schema.field("label").type
-        if not pa.types.is_integer(label_type):
-            raise DatasetError(
-                "labels_not_integer",
-                f"column 'label' holds {label_type}, not integers",
-                hint="write class indices as int64",
-            )
-        labels = file.read(columns=["label"], use_threads=False).column("label")
-        _check_rows(len(labels), at_least=file.metadata.num_rows, at_most=file.metadata.num_rows)
-        if labels.null_count:
-            row = labels.is_null().to_pylist().index(True)
-            raise DatasetError("label_missing", f"row {row} has no label", hint="leave unlabelled rows out")
-        return column, check_labels_usable(labels.to_numpy())
+        return column, _labels(file) if "label" in schema.names else no_labels(file.metadata.num_rows)
+
+
+def _labels(file: pq.ParquetFile) -> np.ndarray:
+    """The column `label`; all null is a set without labels."""
+    label_type = file.schema_arrow.field("label").type
+    if not pa.types.is_integer(label_type) and not pa.types.is_null(label_type):
+        raise DatasetError(
+            "labels_not_integer",
+            f"column 'label' holds {label_type}, not integers",
+            hint="write class indices as int64",
+        )
+    labels = file.read(columns=["label"], use_threads=False).column("label")
+    _check_rows(len(labels), at_least=file.metadata.num_rows, at_most=file.metadata.num_rows)
+    if labels.null_count == len(labels):
+        return no_labels(len(labels))
+    if labels.null_count:
+        row = labels.is_null().to_pylist().index(True)
+        raise DatasetError(
+            "label_missing", f"row {row} has no label", hint="leave such rows out, or send a set without labels"
+        )
+    return check_labels_usable(labels.to_numpy())
 
 
 def _image_leaf(image_type: pa.DataType) -> str:

@@ -14,16 +14,22 @@ HELD_OUT: dict[str, tuple[float, tuple[str, ...]]] = {
     "test": (0.3, ("repair", "validation", "replay")),
     "validation": (0.2, ("repair", "replay")),
 }
+# What can be done without labels, by kind of job: the values of `repair.method` and of `localization.method`.
+LABEL_FREE = {"repair": ("auto", "bn", "align"), "localize": ("auto", "drift")}
+# Half of `regression` has a say in the choice, the other half is the measurement.
+GUARD_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The data by role. `notes` say what was cut, dropped or accepted, for the report."""
+    """The data by role. `guard` is the part of `regression` that choices may see. `notes` say what was cut, dropped or
+    accepted, for the report. A job of kind localize has no `test` unless one is given."""
 
     repair: LabelledImages
-    validation: LabelledImages
-    test: LabelledImages
+    validation: LabelledImages | None
+    test: LabelledImages | None
     replay: LabelledImages | None
+    guard: LabelledImages | None
     regression: LabelledImages | None
     notes: tuple[str, ...]
 
@@ -52,13 +58,15 @@ def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple
 def prepare_splits(datasets: Mapping[str, LabelledImages], spec: RepairSpec, *, seed: int) -> Splits:
     """Give every sample one role. An absent `test` is 30 % of `repair`, an absent `validation` 20 % of the rest.
 
-    Raises DatasetError when a sample learned from stands in a given `test` too, unless the spec allows it. Every other
-    overlap is taken out of the side that is learned from, and noted.
+    Raises DatasetError when a sample learned from stands in a given `test` too, unless the spec allows it, and where
+    labels are missing. Every other overlap is taken out of the side that is learned from, and noted.
     """
     parts = {role: replace(dataset, name=role) for role, dataset in datasets.items()}
     _check_alike(parts, spec)
-    notes: list[str] = []
-    for held, (fraction, learned_from) in HELD_OUT.items():
+    _check_labelled(parts, spec)
+    notes: list[str] = [] if parts["repair"].labelled else ["repair has no labels"]
+    for held in _held_out(parts, spec):
+        fraction, learned_from = HELD_OUT[held]
         was_cut = held not in parts
         if was_cut:
             parts["repair"], parts[held] = _cut(parts["repair"], held, fraction=fraction, seed=seed)
@@ -71,14 +79,55 @@ def prepare_splits(datasets: Mapping[str, LabelledImages], spec: RepairSpec, *, 
             )
             notes.extend(note)
     notes.extend(_note_regression(parts))
-    return Splits(
-        parts["repair"],
-        parts["validation"],
-        parts["test"],
-        replay=parts.get("replay"),
-        regression=parts.get("regression"),
-        notes=tuple(notes),
-    )
+    notes.extend(_cut_guard_(parts, seed=seed))
+    roles = [field.name for field in fields(Splits) if field.name not in ("repair", "notes")]
+    return Splits(repair=parts["repair"], notes=tuple(notes), **{role: parts.get(role) for role in roles})
+
+
+def _held_out(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> list[str]:
+    """The held-out roles to fill: a localization measures nothing, and without labels it has nothing to choose on."""
+    if spec.kind == "repair":
+        return list(HELD_OUT)
+    return [role for role in HELD_OUT if role in parts or (role == "validation" and parts["repair"].labelled)]
+
+
+def _check_labelled(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> None:
+    """Only `repair` may come without labels, and only where the method needs none."""
+    unlabelled = [role for role, dataset in parts.items() if not dataset.labelled]
+    others = [role for role in unlabelled if role != "repair"]
+    if others:
+        raise DatasetError(
+            "labels_missing",
+            f"{others[0]} has no labels: no 'labels' in the .npz, no 'label' in the Parquet file, or all of them -1",
+            hint=f"send labels with {others[0]}, or leave it out; only repair may be without",
+        )
+    method = spec.repair.method if spec.kind == "repair" else spec.localization.method
+    if unlabelled and method not in LABEL_FREE[spec.kind]:
+        raise DatasetError(
+            "labels_missing",
+            f"repair has no labels, and {'repair' if spec.kind == 'repair' else 'localization'}.method "
+            f"{method!r} needs them",
+            hint=f"send labels, or set the method to one of {', '.join(LABEL_FREE[spec.kind])}",
+        )
+    if unlabelled and spec.kind == "repair" and "test" not in parts:
+        raise DatasetError(
+            "labels_missing",
+            "repair has no labels, so no test set for the verdict can be cut from it",
+            hint="send a labelled test set",
+        )
+
+
+def _cut_guard_(parts: dict[str, LabelledImages], *, seed: int) -> list[str]:
+    """Set a part of `regression` aside for the choice: what chooses must not measure."""
+    if "regression" not in parts:
+        return []
+    kept, guard = stratified_split(parts["regression"].labels, fraction=GUARD_SHARE, seed=seed)
+    if not len(guard):
+        return []
+    whole = parts["regression"]
+    parts["regression"], parts["guard"] = whole.subset(kept), whole.subset(guard, name="guard")
+    counts = f"{len(guard)} of {len(whole)} samples"
+    return [f"{counts} of regression guard the choice; the others are measured, seed {seed}"]
 
 
 def find_leaks(learned: LabelledImages, held_out: LabelledImages) -> np.ndarray:

@@ -182,7 +182,7 @@ def _probed(case: Case, scored: Localization, arena: Arena | None, *, until: flo
 
     It then scores no more than the worst of those that were.
     """
-    if arena is None or not (case.data.splits.validation.labels >= 0).all():
+    if arena is None or not arena.has_labels:
         return None
     probes = probe_blocks(arena, _smallest(scored, case.host.blocks), until=until, seed=case.spec.seed)
     if not probes.names:
@@ -206,13 +206,13 @@ def _smallest(ranking: Localization, blocks: dict[str, Block]) -> list[str]:
 
 def _healthy_fingerprint(case: Case) -> Fingerprint:
     """The network's own record, else its statistics on inputs that work; empty where there is neither."""
-    model, regression = case.host.model, case.data.splits.regression
+    model, healthy = case.host.model, case.data.splits.guard
     recorded = recorded_fingerprint(model)
-    if recorded or regression is None:
+    if recorded or healthy is None:
         return recorded
-    rows = _draw(np.arange(len(regression)), MAX_DRIFT_INPUTS, seed=case.spec.seed)
+    rows = _draw(np.arange(len(healthy)), MAX_DRIFT_INPUTS, seed=case.spec.seed)
     parts = (rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE))
-    batches = (to_tensor(regression.images[part], case.data.preprocessing) for part in parts)
+    batches = (to_tensor(healthy.images[part], case.data.preprocessing) for part in parts)
     return measure_fingerprint(model, batches, fingerprinted_layers(model))
 
 

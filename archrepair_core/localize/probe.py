@@ -12,6 +12,7 @@ import numpy.typing as npt
 from archrepair_core.localize.rank import NUM_RESAMPLES, Floats
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import KEEP_SHARE, RUNG_EPOCHS, Arena, Trial, run_rung
+from archrepair_core.selection import ValidationScore
 
 # Rungs of successive halving; the first ranks all blocks, the second the best third of them.
 NUM_RUNGS = 2
@@ -51,9 +52,10 @@ def probe_blocks(arena: Arena, names: Sequence[str], *, until: float, seed: int)
 
 def _resampled_gains(trials: Sequence[Trial], *, seed: int) -> npt.NDArray[np.float64]:
     """The same resamples of the validation inputs for every block, so that differences are paired."""
-    if not trials:
+    scores = [trial.score for trial in trials if isinstance(trial.score, ValidationScore)]
+    if not scores:
         return np.empty((0, 0))
-    change_NI = np.stack([trial.score.smooth_change_N.numpy() for trial in trials]).astype(np.float64)
+    change_NI = np.stack([score.smooth_change_N.numpy() for score in scores]).astype(np.float64)
     rng, count = np.random.default_rng(seed), change_NI.shape[1]
     weights = rng.multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES) / count
     return np.concatenate([change_NI.mean(1)[None], weights @ change_NI.T])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from archrepair_core.repairers.align import align_block
 from archrepair_core.repairers.archrepair import search_cell
 from archrepair_core.repairers.auto import climb_ladder
 from archrepair_core.repairers.block_search import search_block
@@ -33,6 +34,7 @@ def _block_search(
 METHODS: dict[str, Repairer] = {
     "auto": climb_ladder,
     "bn": _bn,
+    "align": align_block,
     "weights": fine_tune,
     "block_search": _block_search,
     "archrepair": search_cell,

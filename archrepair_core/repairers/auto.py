@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from archrepair_core.blocks import Block
+from archrepair_core.repairers.align import align_block
 from archrepair_core.repairers.block_search import block_genotypes
 from archrepair_core.repairers.bn import re_estimate_batch_norm
 from archrepair_core.search.genotype import Genotype
@@ -21,6 +22,9 @@ def climb_ladder(
 ) -> list[Trial]:
     """The best trial first; `level="block"` or `"network"` keeps the race on that level."""
     re_estimated = re_estimate_batch_norm(arena)
+    if not arena.has_labels:
+        aligned = align_block(arena, suspects, level=level, deadline=deadline, epochs=epochs)
+        return sorted([*aligned, *filter(None, [re_estimated])], key=lambda trial: -trial.score.utility)
     if re_estimated and re_estimated.score.utility > NO_CHANGE_UTILITY:
         start = arena.starts["original"].starting_from(re_estimated.model)
         arena = replace(arena, starts={**arena.starts, "re-estimated": start})

@@ -6,6 +6,7 @@ al., "Improving robustness against common corruptions by covariate shift adaptat
 
 import copy
 import time
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -16,8 +17,7 @@ from archrepair_core.features import Features
 from archrepair_core.fingerprint import has_statistics
 from archrepair_core.prefix_cache import INPUT
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import Arena, Trial
-from archrepair_core.selection import choose_alpha_
+from archrepair_core.search.search import Arena, Trial, walk_back_
 from archrepair_core.training import TrainingRun, scoped_state
 
 WEIGHTS = (0.1, 0.3, 0.6, 1.0)
@@ -37,17 +37,10 @@ def re_estimate_batch_norm(arena: Arena) -> Trial | None:
     start = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     arena.on_progress(f"re-estimating the statistics of {len(scope)} batch-norm layers")
     _estimate_(model, cache.features(INPUT, "repair"))
-    alpha, score = choose_alpha_(
-        model,
-        model,
-        cache.features(INPUT, "validation"),
-        scope=scope,
-        start=start,
-        max_broken=arena.max_broken,
-        alphas=WEIGHTS,
-    )
+    plain = Genotype(scope)
+    alpha, score = walk_back_(arena, model, model, plain, cut_name=INPUT, scope=scope, start=start, alphas=WEIGHTS)
     run = TrainingRun((), 0.0, 0, time.monotonic() - started, diverged=False)
-    return Trial(Genotype(scope, start="re-estimated"), model, alpha, score, run)
+    return Trial(replace(plain, start="re-estimated"), model, alpha, score, run)
 
 
 def _estimate_(model: nn.Module, features: Features) -> None:

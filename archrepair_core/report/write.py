@@ -110,6 +110,7 @@ def audit(data: Data) -> dict[str, Any]:
             "n": len(images),
             "digest": images.digest,
             "source": images.source,
+            "labelled": images.labelled,
             "classes": {str(label): count for label, count in sorted(Counter(images.labels.tolist()).items())},
         }
         for role, images in data.splits.present().items()
@@ -136,8 +137,11 @@ def limits_of(case: Case, evidence: Evidence) -> list[str]:
         limits.append("No test set was given: it was cut from the repair set, so both come from the same collection.")
     if "regression" not in evidence.splits:
         limits.append("No regression set was given: what the repair does to inputs without the fault is unknown.")
-    if len(case.data.splits.validation) < 200:
-        limits.append(f"Choices were made on {len(case.data.splits.validation)} validation inputs only.")
+    validation = case.data.splits.validation
+    if validation and not validation.labelled:
+        limits.append("Repair inputs had no labels: statistics of their activations, not answers, made the choice.")
+    elif validation and len(validation) < 200:
+        limits.append(f"Choices were made on {len(validation)} validation inputs only.")
     return limits
 
 

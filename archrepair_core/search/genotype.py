@@ -72,12 +72,14 @@ def branch_beside(block: str, primitive: str) -> Edit:
 class Genotype:
     """Which modules train (`scope`), which blocks change, and where training starts.
 
-    No edits means "keep the architecture"; `start` is the original or the same with re-estimated batch-norms.
+    No edits means "keep the architecture"; `start` is the original or the same with re-estimated batch-norms; `align`
+    is the weight of matching the healthy statistics while training, where the spec leaves it open.
     """
 
     scope: Scope
     edits: tuple[Edit, ...] = ()
     start: Start = "original"
+    align: float = 0.0
 
     @property
     def name(self) -> str:
@@ -85,6 +87,7 @@ class Genotype:
         parts = [part or "network" for part in self.scope]
         scope = ", ".join(parts) if len(parts) <= MAX_NAMED else f"{len(parts)} modules"
         name = " + ".join([scope, *(edit.name for edit in self.edits)])
+        name = f"{name}, aligned" if self.align else name
         return name if self.start == "original" else f"{name}, {self.start} statistics"
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +95,7 @@ class Genotype:
         return {
             "scope": [part or "network" for part in self.scope],
             "start": self.start,
+            "align": self.align,
             "edits": [edit.to_json() for edit in self.edits],
         }
 
@@ -100,7 +104,7 @@ class Genotype:
         """The genotype whose `to_json` this is. Raises EngineError `bad_genotype` for edges that make no cell."""
         edits = [Edit(edit["block"], tuple(map(_edge_from_json, edit["edges"]))) for edit in data["edits"]]
         scope = tuple("" if part == "network" else part for part in data["scope"])
-        return cls(scope, tuple(edits), data["start"])
+        return cls(scope, tuple(edits), data["start"], data["align"])
 
 
 def _edge_from_json(data: Mapping[str, str]) -> Edge:

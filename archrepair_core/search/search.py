@@ -7,22 +7,25 @@ candidate gets a little training, the better part gets more, the best gets what 
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from archrepair_core.alignment import healthy_fingerprint, held_out_divergence, watched_divergence
 from archrepair_core.blocks import Block
 from archrepair_core.checkpoint import Checkpoints
 from archrepair_core.cost import latency_ratio
 from archrepair_core.cut import Cut, cut_at
 from archrepair_core.data.preprocessing import to_tensor
+from archrepair_core.fingerprint import Fingerprint
 from archrepair_core.precision import Precision
-from archrepair_core.prefix_cache import INPUT, PrefixCache
+from archrepair_core.prefix_cache import INPUT, ROLES, PrefixCache
 from archrepair_core.processes import agreed
 from archrepair_core.search.genotype import Genotype, Start, build_
-from archrepair_core.selection import ALPHAS, ValidationScore, choose_alpha_
+from archrepair_core.selection import ALPHAS, Guard, Score, choose_alpha_, choose_alpha_by_divergence_
 from archrepair_core.spec import Repair
 from archrepair_core.training import (
     Scope,
@@ -71,7 +74,7 @@ class Trial:
     genotype: Genotype
     model: nn.Module
     alpha: float
-    score: ValidationScore
+    score: Score
     run: TrainingRun
     search: SearchRecord | None = None
 
@@ -80,7 +83,8 @@ class Trial:
 class Arena:
     """What every trial shares: the original, features cached for each place to start from, blocks, limits, seed.
 
-    `epoch_seconds` is the estimated cost of training the whole network for one epoch.
+    `epoch_seconds` is the estimated cost of training the whole network for one epoch; `max_guard_broken` the share of
+    the guard that may be broken; `reference` an earlier good version of the model.
     """
 
     original: nn.Module
@@ -93,6 +97,8 @@ class Arena:
     on_progress: Callable[[str], None]
     precision: Precision = "float32"
     checkpoints: Checkpoints | None = None
+    max_guard_broken: float = math.inf
+    reference: nn.Module | None = None
 
     def plan(self, epochs: int | None, deadline: float, *, name: str) -> TrainingPlan:
         """How every training of this job is done; `name` says of what."""
@@ -109,6 +115,24 @@ class Arena:
     def decide(self, value: float) -> float:
         """What hangs on a clock or a stopwatch, as all processes and every later attempt of the job take it to be."""
         return self.checkpoints.decide(value) if self.checkpoints else agreed(value)
+
+    def guard_at(self, cut_name: str, start: Start = "original") -> Guard | None:
+        """What works today and must not be lost, as features at a cut; None when nothing was set aside for it."""
+        cache = self.starts[start]
+        if "guard" not in cache.splits:
+            return None
+        return Guard(cache.features(cut_name, "guard"), self.max_guard_broken)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are answers to learn from, on repair or replay inputs, and on validation to choose by."""
+        splits = self.starts["original"].splits
+        teaching = [splits[role] for role in ROLES["training"] if role in splits]
+        return "validation" in splits and splits["validation"].labelled and any(part.labelled for part in teaching)
+
+    def healthy(self) -> Fingerprint:
+        """The statistics to align to. Raises SpecError where nothing tells them."""
+        return healthy_fingerprint(self.starts["original"], self.reference)
 
     def sample(self) -> Tensor:
         """A few repair images as model input, to check cuts and measure cost with."""
@@ -156,25 +180,65 @@ def run_trial(
     scope = trained(genotype.scope, arena.blocks)
     start = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     load_scoped_state(model, dict(weights))
-    run = train(
-        model,
-        tail,
-        cache.features(cut_name, "training"),
-        scope=scope,
-        plan=arena.plan(epochs, deadline, name=repr(genotype)),
-        on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
-    )
+    features = cache.features(cut_name, "training")
+    with alignment_penalty(arena, model, genotype) as penalty:
+        run = train(
+            model,
+            tail,
+            features,
+            scope=scope,
+            plan=replace(arena.plan(epochs, deadline, name=repr(genotype)), penalty=penalty),
+            on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
+        )
+    alpha, score = walk_back_(arena, model, tail, genotype, cut_name=cut_name, scope=scope, start=start, alphas=alphas)
+    return Trial(genotype, model, alpha, score, run)
+
+
+def walk_back_(
+    arena: Arena,
+    model: nn.Module,
+    tail: Tail,
+    genotype: Genotype,
+    *,
+    cut_name: str,
+    scope: Scope,
+    start: dict[str, Tensor],
+    alphas: Sequence[float] = ALPHAS,
+) -> tuple[float, Score]:
+    """Leave `model` where validation likes it best between `start` and what it is now.
+
+    Without labels the divergence of validation from the healthy statistics decides. The guard is asked about results,
+    not about probes. Where the original is gone there is no way back to it.
+    """
     walks_back = arena.limits.interpolate and all(edit.keeps_original for edit in genotype.edits)
-    alpha, score = choose_alpha_(
+    alphas = alphas if walks_back else (1.0,)
+    cache = arena.starts[genotype.start]
+    if not cache.splits["validation"].labelled:
+        healthy = arena.healthy()
+        return choose_alpha_by_divergence_(
+            model, lambda: held_out_divergence(model, cache, healthy), scope=scope, start=start, alphas=alphas
+        )
+    return choose_alpha_(
         model,
         tail,
         cache.features(cut_name, "validation"),
         scope=scope,
         start=start,
         max_broken=arena.max_broken if walks_back else math.inf,
-        alphas=alphas if walks_back else (1.0,),
+        guard=arena.guard_at(cut_name, genotype.start) if walks_back and alphas is not PROBE_ALPHAS else None,
+        alphas=alphas,
     )
-    return Trial(genotype, model, alpha, score, run)
+
+
+@contextmanager
+def alignment_penalty(arena: Arena, model: nn.Module, genotype: Genotype) -> Iterator[Callable[[], Tensor] | None]:
+    """What spec or genotype add to the loss of every batch: the weighted divergence from the healthy statistics."""
+    weight = genotype.align if arena.limits.align == "auto" else arena.limits.align
+    if not weight:
+        yield None
+        return
+    with watched_divergence(model, arena.healthy()) as divergence:
+        yield lambda: weight * divergence()
 
 
 def trained(scope: Scope, blocks: Mapping[str, Block]) -> Scope:

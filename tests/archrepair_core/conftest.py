@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from archrepair_core.demo.digits import make_case
+
 Archive = tuple[torch.jit.ScriptModule, torch._C.CompilationUnit]
 
 
@@ -40,6 +42,14 @@ def archived(tmp_path: Path) -> Callable[..., Archive]:
         return _load(tmp_path / "model.pt")
 
     return save_and_load
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's case: a network that learned sharp digits, and blurred ones it fails on."""
+    directory = tmp_path_factory.mktemp("digits")
+    make_case(directory, seed=0)
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -9,21 +9,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from archrepair_core.demo.digits import make_case
 from archrepair_core.errors import ArchRepairError
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.repair import RepairRequest, repair_model
 from archrepair_core.spec import RepairSpec
 
 SETS = ("repair", "validation", "test")
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """The demo's case: a network that learned sharp digits, and blurred ones it fails on."""
-    directory = tmp_path_factory.mktemp("digits")
-    make_case(directory, seed=0)
-    return directory
 
 
 @pytest.fixture

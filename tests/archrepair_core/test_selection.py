@@ -9,7 +9,16 @@ from torch import nn
 
 from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.search.branches import BlockWithBranch, Branch
-from archrepair_core.selection import choose_alpha_, interpolate_, score_logits
+from archrepair_core.selection import (
+    NO_CHANGE_UTILITY,
+    REQUIRED_FALL,
+    DivergenceScore,
+    Guard,
+    choose_alpha_,
+    choose_alpha_by_divergence_,
+    interpolate_,
+    score_logits,
+)
 from archrepair_core.training import NETWORK, scoped_state
 
 
@@ -90,3 +99,46 @@ def test_alpha_stops_before_it_breaks_more_than_allowed(fixed_from, alpha, chang
     assert (score.change, score.broken) == (pytest.approx(change), pytest.approx(broken))
     assert score.expected_broken == pytest.approx(alpha * 1.21 / 2.04)
     assert model.bias[1].item() == pytest.approx(10 * alpha)
+
+
+def test_the_guard_stops_the_walk_at_what_it_may_lose():
+    """Growing the bias fixes validation from α = 0.6 on, and breaks half of the guard from α = 0.25 on."""
+    model = nn.Linear(4, 2)
+    inputs = torch.zeros(4, 4).fill_diagonal_(1)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[0] = torch.tensor([6.0, 6.0, 2.5, 20.0])
+        model.bias.zero_()
+    original = model(inputs).detach()
+    start = {name: value.clone() for name, value in scoped_state(model, NETWORK).items()}
+    with torch.no_grad():
+        model.bias[1] = 10.0
+    validation = identity_features(inputs[:2], torch.tensor([1, 1]), original[:2])
+    guarded = identity_features(inputs[2:], torch.tensor([0, 0]), original[2:])
+    options = {"scope": NETWORK, "start": start, "max_broken": 1.0}
+
+    alpha, _ = choose_alpha_(model, model, validation, guard=Guard(guarded, max_broken=0.15), **options)
+    assert alpha < 0.25
+    assert (model(inputs[2:]).argmax(1) == 0).all()
+
+    with torch.no_grad():
+        model.bias[1] = 10.0
+    alpha, _ = choose_alpha_(model, model, validation, **options)
+    assert alpha >= 0.7
+    assert model(inputs).argmax(1).tolist() == [1, 1, 1, 0]
+
+
+def test_without_labels_the_walk_ends_where_the_divergence_is_smallest():
+    model = nn.Linear(1, 1, bias=False)
+    start = {"weight": torch.zeros(1, 1)}
+    with torch.no_grad():
+        model.weight.fill_(10.0)
+    alpha, score = choose_alpha_by_divergence_(
+        model, lambda: abs(model.weight.item() - 4.2), scope=NETWORK, start=start
+    )
+    assert (alpha, model.weight.item()) == (0.4, 4.0)
+    assert score.before == pytest.approx(4.2)
+    assert score.utility == pytest.approx(1 - 0.2 / 4.2 - REQUIRED_FALL)
+    assert score.clearly_beats(DivergenceScore(4.2, 0.4))
+    assert not score.clearly_beats(DivergenceScore(4.2, 0.21))
+    assert DivergenceScore(0.5, 0.47).utility < NO_CHANGE_UTILITY

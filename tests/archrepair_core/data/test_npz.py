@@ -35,6 +35,13 @@ def test_bytes_come_back_as_they_were_saved(load_arrays, save):
     assert isinstance(loaded.images.pixels, np.memmap)
 
 
+@pytest.mark.parametrize("arrays", [{}, {"labels": np.full(6, -1)}])
+def test_a_set_without_labels_is_told_apart(load_arrays, arrays):
+    unlabelled = load_arrays(images=IMAGES, **arrays)
+    assert (unlabelled.labelled, unlabelled.labels.tolist()) == (False, [-1] * 6)
+    assert load_arrays(images=IMAGES, labels=LABELS).labelled
+
+
 def test_many_chunks_come_back_in_order(load_arrays):
     images = np.random.default_rng(1).integers(0, 256, (300, 128, 129, 3), dtype=np.uint8)
     np.testing.assert_array_equal(load_arrays(images=images, labels=np.arange(300)).images[:], images)
@@ -90,8 +97,7 @@ def with_value(value, dtype):
 @pytest.mark.parametrize(
     ("arrays", "code", "said"),
     [
-        ({"x": IMAGES, "y": LABELS}, "key_missing", "no 'images' and no 'labels'; it holds: x, y"),
-        ({"images": IMAGES, "label": LABELS}, "key_missing", "no 'labels'; it holds: images, label"),
+        ({"x": IMAGES, "y": LABELS}, "key_missing", "no 'images'; it holds: x, y"),
         ({"images": IMAGES[0, 0], "labels": LABELS}, "images_shape", "(7, 3)"),
         ({"images": IMAGES[None], "labels": LABELS}, "images_shape", "(1, 6, 5, 7, 3)"),
         ({"images": np.uint8(3), "labels": LABELS}, "images_shape", "()"),

@@ -51,6 +51,12 @@ def test_lossless_images_come_back_as_they_were(load_columns):
     assert isinstance(loaded.images.pixels, np.memmap)
 
 
+@pytest.mark.parametrize("labels", [{}, {"label": [-1] * 5}, {"label": pa.nulls(5, pa.int64())}, {"label": [None] * 5}])
+def test_a_set_without_labels_is_told_apart(load_columns, labels):
+    loaded = load_columns({"image": as_struct(map(encode, PIXELS)), **labels})
+    assert (loaded.labelled, loaded.labels.tolist()) == (False, [-1] * 5)
+
+
 @pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary()])
 def test_plain_bytes_are_read_like_structs(load_columns, binary):
     encoded = [encode(pixels) for pixels in PIXELS]
@@ -116,7 +122,6 @@ PNG = encode(PIXELS[0])
     ("columns", "code", "said"),
     [
         ({"img": as_struct([PNG]), "label": [0]}, "column_missing", "no column 'image'; it holds: img, label"),
-        ({"image": as_struct([PNG])}, "column_missing", "no column 'label'"),
         ({"image": ["a.png"], "label": [0]}, "image_column_type", "string"),
         ({"image": [{"path": "a.png"}], "label": [0]}, "image_column_type", "struct<path: string>"),
         ({"image": [[1, 2]], "label": [0]}, "image_column_type", "list"),

@@ -65,12 +65,76 @@ def test_absent_test_and_validation_are_cut_from_repair_and_noted():
 
 def test_given_sets_are_used_as_they_are():
     given_sets = {"repair": images(range(40)), "validation": images(range(50, 60)), "test": images(range(100, 140)),
-                  "replay": images(range(150, 160)), "regression": images(range(200, 220))}  # fmt: skip
+                  "replay": images(range(150, 160))}  # fmt: skip
     splits = prepare_splits(given_sets, spec(), seed=0)
     assert {role: dataset.digest for role, dataset in splits.present().items()} == {
         role: dataset.digest for role, dataset in given_sets.items()
     }
     assert splits.notes == ()
+
+
+def test_half_of_regression_guards_the_choice_and_the_other_half_is_measured():
+    sets = {"repair": images(range(40)), "regression": images(range(200, 216))}
+    splits = prepare_splits(sets, spec(), seed=0)
+    assert len(splits.guard) == len(splits.regression) == 8
+    assert values_of(splits.guard) | values_of(splits.regression) == set(range(200, 216))
+    assert splits.present()["guard"].name == "guard"
+    assert any("8 of 16 samples of regression guard the choice" in note for note in splits.notes)
+
+
+def unlabelled(values):
+    return images(values, labels=[-1] * len(values))
+
+
+def job(**fields):
+    return RepairSpec.model_validate({"datasets": {"repair": "upload:repair"}, **fields})
+
+
+@pytest.mark.parametrize("method", ["auto", "bn", "align"])
+def test_repair_without_labels_gives_an_unlabelled_validation_to_the_methods_that_need_none(method):
+    sets = {"repair": unlabelled(range(30)), "test": images(range(60, 80))}
+    splits = prepare_splits(sets, job(repair={"method": method}), seed=0)
+    assert (len(splits.repair), len(splits.validation)) == (24, 6)
+    assert not splits.validation.labelled
+    assert "repair has no labels" in splits.notes
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"repair": {"method": "weights"}}, "repair.method 'weights' needs them"),
+        ({"kind": "localize", "localization": {"method": "gradient"}}, "localization.method 'gradient' needs them"),
+    ],
+)
+def test_a_method_that_needs_labels_says_so(fields, said):
+    with pytest.raises(DatasetError, match=said) as caught:
+        prepare_splits({"repair": unlabelled(range(30)), "test": images(range(60, 80))}, job(**fields), seed=0)
+    assert caught.value.code == "dataset.labels_missing"
+    assert "auto" in caught.value.hint
+
+
+@pytest.mark.parametrize("role", ["test", "validation", "replay", "regression"])
+def test_only_repair_may_come_without_labels(role):
+    sets = {"repair": unlabelled(range(30)), "test": images(range(60, 80)), role: unlabelled(range(90, 99))}
+    with pytest.raises(DatasetError, match=f"{role} has no labels") as caught:
+        prepare_splits(sets, job(), seed=0)
+    assert caught.value.code == "dataset.labels_missing"
+
+
+def test_a_test_set_cannot_be_cut_from_unlabelled_repair():
+    with pytest.raises(DatasetError, match="no test set for the verdict") as caught:
+        prepare_splits({"repair": unlabelled(range(30))}, job(), seed=0)
+    assert "labelled test set" in caught.value.hint
+
+
+def test_an_unlabelled_localization_keeps_every_image():
+    splits = prepare_splits({"repair": unlabelled(range(30))}, job(kind="localize"), seed=0)
+    assert {role: len(dataset) for role, dataset in splits.present().items()} == {"repair": 30}
+
+
+def test_a_labelled_localization_keeps_some_to_choose_on_and_measures_nothing():
+    splits = prepare_splits({"repair": images(range(40))}, job(kind="localize"), seed=0)
+    assert {role: len(dataset) for role, dataset in splits.present().items()} == {"repair": 32, "validation": 8}
 
 
 @pytest.mark.parametrize("role", ["repair", "validation", "replay"])

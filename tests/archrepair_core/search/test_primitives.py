@@ -83,6 +83,7 @@ def test_a_genotype_is_plain_data_with_a_readable_name():
     assert genotype.to_json() == {
         "scope": ["layer1.0"],
         "start": "original",
+        "align": 0.0,
         "edits": [
             {
                 "block": "layer1.0",
