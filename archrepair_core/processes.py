@@ -79,6 +79,12 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
+def mean_of_all(values: Tensor) -> Tensor:
+    """The mean over all processes; what is counted, not measured, stays."""
+    processes = num_processes()
+    return summed(values.clone()) / processes if processes > 1 and values.is_floating_point() else values
+
+
 def seed_of_process(seed: int) -> int:
     """Dropout must not drop the same units in every process."""
     return int(np.random.SeedSequence([seed, dist.get_rank() if num_processes() > 1 else 0]).generate_state(1)[0])

@@ -24,7 +24,7 @@ from archrepair_core.batches import Batch, draws, read_batch
 from archrepair_core.checkpoint import Checkpoint, Checkpoints, Saved
 from archrepair_core.features import Features, Indices
 from archrepair_core.precision import Precision, autocast
-from archrepair_core.processes import agreed, clock, seed_of_process, sum_gradients, summed
+from archrepair_core.processes import agreed, clock, mean_of_all, seed_of_process, sum_gradients, summed
 from archrepair_core.spec import Repair
 from archrepair_core.training_state import TrainingState
 
@@ -273,7 +273,8 @@ def _train_once(
     if plan.score and not diverged and state.step % steps:
         _look(learner, state, plan.score)
     if not diverged:
-        load_scoped_state(learner.model, state.best or state.average.state)
+        kept = state.best or state.average.state
+        load_scoped_state(learner.model, {name: mean_of_all(value) for name, value in kept.items()})
     seconds = state.seconds_before + time.monotonic() - started
     return TrainingRun(_per_epoch(losses, steps), rate, state.step, seconds, diverged=diverged)
 
