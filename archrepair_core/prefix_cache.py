@@ -24,7 +24,7 @@ from archrepair_core.spec import Preprocessing
 # What a name of features stands for, where it is not the name of one split.
 ROLES = {"training": ("repair", "replay")}
 # What one trial reads at its cut, again and again; it is kept together or not at all.
-TRIAL_ROLES = (*ROLES["training"], "validation")
+TRIAL_ROLES = (*ROLES["training"], "validation", "guard")
 INPUT = ""  # the cut before everything: features are the preprocessed images themselves
 
 # Checksum of the weights that computed the rows (0 for those of the input), cut, role.
