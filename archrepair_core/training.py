@@ -268,6 +268,8 @@ def _train_once(
                 break
             if checkpoint and checkpoint.due:
                 state.leave(checkpoint, meta, seconds=time.monotonic() - started)
+    if state.step and not state.average.count:
+        state.average.add()  # the deadline came before the averaging: what was learned so far, not where it began
     losses = state.seen_losses()
     diverged = diverged or _has_diverged(losses)
     if plan.score and not diverged and state.step % steps:

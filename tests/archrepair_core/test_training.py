@@ -120,6 +120,15 @@ def test_the_deadline_ends_training():
     assert run.steps == 0
 
 
+def test_a_deadline_long_before_the_end_keeps_what_was_learned_so_far():
+    net, task = make_net(), make_task()
+    asked = plan(epochs=5000, deadline=time.monotonic() + 0.5, learning_rate=0.1)
+    before = {name: value.clone() for name, value in scoped_state(net, NETWORK).items()}
+    run = train(net, net, task, scope=NETWORK, plan=asked)
+    assert 0 < run.steps < 2500, "before the averaging begins"
+    assert not torch.equal(scoped_state(net, NETWORK)["1.weight"], before["1.weight"])
+
+
 def test_training_stops_when_validation_has_seen_its_best_and_keeps_that():
     net, task, seen = make_net(), make_task(), []
 
