@@ -36,7 +36,9 @@ from benchmarks.zoo import OUT as ZOO_OUT
 from benchmarks.zoo import load_cifar
 
 OUT = Path("benchmarks/out/planted")
-PASSING, FAILING, UNLABELLED = 500, 200, 30
+POOLS, UNLABELLED = (500, 200), 30
+# What the cost of scoring is stated for.
+COST_POOLS = (1000, 200)
 SEVERITY = 3
 # The seeds of the trials; thresholds were set with others (100 and up).
 FIRST_SEED = 1
@@ -75,13 +77,13 @@ def make_spec(method: str, seed: int) -> RepairSpec:
     return RepairSpec.model_validate({**asked, "localization": {"method": method}})
 
 
-def make_case(bench: Bench, model: nn.Module, *, labelled: bool, seed: int) -> Case:
-    """The images of one trial, drawn by seed: 500 passing and 200 failing ones with labels, or 30 without."""
+def make_case(bench: Bench, model: nn.Module, *, labelled: bool, seed: int, pools: tuple[int, int] = POOLS) -> Case:
+    """The images of one trial, drawn by seed: passing and failing ones (`pools`) with labels, or 30 without."""
     pool, rng = bench.data.splits.repair, np.random.default_rng(seed)
     if labelled:
-        drawn = pool.subset(rng.permutation(len(pool))[: 4 * (PASSING + FAILING)])
+        drawn = pool.subset(rng.permutation(len(pool))[: 4 * sum(pools)])
         right = predict_labels(bench, model, drawn) == drawn.labels
-        rows = [np.flatnonzero(right)[:PASSING], np.flatnonzero(~right)[:FAILING]]
+        rows = [np.flatnonzero(right)[: pools[0]], np.flatnonzero(~right)[: pools[1]]]
         repair = drawn.subset(np.sort(np.concatenate(rows)))
     else:
         repair = without_labels(pool.subset(rng.choice(len(pool), UNLABELLED, replace=False)))
@@ -172,7 +174,7 @@ def run_healthy(bench: Bench, corruption: str | None, *, seed: int) -> dict[str,
 def measure_cost(bench: Bench, *, repeats: int) -> dict[str, Any]:
     """Seconds of a localization over the seconds of the bare passes it must make, turn by turn in one process."""
     spec = make_spec("spectrum+gradient", 0)
-    case = make_case(replace(bench), bench.host.model, labelled=True, seed=0)
+    case = make_case(bench, bench.host.model, labelled=True, seed=0, pools=COST_POOLS)
     steps = spec.localization.adversarial.steps
     ratios, passes = [], 0
     for _ in range(repeats):
