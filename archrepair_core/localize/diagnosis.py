@@ -1,5 +1,5 @@
-"""What kind of fault it looks like, with the numbers behind it. Thresholds were set on undamaged and damaged networks
-of benchmarks/planted_faults.py, with seeds apart from those it reports.
+"""What kind of fault it looks like, with the numbers behind it. The limits of drift were set on ResNet-20,
+undamaged, under shifts and with planted faults whose seeds are not those that benchmarks/planted_faults.py reports.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,10 @@ CLEAR = 2.0
 CHANGED, CHANGED_RATIO = 0.01, 10.0
 # A class fault: one class holds this share of all failures, at this multiple of the overall error rate.
 CLASS_SHARE, CLASS_LIFT = 0.5, 3.0
-# Overfitting: answers on data given back as training data are better by this much, or failures this confident.
-GENERALISATION_GAP, CONFIDENT = 0.15, 0.8
+# Overfitting: answers on data given back as training data are better by this much, or failures this confident. The
+# mean confidence of failures was 0.79 and 0.81 in two networks that had learned their training sets by heart, 0.34 to
+# 0.51 in three that were far from it.
+GENERALISATION_GAP, CONFIDENT = 0.15, 0.65
 
 Evidence = dict[str, float | str]
 

@@ -183,6 +183,38 @@ def test_localize_ranks_every_block(run):
     assert ranking["n_failing"] > 0
 
 
+def spoil(net):
+    """Half the filters of one convolution are lost."""
+    with torch.no_grad():
+        net.get_submodule("blocks.1.conv2").weight[::2] = 0.0
+    return net
+
+
+def test_damaged_weights_are_named_with_and_without_an_earlier_version(run, digits, rewritten):
+    for reference in (None, digits / "model.pt"):
+        outcome, out, _ = run(model=rewritten(spoil), kind="localize", reference=reference)
+        result = outcome.result
+        assert (result["kind"], result["method"], result["blocks"][0]["name"]) == (
+            "damaged_weights",
+            "drift",
+            "blocks.1",
+        )
+        evidence = json.loads((out / "localization.json").read_text())["evidence"]
+        assert evidence["drift_block"] == "blocks.1"
+    assert (evidence["reference_block"], evidence["reference_median"]) == ("blocks.1", 0.0)
+
+
+def test_probes_rank_blocks_by_what_repairing_them_gained(run):
+    outcome, out, _ = run(kind="localize", localization={"method": "probe"})
+    ranking = json.loads((out / "localization.json").read_text())
+    gains = ranking["methods"]["probe"]
+    assert outcome.result["method"] == "probe"
+    assert gains.keys() == {"blocks.0", "blocks.1", "blocks.2"}
+    scores = [row["score"] for row in ranking["blocks"]]
+    assert scores == sorted(scores, reverse=True)
+    assert max(gains.values()) > 0, "repairing some block helps"
+
+
 def test_a_reference_of_another_architecture_is_refused_by_name(run, rewritten):
     with pytest.raises(ArchRepairError, match=r"another architecture: 'blocks\.0\.bn1\.bias' is \(16,\)") as error:
         run(kind="localize", reference=rewritten(Wrapped))
