@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from archrepair_core.augmentation import Augmentation
 from archrepair_core.case import BATCH_SIZE, Baseline, Case, Data, Host, examine_host, read_data
 from archrepair_core.data.corruptions import COMMON_KINDS, at_severity
 from archrepair_core.data.images import ImageRows, LabelledImages
@@ -91,7 +92,7 @@ def make_case(bench: Bench, model: nn.Module, *, labelled: bool, seed: int, pool
     parts = {"repair": repair, "validation": splits.validation} if labelled else {"repair": repair}
     logits = {role: logits_of(bench, model, images) for role, images in parts.items()}
     host, data = replace(bench.host, model=model), replace(bench.data, splits=splits)
-    return Case(make_spec("auto", seed), host, data, Baseline(logits, 1000.0, "none", {}))
+    return Case(make_spec("auto", seed), host, data, Baseline(logits, 1000.0, Augmentation("none", {})))
 
 
 def logits_of(bench: Bench, model: nn.Module, images: LabelledImages) -> torch.Tensor:
