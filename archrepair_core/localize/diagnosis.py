@@ -15,8 +15,9 @@ from archrepair_core.localize.rank import Floats
 
 # Nats per channel: healthy networks stay below on inputs like those they were trained on.
 DRIFT_FLOOR = 0.25
-# A damaged block's jump over every divergence before it: an input shift also grows from layer to layer, but less.
-OUTLIER_RATIO = 4.0
+# A damaged block's jump, and how many times every divergence before it that is. Inputs of one class alone jumped 0.12;
+# an input shift also grows from layer to layer, but no jump was 1.3 times what came before.
+JUMP_FLOOR, OUTLIER_RATIO = 0.15, 2.0
 # Standard errors by which the jump must stand clear of the floor.
 CLEAR = 2.0
 # A block whose own map differs from the reference's by this share of its variance, and ten times the median block's.
@@ -56,7 +57,7 @@ def standing_out(drift: Drift, names: Sequence[str], *, among: Sequence[int]) ->
         "drift_first_layer": float(drift.divergence_BL[0, 0]),
         "drift_largest": float(drift.divergence_BL[0].max()),
     }
-    decides = jump - CLEAR * error >= DRIFT_FLOOR and jump >= OUTLIER_RATIO * before
+    decides = jump - CLEAR * error >= JUMP_FLOOR and jump >= OUTLIER_RATIO * before
     return (names[best] if decides else None), evidence
 
 
