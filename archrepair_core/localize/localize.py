@@ -155,7 +155,10 @@ def _rank(case: Case, blocks: Sequence[Block], health: Health, arena: Arena | No
 
 def _rank_by_health(health: Health, blocks: Sequence[Block]) -> Localization:
     assert health.score_BN is not None, "asked for only where there are scores"
-    rows = ranked([block.name for block in blocks], health.score_BN[0], health.score_BN[1:])
+    # A stage scores as the block in it that does: of equals the smaller one comes first.
+    order = sorted(range(len(blocks)), key=lambda place: blocks[place].level == "stage")
+    score_BN = health.score_BN[:, order]
+    rows = ranked([blocks[place].name for place in order], score_BN[0], score_BN[1:])
     return Localization("drift", "none", rows, stability=rank_stability(health.score_BN[0], health.score_BN[1:]))
 
 
