@@ -40,7 +40,7 @@ up: $(INSTALLED)  ## start the service on port 8000; Ctrl-C stops it
 	$(BIN)/archrepair up
 
 bench: $(INSTALLED)  ## the realistic case: ResNet-20 behind a lossy camera (needs $$ARCHREPAIR_DATA)
-	$(BIN)/python benchmarks/jpeg_shift.py
+	$(BIN)/python -m benchmarks.ladder
 
 bench-ingest: $(INSTALLED)  ## what reading, rebuilding and writing a model cost beside plain torch; about 15 minutes
 	$(BIN)/python -W ignore benchmarks/ingest_speed.py

@@ -6,9 +6,7 @@ the JPEG ones, so that the JPEG test set is the everyday of these networks and n
 """
 
 import argparse
-import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,20 +16,16 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from benchmarks.jpeg_shift import find_data
+from benchmarks.cifar import MEAN, NUM_CLASSES, STD, load_cifar
 
 OUT = Path("benchmarks/out/zoo")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH_SIZE, CROP = 128, 4
-NUM_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -44,21 +38,6 @@ class Recipe:
     optimizer: str = "sgd"
     augment: bool = True
     weight_decay: float = 5e-4
-
-
-def load_cifar(split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """JPEG CIFAR-10 (`train` or `test`), or `lossless-train4k`: images N×32×32×3 and labels; decoded once to npz."""
-    stem = f"cifar10-{split}" if split.startswith("lossless") else f"cifar10-jpeg-{split}"
-    cached = OUT.parent / f"{stem}.npz"
-    if not cached.is_file():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        table = pq.read_table(find_data() / f"{stem}.parquet", columns=["image", "label"])
-        images = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
-        partial = cached.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, images=np.stack(images), labels=np.asarray(table["label"], dtype=np.int64))
-        partial.replace(cached)
-    with np.load(cached) as stored:
-        return stored["images"], stored["labels"]
 
 
 def to_input(images_NHWC: npt.NDArray[np.uint8]) -> Tensor:

@@ -1,0 +1,54 @@
+"""Where the CIFAR-10 files are, and their images decoded once."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from PIL import Image
+
+OUT = Path("benchmarks/out")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NUM_CLASSES = 10
+
+
+def find_data() -> Path:
+    """The folder with the CIFAR-10 files: `$ARCHREPAIR_DATA`, or `shared/data` beside the checkout."""
+    found = Path(os.environ.get("ARCHREPAIR_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    if not (found / "cifar10-jpeg-test.parquet").is_file():
+        sys.exit(f"{found} has no cifar10-jpeg-test.parquet; set ARCHREPAIR_DATA to the folder that has it")
+    return found
+
+
+def load_cifar(split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """JPEG CIFAR-10 (`train` or `test`), or `lossless-train4k`: images N×32×32×3 and labels; decoded once to npz."""
+    stem = f"cifar10-{split}" if split.startswith("lossless") else f"cifar10-jpeg-{split}"
+    cached = OUT / f"{stem}.npz"
+    if not cached.is_file():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        table = pq.read_table(find_data() / f"{stem}.parquet", columns=["image", "label"])
+        images = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
+        partial = cached.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, images=np.stack(images), labels=np.asarray(table["label"], dtype=np.int64))
+        partial.replace(cached)
+    with np.load(cached) as stored:
+        return stored["images"], stored["labels"]
+
+
+# Everything the defaults were developed on; no benchmark draws from it.
+NUM_DEVELOPMENT = 4000
+_SPLIT_SEED = 12345
+
+
+def order_of_test_images(seed: int) -> npt.NDArray[np.intp]:
+    """The 6,000 test images nothing was developed on, in the order of one draw."""
+    shuffled = np.random.default_rng(_SPLIT_SEED).permutation(10_000)
+    return np.random.default_rng(seed).permutation(shuffled[NUM_DEVELOPMENT:])
+
+
+def development_rows() -> npt.NDArray[np.intp]:
+    """The other 4,000."""
+    return np.random.default_rng(_SPLIT_SEED).permutation(10_000)[:NUM_DEVELOPMENT]
