@@ -51,6 +51,11 @@ def healthy_fingerprint(cache: PrefixCache, reference: nn.Module | None) -> Fing
     )
 
 
+def tells_healthy(cache: PrefixCache, reference: nn.Module | None) -> bool:
+    """Whether `healthy_fingerprint` knows an answer."""
+    return bool(recorded_fingerprint(cache.model)) or reference is not None or "guard" in cache.splits
+
+
 @contextmanager
 def watched_divergence(model: nn.Module, healthy: Fingerprint) -> Iterator[Callable[[], Tensor]]:
     """While open, the callable gives the divergence of the last forward from `healthy`, live in the autograd graph.

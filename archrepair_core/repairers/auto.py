@@ -1,67 +1,114 @@
 """`auto`: the ladder. Cheap first, measured always, never worse than the original.
 
-Batch-norm statistics come first; where validation likes them they are a second place to start from. The race holds the
-network, the stage around the first suspect, the suspicious blocks as they are, and then new branches.
+Two rungs need no labels: batch-norm statistics re-estimated, and the blamed block aligned to the healthy statistics.
+What validation likes of them is one more place to start from. Then scopes and architectures race: how they are ordered
+depends on what the fault looks like, and a later one has to beat an earlier one clearly.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from archrepair_core.blocks import Block
 from archrepair_core.repairers.align import align_block
 from archrepair_core.repairers.block_search import block_genotypes
 from archrepair_core.repairers.bn import re_estimate_batch_norm
-from archrepair_core.search.genotype import Genotype
+from archrepair_core.search.genotype import Genotype, Start
 from archrepair_core.search.search import Arena, Trial, race
 from archrepair_core.selection import NO_CHANGE_UTILITY
-from archrepair_core.training import NETWORK
+from archrepair_core.training import NETWORK, Scope
+
+# Aligning may use this share of the time when labels are there to do better; it settles long before.
+ALIGN_SHARE = 0.15
+# Weight of the healthy statistics as a regulariser, where it is worth a trial of its own.
+ALIGN_WEIGHT = 0.1
+# By the kind of fault, the scopes in order of prior belief (docs/results.md says what that rests on).
+SCOPES_BY_FAULT: dict[str, tuple[str, ...]] = {
+    "damaged_weights": ("suspects", "network", "stages around"),
+    "input_shift": ("network", "first stages", "stages around", "suspects"),
+    "overfitting": ("network", "last stages", "stages around", "suspects"),
+    "label_or_class": ("network", "last stages", "suspects", "stages around"),
+    "unknown": ("network", "stages around", "suspects", "last stages"),
+}
 
 
 def climb_ladder(
     arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
 ) -> list[Trial]:
     """The best trial first; `level="block"` or `"network"` keeps the race on that level."""
-    re_estimated = re_estimate_batch_norm(arena)
+    cheap = _label_free_rungs(arena, suspects, deadline=deadline)
     if not arena.has_labels:
-        aligned = align_block(arena, suspects, level=level, deadline=deadline, epochs=epochs)
-        return sorted([*aligned, *filter(None, [re_estimated])], key=lambda trial: -trial.score.utility)
-    if re_estimated and re_estimated.score.utility > NO_CHANGE_UTILITY:
-        start = arena.starts["original"].starting_from(re_estimated.model)
-        arena = replace(arena, starts={**arena.starts, "re-estimated": start})
-    trials = race(arena, _candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
-    if re_estimated is None:
-        return trials
-    best_is_cheap = (
-        not trials
-        or re_estimated.score.clearly_beats(trials[0].score)
-        or trials[0].score.utility <= NO_CHANGE_UTILITY < re_estimated.score.utility
-    )
-    return [re_estimated, *trials] if best_is_cheap else [*trials, re_estimated]
+        return sorted(cheap, key=lambda trial: -trial.score.utility)
+    liked = [trial for trial in cheap if trial.score.utility > NO_CHANGE_UTILITY]
+    begin = {_start_of(trial): arena.starts["original"].starting_from(trial.model) for trial in liked}
+    arena = replace(arena, starts={**arena.starts, **begin})
+    trials = race(arena, candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
+    best = max(liked, key=lambda trial: trial.score.utility, default=None)
+    if best is not None and (
+        not trials or best.score.clearly_beats(trials[0].score) or trials[0].score.utility <= NO_CHANGE_UTILITY
+    ):
+        return [best, *trials, *(trial for trial in cheap if trial is not best)]
+    return [*trials, *cheap]
 
 
-def _candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Genotype]:
-    """In order of prior belief: the network fixed most in the same seconds (docs/results.md), then the stage around the
-    first suspect, which is what the paper's ResNets call a block, then the suspects, then new branches."""
+def candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Genotype]:
+    """Everything worth a race, in order of prior belief: sets of blocks as they are, then with one new branch."""
     if level == "network":
-        return _from_every_start(arena, [Genotype(NETWORK)])
+        return _from_every_start(arena, [NETWORK])
     by_block = block_genotypes(arena, suspects)
     kept, edited = by_block[: len(suspects)], by_block[len(suspects) :]
     if level == "block":
-        return _from_every_start(arena, kept) + edited
-    stages = [Genotype((stage,)) for stage in _stages_around(arena.blocks, suspects)]
-    first = [Genotype(NETWORK), *stages[:1], *kept[:1]]
-    return _from_every_start(arena, first) + stages[1:] + kept[1:] + edited
+        return _from_every_start(arena, [genotype.scope for genotype in kept]) + edited
+    scopes = [scope for name in SCOPES_BY_FAULT[arena.fault] for scope in SCOPES[name](arena.blocks, suspects)]
+    ordered = list(dict.fromkeys(scopes))
+    # From another start only the first guess: a race that is too long tells nothing.
+    first, others = _from_every_start(arena, ordered[:1]), [Genotype(scope) for scope in ordered[1:]]
+    regularised = [replace(first[0], align=ALIGN_WEIGHT)] if arena.tells_healthy else []
+    return first + others + regularised + edited
 
 
-def _from_every_start(arena: Arena, genotypes: Sequence[Genotype]) -> list[Genotype]:
-    return [replace(genotype, start=start) for start in arena.starts for genotype in genotypes]
+def _label_free_rungs(arena: Arena, suspects: Sequence[str], *, deadline: float) -> list[Trial]:
+    """Re-estimated statistics, and alignment where a block is damaged or nothing else can be done."""
+    re_estimated = re_estimate_batch_norm(arena)
+    trials = [re_estimated] if re_estimated else []
+    if not arena.has_labels or (arena.fault == "damaged_weights" and arena.tells_healthy):
+        now = time.monotonic()
+        until = now + ALIGN_SHARE * (deadline - now) if arena.has_labels else deadline
+        trials += align_block(arena, suspects[:1], level="block", deadline=until, epochs=None)
+    return trials
 
 
-def _stages_around(blocks: dict[str, Block], suspects: Sequence[str]) -> list[str]:
-    around = [
-        name
-        for suspect in suspects
-        for name, block in blocks.items()
-        if block.level == "stage" and suspect.startswith(f"{name}.")
-    ]
-    return list(dict.fromkeys(around))
+def _start_of(trial: Trial) -> Start:
+    return "aligned" if trial.genotype.start == "original" else trial.genotype.start
+
+
+def _around(blocks: Mapping[str, Block], suspects: Sequence[str]) -> list[Scope]:
+    """The stages that hold a suspect: what the paper's ResNets call a block."""
+    held = [stage for suspect in suspects for stage in _stages(blocks) if suspect.startswith(f"{stage}.")]
+    return [(stage,) for stage in dict.fromkeys(held)]
+
+
+def _two_stages(blocks: Mapping[str, Block], *, last: bool) -> list[Scope]:
+    """The first or last two of the stages that stand beside each other; nested ones count by the outermost."""
+    stages = [name for name in _stages(blocks) if not any(name.startswith(f"{other}.") for other in _stages(blocks))]
+    if len(stages) < 3:  # two of two are nearly the network
+        return []
+    return [tuple(stages[-2:] if last else stages[:2])]
+
+
+def _stages(blocks: Mapping[str, Block]) -> list[str]:
+    return sorted((name for name, block in blocks.items() if block.level == "stage"), key=lambda n: blocks[n].depth)
+
+
+SCOPES: dict[str, Callable[[Mapping[str, Block], Sequence[str]], list[Scope]]] = {
+    "network": lambda blocks, suspects: [NETWORK],
+    "suspects": lambda blocks, suspects: [(suspect,) for suspect in suspects],
+    "stages around": _around,
+    "first stages": lambda blocks, suspects: _two_stages(blocks, last=False),
+    "last stages": lambda blocks, suspects: _two_stages(blocks, last=True),
+}
+
+
+def _from_every_start(arena: Arena, scopes: Sequence[Scope]) -> list[Genotype]:
+    starts = list(arena.starts)[::-1]  # the newest first: validation liked it better than the original
+    return [Genotype(scope, start=start) for scope in scopes for start in starts]

@@ -15,7 +15,7 @@ from archrepair_core.search.operations import ORIGINAL
 from archrepair_core.training import Scope
 
 MAX_NAMED = 3
-Start = Literal["original", "re-estimated"]
+Start = Literal["original", "re-estimated", "aligned"]
 _ORIGINAL_EDGE = Edge(INPUT_NODE, OUTPUT_NODE, ORIGINAL)
 
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from archrepair_core.alignment import healthy_fingerprint, held_out_divergence, watched_divergence
+from archrepair_core.alignment import healthy_fingerprint, held_out_divergence, tells_healthy, watched_divergence
 from archrepair_core.blocks import Block
 from archrepair_core.checkpoint import Checkpoints
 from archrepair_core.cost import latency_ratio
@@ -84,7 +84,7 @@ class Arena:
     """What every trial shares: the original, features cached for each place to start from, blocks, limits, seed.
 
     `epoch_seconds` is the estimated cost of training the whole network for one epoch; `max_guard_broken` the share of
-    the guard that may be broken; `reference` an earlier good version of the model.
+    the guard that may be broken; `reference` an earlier good version of the model; `fault` the kind it looks like.
     """
 
     original: nn.Module
@@ -99,6 +99,7 @@ class Arena:
     checkpoints: Checkpoints | None = None
     max_guard_broken: float = math.inf
     reference: nn.Module | None = None
+    fault: str = "unknown"
 
     def plan(self, epochs: int | None, deadline: float, *, name: str) -> TrainingPlan:
         """How every training of this job is done; `name` says of what."""
@@ -129,6 +130,11 @@ class Arena:
         splits = self.starts["original"].splits
         teaching = [splits[role] for role in ROLES["training"] if role in splits]
         return "validation" in splits and splits["validation"].labelled and any(part.labelled for part in teaching)
+
+    @property
+    def tells_healthy(self) -> bool:
+        """Whether anything tells the statistics to align to."""
+        return tells_healthy(self.starts["original"], self.reference)
 
     def healthy(self) -> Fingerprint:
         """The statistics to align to. Raises SpecError where nothing tells them."""

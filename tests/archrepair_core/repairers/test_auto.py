@@ -1,0 +1,66 @@
+"""The ladder's order: what the fault looks like decides what is tried first, and every scope is tried once."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from archrepair_core.blocks import Block
+from archrepair_core.repairers.auto import ALIGN_WEIGHT, SCOPES_BY_FAULT, candidates
+from archrepair_core.training import NETWORK
+
+
+def block_of(name, depth):
+    level = "stage" if "." not in name else "block"
+    return Block(name, "Residual", (8, 6, 6), (8, 6, 6), 10, 10, 0.1, depth, level)
+
+
+NAMES = ["layer1", "layer1.0", "layer1.1", "layer2", "layer2.0", "layer2.1", "layer3", "layer3.0", "layer3.1"]
+BLOCKS = {name: block_of(name, depth) for depth, name in enumerate(NAMES)}
+
+
+def arena(fault, starts=("original",), tells_healthy=False):
+    return SimpleNamespace(
+        blocks=BLOCKS, fault=fault, starts=dict.fromkeys(starts), tells_healthy=tells_healthy, original=None
+    )
+
+
+def scopes_of(genotypes):
+    return list(dict.fromkeys(genotype.scope for genotype in genotypes if not genotype.edits))
+
+
+@pytest.mark.parametrize(
+    ("fault", "first", "second"),
+    [
+        ("damaged_weights", ("layer2.1",), ("layer1.0",)),
+        ("input_shift", NETWORK, ("layer1", "layer2")),
+        ("overfitting", NETWORK, ("layer2", "layer3")),
+        ("label_or_class", NETWORK, ("layer2", "layer3")),
+        ("unknown", NETWORK, ("layer2",)),
+    ],
+)
+def test_the_kind_of_fault_orders_the_scopes(fault, first, second):
+    found = scopes_of(candidates(arena(fault), ["layer2.1", "layer1.0"], level="auto"))
+    assert found[:2] == [first, second]
+    assert len(found) == len(set(found))
+    assert set(SCOPES_BY_FAULT) >= {fault}
+
+
+def test_new_branches_come_after_every_scope_as_it_is():
+    genotypes = candidates(arena("unknown"), ["layer2.1"], level="auto")
+    kept = [not genotype.edits for genotype in genotypes]
+    assert kept == sorted(kept, reverse=True)
+    assert any(genotype.edits for genotype in genotypes)
+
+
+def test_the_first_guess_is_tried_from_every_start_and_with_the_healthy_statistics():
+    genotypes = candidates(arena("unknown", ("original", "aligned"), tells_healthy=True), ["layer2.1"], level="auto")
+    assert [(genotype.scope, genotype.start) for genotype in genotypes[:2]] == [
+        (NETWORK, "aligned"),
+        (NETWORK, "original"),
+    ]
+    assert any(genotype.align == ALIGN_WEIGHT for genotype in genotypes)
+
+
+@pytest.mark.parametrize(("level", "scopes"), [("network", [NETWORK]), ("block", [("layer2.1",), ("layer1.0",)])])
+def test_a_level_keeps_the_race_on_it(level, scopes):
+    assert scopes_of(candidates(arena("overfitting"), ["layer2.1", "layer1.0"], level=level)) == scopes
