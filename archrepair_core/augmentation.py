@@ -1,19 +1,22 @@
 """How training data is varied: which views each trained role is seen under, and what was recognised to choose them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
 from archrepair_core.data.augment import AUGMENTATIONS, View
 from archrepair_core.data.policies import POLICIES, policy_views
-from archrepair_core.data.split import Splits
+from archrepair_core.data.split import Splits, stratified_split
 from archrepair_core.errors import DatasetError
 from archrepair_core.match import full_scale_of, recognise, why_not
-from archrepair_core.recognition import Recognition, match_views
+from archrepair_core.recognition import Recognition, match_views, pass_through
 from archrepair_core.spec import Preprocessing
 
 TRAINED_ROLES = ("repair", "replay")
+# Of replay, where validation has to come from there.
+VALIDATION_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ def choose_augmentation(
     preprocessing: Preprocessing,
     *,
     seed: int,
+    may_match: bool,
     harmless_moves: Callable[[], str],
 ) -> Augmentation:
-    """Views for `repair.augment`; `match` and `auto` recognise the corruption behind the repair inputs.
+    """Views for `repair.augment`; `match`, and `auto` when it `may_match`, recognise the corruption behind the repair
+    inputs.
 
     `harmless_moves` names the moves under which the original stays as good. `match` is `auto` that insists: raises
     DatasetError where there is no replay set, or nothing can be recognised in it.
@@ -46,11 +51,28 @@ def choose_augmentation(
         return Augmentation(asked, dict.fromkeys(TRAINED_ROLES, AUGMENTATIONS[asked]))
     moves = harmless_moves()
     views = dict.fromkeys(TRAINED_ROLES, AUGMENTATIONS[moves])
-    recognition = _recognise(asked, model, splits, preprocessing, seed=seed)
+    wanted = asked == "match" or may_match
+    recognition = _recognise(asked, model, splits, preprocessing, seed=seed) if wanted else None
     if recognition is None or not recognition.fits:
         return Augmentation(moves, views, recognition)
-    replay_views = match_views(recognition, flip="flip" in moves)
-    return Augmentation("match", views | {"replay": replay_views}, recognition)
+    return Augmentation("match", views | {"replay": match_views(recognition, AUGMENTATIONS[moves])}, recognition)
+
+
+def with_matched_validation(splits: Splits, recognition: Recognition | None, *, work_dir: Path, seed: int) -> Splits:
+    """Where the repair inputs have no labels: a labelled validation set, cut from replay and passed through what was
+    recognised in them. Unchanged where they have labels, a labelled one was given, or nothing fits."""
+    replay = splits.replay
+    given = splits.validation is not None and splits.validation.labelled
+    if splits.repair.labelled or given or replay is None or recognition is None or not recognition.fits:
+        return splits
+    kept, held = stratified_split(replay.labels, fraction=VALIDATION_SHARE, seed=seed)
+    if recognition.corruption is None or not len(held):
+        return splits
+    validation = pass_through(
+        replay.subset(held), recognition.corruption, name="validation", work_dir=work_dir, seed=seed
+    )
+    note = f"validation is {len(held)} replay samples through the recognised {recognition.corruption.describe()}"
+    return replace(splits, replay=replay.subset(kept), validation=validation, notes=(*splits.notes, note))
 
 
 def _recognise(

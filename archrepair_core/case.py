@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from archrepair_core.augmentation import Augmentation, choose_augmentation
+from archrepair_core.augmentation import Augmentation, choose_augmentation, with_matched_validation
 from archrepair_core.blocks import Block
 from archrepair_core.data.augment import View, harmless_augmentation, move, natural_augmentation
 from archrepair_core.data.formats import load_dataset
@@ -157,7 +157,23 @@ def examine_reference(ingested: IngestedModel, host: Host, data: Data, *, output
     return earlier.model
 
 
-def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:
+def vary_data(host: Host, data: Data, spec: RepairSpec, *, work_dir: Path) -> tuple[Data, Augmentation]:
+    """How training data is varied, and the data with what that makes possible: labels to choose on, without labels from
+    the field. Only `auto` looks for a corruption unasked: the other methods do what their papers say."""
+    augmentation = choose_augmentation(
+        spec.repair.augment,
+        host.model,
+        data.splits,
+        data.preprocessing,
+        seed=spec.seed,
+        may_match=spec.repair.method == "auto" and spec.kind == "repair",
+        harmless_moves=lambda: _harmless_moves(host, data),
+    )
+    splits = with_matched_validation(data.splits, augmentation.recognition, work_dir=work_dir, seed=spec.seed)
+    return replace(data, splits=splits), augmentation
+
+
+def measure_baseline(host: Host, data: Data, augmentation: Augmentation) -> Baseline:
     """Run the original once over everything; its logits feed localization, distillation, flip counts and the gate."""
     started = time.monotonic()
     logits = {
@@ -165,14 +181,6 @@ def measure_baseline(host: Host, data: Data, spec: RepairSpec) -> Baseline:
         for role, images in data.splits.present().items()
     }
     speed = sum(map(len, logits.values())) / (time.monotonic() - started)
-    augmentation = choose_augmentation(
-        spec.repair.augment,
-        host.model,
-        data.splits,
-        data.preprocessing,
-        seed=spec.seed,
-        harmless_moves=lambda: _harmless_moves(host, data),
-    )
     return Baseline(logits, speed, augmentation)
 
 

@@ -1,7 +1,8 @@
 """What was recognised in the field, and known images passed through it: the answer of match.py and its use."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -75,25 +76,22 @@ class Recognition:
         }
 
 
-def match_views(recognition: Recognition, *, flip: bool, plain: int = 1) -> tuple[View, ...]:
-    """Views for known images: five through the recognised corruption, its parameter varied, and `plain` as they are.
+def match_views(recognition: Recognition, moves: Sequence[View]) -> tuple[View, ...]:
+    """Views for known images: through the recognised corruption, its parameter varied, and one as they are.
 
-    Half of them are mirrored when `flip` is harmless. Empty when nothing fits.
+    `moves` are the harmless ones; each view takes the next of them. Empty when nothing fits.
     """
     if not recognition.fits:
         return ()
     low, high = _spread(recognition)
     middle = recognition.parameter
-    parameters = (middle, (low + middle) / 2, (middle + high) / 2, low, high)
+    parameters = (middle, (low + middle) / 2, (middle + high) / 2, low, high, middle, middle)
+    changes = [Corruption(recognition.kind, parameter, recognition.full_scale) for parameter in parameters]
     changed = [
-        View(
-            flip=flip and i % 2 == 1,
-            change=Corruption(recognition.kind, parameter, recognition.full_scale),
-            seed=i + 1,
-        )
-        for i, parameter in enumerate(parameters)
+        replace(move, change=change, seed=seed)
+        for seed, (move, change) in enumerate(zip(cycle(moves), changes, strict=False), start=1)
     ]
-    return (*changed, *(View(flip=flip and i % 2 == 1) if i else IDENTITY for i in range(plain)))
+    return (*changed, IDENTITY)
 
 
 def _spread(recognition: Recognition) -> tuple[float, float]:

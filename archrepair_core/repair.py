@@ -9,53 +9,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from archrepair_core.case import Case, Data, Host, examine_host, examine_reference, measure_baseline, read_data
-from archrepair_core.checkpoint import Checkpoints, open_checkpoints
-from archrepair_core.data.images import LabelledImages
+from archrepair_core.arena import make_arena
+from archrepair_core.case import (
+    Case,
+    Data,
+    Host,
+    examine_host,
+    examine_reference,
+    measure_baseline,
+    read_data,
+    vary_data,
+)
 from archrepair_core.determinism import fix_seeds
 from archrepair_core.errors import DatasetError, SpecError
 from archrepair_core.export import export_model
 from archrepair_core.export.subject import Export, Subject, two_batches
 from archrepair_core.facts import Inspection, describe_model
-from archrepair_core.features import DiskBudget
-from archrepair_core.gates import parse_gate
 from archrepair_core.ingest.model import IngestedModel, ingest_model
 from archrepair_core.interface import restore_
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
-from archrepair_core.precision import Precision, bfloat16_gain, resolve_precision
-from archrepair_core.prefix_cache import PrefixCache
-from archrepair_core.processes import agreed, clock, num_processes
+from archrepair_core.pace import Pace, set_pace
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
 from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report
 from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.search import Arena, Trial
-from archrepair_core.selection import margins_of
 from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec, resolve_outputs
 from archrepair_core.training import distillation_weight
 
 # Where each phase begins on the progress bar.
 PHASE_PERCENT = dict(zip(PHASES, (0.0, 5.0, 15.0, 20.0, 85.0, 97.0), strict=True))
-# `budget_seconds="auto"`: what training the whole network for this many epochs takes on this machine, within limits.
-BUDGET_EPOCHS = 24
-MIN_BUDGET_SECONDS, MAX_BUDGET_SECONDS = 15.0, 3600.0
-# One training step costs about three forward passes.
-FORWARDS_PER_STEP = 3
-# Validation is small, so a candidate must stay this far inside the limit that the gate will hold it to on test.
-BROKEN_MARGIN = 0.75
 # Probe repairs that localize may use this share of a repair's time.
 PROBING_SHARE = 0.25
-# What works today is watched on so many inputs.
-MAX_GUARD = 512
 MIN_SECONDS_BETWEEN_MESSAGES = 0.2
 # Inputs of the larger of the two batches on which a written file must answer as the model does.
 EXPORT_BATCH = 8
-# Inputs of the batch on which the precision of training is chosen.
-PRECISION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -120,9 +111,10 @@ def repair_model(
         on_inspected(_inspection(ingested, host, data))
 
     narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
-    case = Case(spec, host, data, measure_baseline(host, data, spec), _reference(request, host, data))
+    data, augmentation = vary_data(host, data, spec, work_dir=request.work_dir)
+    case = Case(spec, host, data, measure_baseline(host, data, augmentation), _reference(request, host, data))
 
-    pace = _pace(case, request.work_dir)
+    pace = set_pace(case, request.work_dir)
     narrator.begin("localizing", f"observing {len(host.blocks)} blocks on passing and failing inputs")
     arena = make_arena(case, request.work_dir, narrator.during("localizing", pace.budget_seconds), pace)
     share = 1.0 if spec.kind == "localize" else PROBING_SHARE
@@ -131,7 +123,7 @@ def repair_model(
         return _package_localization(request, case, localization, pace)
 
     narrator.begin("repairing", f"repairing for at most {pace.budget_seconds:.0f} seconds")
-    arena = replace(arena, on_progress=narrator.during("repairing", pace.budget_seconds))
+    arena = replace(arena, fault=localization.kind, on_progress=narrator.during("repairing", pace.budget_seconds))
     trials = _search(case, localization, arena, pace.deadline)
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
@@ -139,29 +131,6 @@ def repair_model(
 
     narrator.begin("packaging", "writing the model and the report")
     return _package(request, case, localization, trials, evidence, narrator=narrator, pace=pace)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How long, until when (in `clock()` seconds) and in what precision to train, and where to leave what was done."""
-
-    budget_seconds: float
-    deadline: float
-    precision: Precision
-    checkpoints: Checkpoints | None
-
-
-def _pace(case: Case, work_dir: Path) -> Pace:
-    """What an earlier attempt of the same job spent has been spent. Several processes leave no checkpoints."""
-    checkpoints = open_checkpoints(work_dir / "checkpoints") if num_processes() == 1 else None
-    budget_seconds = agreed(_budget_seconds(case))
-    deadline = clock() + budget_seconds - (checkpoints.spent_before if checkpoints else 0.0)
-    asked = case.spec.repair.precision
-    if asked == "auto" and case.spec.kind == "repair":
-        inputs = case.data.tensors("repair", slice(0, PRECISION_BATCH)).to(case.host.device)
-        gains = agreed(bfloat16_gain(case.host.model, inputs))
-        asked = resolve_precision(checkpoints.decide(gains) if checkpoints else gains)
-    return Pace(budget_seconds, deadline, "float32" if asked == "auto" else asked, checkpoints)
 
 
 def _reference(request: RepairRequest, host: Host, data: Data) -> nn.Module | None:
@@ -183,36 +152,6 @@ def _inspection(ingested: IngestedModel, host: Host, data: Data) -> Inspection:
     return describe_model(ingested, tuple(host.blocks.values()), shape=shape, source="data")
 
 
-def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], pace: Pace | None = None) -> Arena:
-    """What every trial shares; features are computed when a trial first asks for them."""
-    spec, host = case.spec.repair, case.host
-    splits, logits, guard_share = _with_hard_guard(case)
-    cache = PrefixCache(
-        model=host.model,
-        splits=splits,
-        original_logits=logits,
-        preprocessing=case.data.preprocessing,
-        views=case.baseline.augmentation.views,
-        work_dir=work_dir,
-        device=host.device,
-        budget=DiskBudget(spec.cache_gb * 1e9),
-    )
-    return Arena(
-        host.model,
-        {"original": cache},
-        host.blocks,
-        spec,
-        max_broken=_limit(case, "test"),
-        max_guard_broken=_limit(case, "regression") / guard_share,
-        reference=case.reference,
-        epoch_seconds=_epoch_seconds(case),
-        seed=case.spec.seed,
-        on_progress=on_progress,
-        precision=pace.precision if pace else "float32",
-        checkpoints=pace.checkpoints if pace else None,
-    )
-
-
 def _search(case: Case, localization: Localization, arena: Arena, deadline: float) -> list[Trial]:
     """Every trial of the method asked for, the chosen one first; none when the model fails on no repair input."""
     if _num_failing(case) == 0:
@@ -229,48 +168,6 @@ def _num_failing(case: Case) -> int | None:
     if not repair.labelled:
         return None
     return int((case.baseline.logits["repair"].argmax(1).numpy() != repair.labels).sum())
-
-
-def _limit(case: Case, split: str) -> float:
-    """The share of the split's inputs that a candidate may break: inside the strictest gate on it, or any share.
-
-    A gate on what accuracy may lose bounds it too: on inputs that work there is nothing to win in exchange.
-    """
-    expressions = DEFAULT_GATES if case.spec.gates == "auto" else case.spec.gates
-    gates = [gate for gate in map(parse_gate, expressions) if gate.metric.startswith(f"{split}.")]
-    limits = [gate.limit for gate in gates if gate.metric.endswith(".broken_rate")]
-    if split == "regression":
-        limits += [-gate.limit for gate in gates if gate.metric.endswith(".accuracy") and gate.relative]
-    return BROKEN_MARGIN * max(0.0, min(limits, default=1.0 / BROKEN_MARGIN))
-
-
-def _with_hard_guard(case: Case) -> tuple[dict[str, LabelledImages], dict[str, Tensor], float]:
-    """Splits and logits with the guard reduced to its right answers of smallest margin, and their share of it.
-
-    Nearly every answer that a repair breaks is among them, so the others need not be run at every step of a walk.
-    """
-    splits, logits = case.data.splits.present(), dict(case.baseline.logits)
-    if "guard" not in splits or len(splits["guard"]) <= MAX_GUARD:
-        return splits, logits, 1.0
-    whole = splits["guard"]
-    margins_N = margins_of(logits["guard"], torch.as_tensor(whole.labels))
-    hardest = margins_N.where(margins_N > 0, torch.inf).argsort()[:MAX_GUARD]
-    splits["guard"], logits["guard"] = whole.subset(hardest.numpy()), logits["guard"][hardest]
-    return splits, logits, MAX_GUARD / len(whole)
-
-
-def _budget_seconds(case: Case) -> float:
-    asked = case.spec.repair.budget_seconds
-    if asked != "auto":
-        return asked
-    return min(max(MIN_BUDGET_SECONDS, BUDGET_EPOCHS * _epoch_seconds(case)), MAX_BUDGET_SECONDS)
-
-
-def _epoch_seconds(case: Case) -> float:
-    """What training the whole network for one epoch costs, from the speed of the baseline."""
-    splits = case.data.splits
-    inputs = len(splits.repair) + (len(splits.replay) if splits.replay else 0)
-    return FORWARDS_PER_STEP * inputs / case.baseline.inputs_per_second
 
 
 def _package(

@@ -57,7 +57,8 @@ MIN_PATIENCE, PATIENCE_SHARE = 4, 0.25
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how hard: `epochs` passes (None: as many as the deadline allows), λ of the distillation.
+    """How long and how hard: `epochs` passes or part of one (None: as many as the deadline allows), the weight λ of the
+    distillation.
 
     `deadline` is in `clock()` seconds; training ends there whatever `epochs` says. `penalty` is added to the loss of
     every batch; it is asked after the forward pass it is about. With `checkpoints`, a training that was interrupted
@@ -65,7 +66,7 @@ class TrainingPlan:
     validation says of the model as it is, more is better: training then stops early, and keeps the best average.
     """
 
-    epochs: int | None
+    epochs: float | None
     deadline: float
     seed: int
     batch_size: int = 64
@@ -245,16 +246,16 @@ def _train_once(
 ) -> TrainingRun:
     started = time.monotonic()
     rate, steps = plan.learning_rate or 0.0, _steps_per_epoch(learner.features, plan)
-    total_steps = (plan.epochs or 1) * steps
+    total_steps = math.ceil((plan.epochs or 1) * steps)
     optimizers = make_optimizers(learner.model, learner.scope, rate)
     state = TrainingState(scoped_state(learner.model, learner.scope), optimizers, learner.device)
     if saved:
         state.restore_(saved)
     patience = max(MIN_PATIENCE, round(PATIENCE_SHARE * (plan.epochs or 1)))
-    drawn = draws(learner.features, epochs=plan.epochs or 1, batch_size=plan.batch_size, seed=plan.seed)
+    drawn = draws(learner.features, epochs=math.ceil(plan.epochs or 1), batch_size=plan.batch_size, seed=plan.seed)
     diverged = False
     with _training_mode(learner.model, learner.scope), torch.enable_grad():
-        for views, items in islice(drawn, state.step, None):
+        for views, items in islice(drawn, state.step, total_steps):
             diverged = state.step % LOOK_EVERY == 0 and _has_diverged(state.seen_losses())
             if diverged or clock() > plan.deadline:
                 break

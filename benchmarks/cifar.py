@@ -13,6 +13,7 @@ from PIL import Image
 OUT = Path("benchmarks/out")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NUM_CLASSES = 10
+PREPROCESSING = {"mean": list(MEAN), "std": list(STD)}
 
 
 def find_data() -> Path:

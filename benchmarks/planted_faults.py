@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from archrepair_core.arena import make_arena
 from archrepair_core.augmentation import Augmentation
 from archrepair_core.case import BATCH_SIZE, Baseline, Case, Data, Host, examine_host, read_data
 from archrepair_core.data.corruptions import COMMON_KINDS, at_severity
@@ -29,12 +30,10 @@ from archrepair_core.evaluate import predict
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
-from archrepair_core.repair import make_arena
 from archrepair_core.spec import RepairSpec
+from benchmarks.cifar import PREPROCESSING, find_data, load_cifar
 from benchmarks.faults import Fault, damage_, draw_faults
-from benchmarks.jpeg_shift import PREPROCESSING, find_data
 from benchmarks.zoo import OUT as ZOO_OUT
-from benchmarks.zoo import load_cifar
 
 OUT = Path("benchmarks/out/planted")
 POOLS, UNLABELLED = (500, 200), 30

@@ -28,8 +28,7 @@ from archrepair_core.ingest.model import ingest_model
 from archrepair_core.match import recognise
 from archrepair_core.recognition import NONE
 from archrepair_core.spec import Preprocessing
-from benchmarks.jpeg_shift import find_data
-from benchmarks.zoo import MEAN, STD, load_cifar
+from benchmarks.cifar import MEAN, STD, find_data, load_cifar
 
 OUT = Path("benchmarks/out")
 PREPROCESSING = Preprocessing(mean=list(MEAN), std=list(STD), scale="0-1", color="rgb")

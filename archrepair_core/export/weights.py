@@ -15,6 +15,7 @@ from archrepair_core.export.parity import check_answers, compare_tensors, device
 from archrepair_core.export.subject import Subject, Written
 from archrepair_core.search.dag import Dag, Edge
 from archrepair_core.search.operations import ORIGINAL
+from archrepair_core.search.primitives import SqueezeExcite, TokenMix
 
 GENOTYPE_VERSION = "2"
 # The arguments that build a layer of a cell again; `bias` is added where the layer has the choice.
@@ -24,6 +25,10 @@ _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm2d: ("num_features", "eps", "momentum"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding"),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "count_include_pad"),
+    nn.InstanceNorm2d: ("num_features", "eps", "affine"),
+    nn.LayerNorm: ("normalized_shape", "eps"),
+    SqueezeExcite: ("channels", "width"),
+    TokenMix: ("tokens", "width"),
     nn.Identity: (),
     nn.ReLU: (),
     nn.GELU: (),

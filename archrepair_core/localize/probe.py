@@ -1,6 +1,6 @@
 """Probes: short measured repairs of every block on cached features; validation says which block is worth repairing.
 
-Successive halving as in search/search.py: all get one epoch, the better third gets three times as long, and so on.
+Successive halving as in search/search.py: all get an epoch at most, the better third three times as long, and so on.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from archrepair_core.localize.rank import NUM_RESAMPLES, Floats
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import KEEP_SHARE, RUNG_EPOCHS, Arena, Trial, run_rung
+from archrepair_core.search.search import KEEP_SHARE, Arena, Trial, run_rung, rung_epochs_of
 from archrepair_core.selection import ValidationScore
 
 # Rungs of successive halving; the first ranks all blocks, the second the best third of them.
@@ -38,7 +38,7 @@ class ProbeScores:
 def probe_blocks(arena: Arena, names: Sequence[str], *, until: float, seed: int) -> ProbeScores:
     """Probe blocks, most suspicious first; those not reached at `until` (`time.monotonic()`) are left out."""
     field, furthest = [Genotype((name,)) for name in names], dict[str, Trial]()
-    epochs = RUNG_EPOCHS
+    epochs = rung_epochs_of(arena)
     for _ in range(NUM_RUNGS):
         rung = sorted(run_rung(arena, field, epochs=epochs, until=until), key=lambda trial: -trial.score.utility)
         ahead = {trial.genotype.scope[0]: trial for trial in rung}

@@ -8,6 +8,7 @@ and vectors [N, D] use the adapters.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from archrepair_core.blocks import Block
@@ -73,46 +74,47 @@ def _renormalized(span: Span) -> nn.Module:
 
 
 class SqueezeExcite(nn.Module):
-    """A mix of the input's channels, each scaled by what a small network makes of all channels' means.
+    """Scales every channel of [N, C, H, W] by what a small network makes of all channels' means.
 
     Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018.
     """
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(span.channels_in, span.width, 1),
-            nn.ReLU(),
-            nn.Conv2d(span.width, span.channels_in, 1),
-            nn.Sigmoid(),
-        )
-        self.mix = nn.Conv2d(span.channels_in, span.channels_out, 1, span.stride, bias=False)
+        self.channels, self.width = channels, width
+        self.squeeze = nn.Conv2d(channels, width, 1)
+        self.excite = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The gated mix, [N, C, H, W]."""
-        mixed: Tensor = self.mix(x * self.gate(x))
-        return mixed
+        """The scaled channels."""
+        means = x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(self.excite(torch.relu(self.squeeze(means))))
 
 
 class TokenMix(nn.Module):
-    """Adds up tokens instead of channels: a low-rank map over the T tokens of [N, T, D], the same for each channel.
+    """A low-rank map over the T tokens of [N, T, D], the same for each channel; Tolstikhin et al., NeurIPS 2021."""
 
-    Tolstikhin et al., "MLP-Mixer", NeurIPS 2021; where D changes a linear layer follows.
-    """
-
-    def __init__(self, span: Span) -> None:
+    def __init__(self, tokens: int, width: int) -> None:
         super().__init__()
-        rank = max(4, span.tokens // 4)
-        self.mix = nn.Sequential(nn.Linear(span.tokens, rank, bias=False), nn.GELU(), nn.Linear(rank, span.tokens))
-        self.bridge = (
-            nn.Identity() if span.channels_in == span.channels_out else nn.Linear(span.channels_in, span.channels_out)
-        )
+        self.tokens, self.width = tokens, width
+        self.gather = nn.Linear(tokens, width)
+        self.spread = nn.Linear(width, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mixed tokens, [N, T, D]."""
-        mixed: Tensor = self.bridge(self.mix(x.transpose(1, 2)).transpose(1, 2))
+        """The mixed tokens."""
+        gathered = torch.nn.functional.gelu(self.gather(x.transpose(1, 2)))
+        mixed: Tensor = self.spread(gathered).transpose(1, 2)
         return mixed
+
+
+def _squeeze_excite(span: Span) -> nn.Module:
+    mix = nn.Conv2d(span.channels_in, span.channels_out, 1, span.stride, bias=False)
+    return nn.Sequential(SqueezeExcite(span.channels_in, span.width), mix)
+
+
+def _token_mix(span: Span) -> nn.Module:
+    bridge = [] if span.channels_in == span.channels_out else [nn.Linear(span.channels_in, span.channels_out)]
+    return nn.Sequential(TokenMix(span.tokens, max(4, span.tokens // 4)), *bridge)
 
 
 def _normalized_adapter(span: Span) -> nn.Module:
@@ -138,7 +140,7 @@ Primitive = Callable[[Span], nn.Module]
 IMAGE_PRIMITIVES: dict[str, Primitive] = {
     "bottleneck": _bottleneck,
     "separable_conv_3x3": _separable,
-    "squeeze_excite": SqueezeExcite,
+    "squeeze_excite": _squeeze_excite,
     "depthwise_conv_5x5": lambda span: _depthwise(span, 5),
     "dilated_conv_3x3": lambda span: _separable(span, dilation=2),
     "low_rank_1x1": _pointwise,
@@ -149,7 +151,7 @@ IMAGE_PRIMITIVES: dict[str, Primitive] = {
     "max_pool": lambda span: _pooled(span, nn.MaxPool2d(3, span.stride, 1)),
 }
 FEATURE_PRIMITIVES: dict[str, Primitive] = {"low_rank": _low_rank, "adapter": _adapter, "norm": _normalized_adapter}
-TOKEN_PRIMITIVES: dict[str, Primitive] = {**FEATURE_PRIMITIVES, "token_mix": TokenMix}
+TOKEN_PRIMITIVES: dict[str, Primitive] = {**FEATURE_PRIMITIVES, "token_mix": _token_mix}
 # By the number of dimensions of one input: vectors [D], tokens [T, D], images [C, H, W].
 PRIMITIVES_BY_RANK = {1: FEATURE_PRIMITIVES, 2: TOKEN_PRIMITIVES, 3: IMAGE_PRIMITIVES}
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from archrepair_core.alignment import healthy_fingerprint, held_out_divergence, tells_healthy, watched_divergence
 from archrepair_core.blocks import Block
 from archrepair_core.checkpoint import Checkpoints
-from archrepair_core.cost import latency_ratio
+from archrepair_core.cost import count_macs, latency_ratio
 from archrepair_core.cut import Cut, cut_at
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.fingerprint import Fingerprint
@@ -38,11 +38,13 @@ from archrepair_core.training import (
 )
 
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
-RUNG_EPOCHS = 1  # of the first rung; every further rung trains three times as long
-# The rungs together may use this share of the time, and only time beyond what so many epochs of the network take: a
+# The first rung trains an epoch, or so many inputs of a long one; every further rung trains three times as long.
+RUNG_INPUTS = 2048
+# The rungs together may use this share of the time, and only time that training the first guess can spare: a
 # well-trained first guess fixed more than a well-chosen candidate without time to train (docs/results.md).
 RACING_SHARE = 0.25
-FINAL_EPOCHS = 12
+# With this share of the time left after the winner has seen its best, the runner-up is trained as well.
+SECOND_SHARE = 0.3
 # The winner's training leaves this share for walking it back.
 WALK_SHARE = 0.06
 # A probe only has to be compared, so it is not walked back as finely as the winner.
@@ -83,8 +85,8 @@ class Trial:
 class Arena:
     """What every trial shares: the original, features cached for each place to start from, blocks, limits, seed.
 
-    `epoch_seconds` is the estimated cost of training the whole network for one epoch; `max_guard_broken` the share of
-    the guard that may be broken; `reference` an earlier good version of the model; `fault` the kind it looks like.
+    `settling_seconds` is what training the first guess well takes; `max_guard_broken` the share of the guard that may
+    be broken; `reference` an earlier good version of the model; `fault` the kind it looks like.
     """
 
     original: nn.Module
@@ -92,7 +94,7 @@ class Arena:
     blocks: dict[str, Block]
     limits: Repair
     max_broken: float
-    epoch_seconds: float
+    settling_seconds: float
     seed: int
     on_progress: Callable[[str], None]
     precision: Precision = "float32"
@@ -101,7 +103,7 @@ class Arena:
     reference: nn.Module | None = None
     fault: str = "unknown"
 
-    def plan(self, epochs: int | None, deadline: float, *, name: str) -> TrainingPlan:
+    def plan(self, epochs: float | None, deadline: float, *, name: str) -> TrainingPlan:
         """How every training of this job is done; `name` says of what."""
         return TrainingPlan(
             epochs=epochs,
@@ -151,26 +153,38 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
 
     `genotypes` come in order of prior belief: when time runs short the later ones are not tried, and one of them wins
     only when it clearly beats those before it. A probe itself is never the result: it was trained to be compared.
-    `epochs` fixes the length of the last training, None derives it from `deadline`, a `time.monotonic()` value.
+    `epochs` fixes the length of the last training, None derives it from `deadline`, a `time.monotonic()` value; when
+    the winner has seen its best before, the runner-up is trained too.
     """
     started = time.monotonic()
-    racing_until = min(started + RACING_SHARE * (deadline - started), deadline - FINAL_EPOCHS * arena.epoch_seconds)
+    racing_until = min(started + RACING_SHARE * (deadline - started), deadline - arena.settling_seconds)
     field, probes = list(genotypes), list[Trial]()
-    rung_epochs = RUNG_EPOCHS
+    rung_epochs = rung_epochs_of(arena)
     while len(field) > 1 and arena.decide(time.monotonic() < racing_until):
         rung = run_rung(arena, field, epochs=rung_epochs, until=racing_until)
         probes += rung
         field = [trial.genotype for trial in _in_order(rung)[: max(1, len(rung) // KEEP_SHARE)]]
         rung_epochs *= KEEP_SHARE
     train_until = deadline - WALK_SHARE * (deadline - started)
-    return [run_trial(arena, field[0], epochs=epochs, deadline=train_until), *probes] if field else probes
+    finals = [run_trial(arena, field[0], epochs=epochs, deadline=train_until)] if field else []
+    second = next((genotype for genotype in [*field, *genotypes] if genotype not in field[:1]), None)
+    time_is_left = train_until - time.monotonic() > SECOND_SHARE * (deadline - started)
+    if second is not None and epochs is None and arena.decide(time_is_left) and affordable(arena, second):
+        finals.append(run_trial(arena, second, epochs=None, deadline=train_until))
+    return [*_in_order(finals), *probes]
+
+
+def rung_epochs_of(arena: Arena) -> float:
+    """Epochs of the first rung."""
+    splits = arena.starts["original"].splits
+    return min(1.0, RUNG_INPUTS / sum(len(splits[role]) for role in ROLES["training"] if role in splits))
 
 
 def run_trial(
     arena: Arena,
     genotype: Genotype,
     *,
-    epochs: int | None,
+    epochs: float | None,
     deadline: float,
     alphas: Sequence[float] = ALPHAS,
     weights: Mapping[str, Tensor] = MappingProxyType({}),
@@ -252,7 +266,7 @@ def trained(scope: Scope, blocks: Mapping[str, Block]) -> Scope:
     return tuple(part for name in scope for part in (blocks[name].scope if name in blocks else (name,)))
 
 
-def run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: int, until: float) -> list[Trial]:
+def run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: float, until: float) -> list[Trial]:
     """A probe of every affordable genotype, in order; when `until` has passed, the rest is left out."""
     rung: list[Trial] = []
     for genotype in field:
@@ -284,7 +298,7 @@ def cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Tail]
 
 
 def affordable(arena: Arena, genotype: Genotype) -> bool:
-    """Whether the edited model stays within the limits on parameters and latency; both are measured, not estimated.
+    """Whether the edited model stays within the limits on parameters, MACs and latency; all measured, not estimated.
 
     So is whether it runs at all.
     """
@@ -295,6 +309,9 @@ def affordable(arena: Arena, genotype: Genotype) -> bool:
     if count_parameters(edited) > arena.limits.max_params_ratio * count_parameters(original):
         return False
     try:
+        macs = [count_macs(model, arena.sample())[""] for model in (original, edited)]
+        if macs[1] > arena.limits.max_macs_ratio * macs[0]:
+            return False
         return arena.decide(latency_ratio(original, edited, arena.sample())) <= arena.limits.max_latency_ratio
     except AttributeError:
         # Some hosts read settings off their blocks (nn.TransformerEncoder): nothing else can stand in for those.

@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from archrepair_core.data.augment import AUGMENTATIONS
 from archrepair_core.data.corruptions import Corruption
 from archrepair_core.data.images import ImageRows, labelled_images, sample_digest
 from archrepair_core.match import recognise, why_not
@@ -52,7 +53,7 @@ def test_nothing_fits_images_like_the_known_ones():
     recognition = recognise(network(), rows_of(floats[150:]), rows_of(floats[:150]), preprocessing=preprocessing)
     assert not recognition.fits
     assert recognition.full_scale == 1.0
-    assert match_views(recognition, flip=True) == ()
+    assert match_views(recognition, AUGMENTATIONS["flip"]) == ()
 
 
 def test_a_fault_that_is_no_corruption_is_answered_with_the_nearest_and_its_distance():
@@ -90,15 +91,15 @@ def test_why_nothing_can_be_recognised_is_said(field, known, reason):
 
 
 def test_replay_is_seen_around_the_recognised_parameter_and_once_as_it_is():
-    views = match_views(found("jpeg_compression"), flip=True)
+    views = match_views(found("jpeg_compression"), AUGMENTATIONS["flip"])
     qualities = [view.change.parameter for view in views if isinstance(view.change, Corruption)]
     assert views[0].change == Corruption("jpeg_compression", 75.0)
     assert min(qualities) < 75 < max(qualities)
     assert max(qualities) <= 97
     assert [view.change for view in views].count(None) == 1
     assert {view.flip for view in views} == {False, True}
-    assert not any(view.flip for view in match_views(found("jpeg_compression"), flip=False))
-    assert match_views(found("fog", fits=False), flip=True) == ()
+    assert not any(view.flip for view in match_views(found("jpeg_compression"), AUGMENTATIONS["none"]))
+    assert match_views(found("fog", fits=False), AUGMENTATIONS["flip"]) == ()
 
 
 def test_labelled_images_through_a_corruption_are_a_dataset_of_their_own(tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from archrepair_core.blocks import Block
+from archrepair_core.export.weights import describe_layer
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.search.branches import build_branch
 from archrepair_core.search.dag import Edge
@@ -116,5 +117,6 @@ def test_a_saved_branch_can_be_read_back_and_is_still_editable(shape, primitive,
     x = torch.randn(2, *shape)
     torch.testing.assert_close(again(x), branch(x))
     assert list(again.state_dict()) == [f"0.{key}" for key in branch.state_dict()]
+    assert [describe_layer(layer) for layer in branch.operation.children()]
     again.train()(x).square().sum().backward()
     assert all(parameter.grad is not None for parameter in again.parameters())
