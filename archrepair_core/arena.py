@@ -17,7 +17,7 @@ from archrepair_core.selection import margins_of
 from archrepair_core.spec import DEFAULT_GATES
 
 # Validation is small, so a candidate must stay this far inside the limit that the gate will hold it to on test.
-BROKEN_MARGIN = 0.75
+BROKEN_MARGIN = 0.6
 # What works today is watched on so many inputs.
 MAX_GUARD = 512
 

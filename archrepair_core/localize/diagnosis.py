@@ -69,12 +69,19 @@ def standing_apart(score_BN: Floats, names: Sequence[str]) -> tuple[str | None, 
     return (names[best] if change >= CHANGED and change >= CHANGED_RATIO * typical else None), evidence
 
 
-def name_kind(drift: Evidence, answers: Answers | None, *, blamed: str | None) -> tuple[str, Evidence]:
-    """The kind of fault and the numbers it was read off; `answers` is None for unlabelled inputs."""
+def name_kind(
+    drift: Evidence, answers: Answers | None, *, blamed: str | None, recognised: str | None = None
+) -> tuple[str, Evidence]:
+    """The kind of fault and the numbers it was read off; `answers` is None for unlabelled inputs.
+
+    `recognised` is a corruption that turns known inputs into such as these: it explains all that follows from it.
+    """
     evidence = dict(drift)
     largest = drift.get("drift_largest")
     if answers is not None:
         evidence |= _read_answers(answers)
+    if recognised is not None:
+        return "input_shift", evidence | {"recognised": recognised}
     if blamed is not None:
         return "damaged_weights", evidence
     if isinstance(largest, float) and largest >= DRIFT_FLOOR:

@@ -76,7 +76,9 @@ def localize(case: Case, arena: Arena | None = None, *, until: float = math.inf)
             hint="give an earlier good version as model.reference, or choose another localization.method",
         )
     ranking = _rank(case, blocks, health, arena, until=until)
-    kind, evidence = name_kind(health.evidence, _answers(case), blamed=health.blamed)
+    recognition = case.baseline.augmentation.recognition
+    recognised = recognition.describe() if recognition is not None and recognition.fits else None
+    kind, evidence = name_kind(health.evidence, _answers(case), blamed=health.blamed, recognised=recognised)
     methods = dict(ranking.methods)
     if health.score_BN is not None:
         names = [block.name for block in blocks]

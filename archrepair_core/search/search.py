@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -201,16 +202,21 @@ def run_trial(
     start = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     load_scoped_state(model, dict(weights))
     features = cache.features(cut_name, "training")
+    walk_back = partial(walk_back_, arena, model, tail, genotype, cut_name=cut_name, scope=scope, start=start)
+    plan = arena.plan(epochs, deadline, name=repr(genotype))
+    if alphas is not PROBE_ALPHAS:  # a probe is too short to be stopped
+        # Judged as it would be delivered: what has gone too far whole may still be the best when walked back.
+        plan = replace(plan, score=lambda: walk_back(alphas=PROBE_ALPHAS)[1].utility)
     with alignment_penalty(arena, model, genotype) as penalty:
         run = train(
             model,
             tail,
             features,
             scope=scope,
-            plan=replace(arena.plan(epochs, deadline, name=repr(genotype)), penalty=penalty),
+            plan=replace(plan, penalty=penalty),
             on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
         )
-    alpha, score = walk_back_(arena, model, tail, genotype, cut_name=cut_name, scope=scope, start=start, alphas=alphas)
+    alpha, score = walk_back(alphas=alphas)
     return Trial(genotype, model, alpha, score, run)
 
 

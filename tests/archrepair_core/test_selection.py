@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from archrepair_core import selection
 from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.search.branches import BlockWithBranch, Branch
 from archrepair_core.selection import (
@@ -16,6 +17,7 @@ from archrepair_core.selection import (
     Guard,
     choose_alpha_,
     choose_alpha_by_divergence_,
+    expected_broken,
     interpolate_,
     score_logits,
 )
@@ -41,6 +43,20 @@ def test_utility_follows_the_accuracy_and_is_nothing_without_a_change():
     assert score_logits(logits([0, 1, 2, 0, 2, 0]), before, labels).utility > 0.1
     assert score_logits(logits([1, 1, 2, 0, 2, 0]), before, labels).utility == pytest.approx(0, abs=0.01)
     assert score_logits(logits([1, 0, 2, 0, 2, 0]), before, labels).utility < -0.1
+
+
+def test_the_expected_broken_share_varies_less_than_the_counted_one_around_the_same_mean():
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(3000, generator=generator) * 4 + 4
+    after = before + 0.2 + 0.6 * torch.randn(3000, generator=generator)
+    truth = float(((before > 0) & (after <= 0)).float().mean())
+    draws = [torch.randperm(3000, generator=generator)[:200] for _ in range(200)]
+    counted = torch.tensor([float(((before[rows] > 0) & (after[rows] <= 0)).float().mean()) for rows in draws])
+    expected = torch.tensor([expected_broken(before[rows], after[rows]) for rows in draws])
+    assert float(expected.mean()) == pytest.approx(truth, rel=0.15)
+    assert float(expected.std()) < 0.75 * float(counted.std())
+    assert expected_broken(before, before) == 0
+    assert expected_broken(torch.tensor([-1.0, -2.0]), torch.tensor([3.0, -3.0])) == 0, "nothing there to break"
 
 
 def test_interpolation_is_linear_in_weights_and_statistics_and_copies_counters():
@@ -75,11 +91,13 @@ def identity_features(inputs, labels, original):
     [(1.0, 0.2, 0.4, 0.0), (2.2, 0.15 * 2.04 / 1.21, 0.3, 0.1)],
     ids=["the best is inside the limit", "the best is at the limit"],
 )
-def test_alpha_stops_before_it_breaks_more_than_allowed(fixed_from, alpha, change, broken):
+def test_alpha_stops_before_it_breaks_more_than_allowed(fixed_from, alpha, change, broken, monkeypatch):
     """Rows 0–3 fail until the bias of class 1 passes `fixed_from`; rows 4–9 break one by one as it grows further.
 
     Broken shares are 0, 0, .1, .2, .3, .5, .6 along the walk: slope 1.21 / 2.04, which meets 0.15 at α = 0.253.
     """
+    monkeypatch.setattr(selection, "MIN_NEIGHBOURS", 1)
+    monkeypatch.setattr(selection, "NEIGHBOUR_SHARE", 0)  # then what is expected is what is counted
     inputs = torch.zeros(10, 10).fill_diagonal_(1)
     labels = torch.tensor([1] * 4 + [0] * 6)
     model = nn.Linear(10, 2)

@@ -40,3 +40,10 @@ def test_the_kind_is_read_off_drift_and_answers(drift, seen, blamed, kind):
     found, evidence = name_kind(drift, seen, blamed=blamed)
     assert found == kind
     assert drift.items() <= evidence.items()
+
+
+def test_a_recognised_corruption_explains_drift_and_failures():
+    seen = answers(wrong_classes=[0, 1, 2, 3], confidence=9.0)
+    found, evidence = name_kind(QUIET, seen, blamed="layer1", recognised="jpeg_compression (quality 75)")
+    assert found == "input_shift"
+    assert evidence["recognised"] == "jpeg_compression (quality 75)"
