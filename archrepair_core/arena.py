@@ -10,7 +10,7 @@ from archrepair_core.case import Case
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.features import DiskBudget
 from archrepair_core.gates import parse_gate
-from archrepair_core.pace import Pace, settling_seconds
+from archrepair_core.pace import Pace, estimate_settling_seconds
 from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.search.search import Arena
 from archrepair_core.selection import margins_of
@@ -44,7 +44,7 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
         max_broken=_limit(case, "test"),
         max_guard_broken=_limit(case, "regression") / guard_share,
         reference=case.reference,
-        settling_seconds=settling_seconds(case),
+        settling_seconds=pace.settling_seconds if pace else estimate_settling_seconds(case),
         seed=case.spec.seed,
         on_progress=on_progress,
         precision=pace.precision if pace else "float32",

@@ -24,6 +24,7 @@ class Pace:
     """How long, until when (in `clock()` seconds) and in what precision to train, and where to leave what was done."""
 
     budget_seconds: float
+    settling_seconds: float
     deadline: float
     precision: Precision
     checkpoints: Checkpoints | None
@@ -32,18 +33,16 @@ class Pace:
 def set_pace(case: Case, work_dir: Path) -> Pace:
     """What an earlier attempt of the same job spent has been spent. Several processes leave no checkpoints."""
     checkpoints = open_checkpoints(work_dir / "checkpoints") if num_processes() == 1 else None
-    budget_seconds = agreed(_budget_seconds(case))
+    precision, gain = _choose_precision(case, checkpoints)
+    settling_seconds = agreed(estimate_settling_seconds(case)) / gain
+    asked = case.spec.repair.budget_seconds
+    budget_seconds = asked if asked != "auto" else _within_limits(BUDGET_FACTOR * settling_seconds)
     deadline = clock() + budget_seconds - (checkpoints.spent_before if checkpoints else 0.0)
-    asked = case.spec.repair.precision
-    if asked == "auto" and case.spec.kind == "repair":
-        inputs = case.data.tensors("repair", slice(0, PRECISION_BATCH)).to(case.host.device)
-        gains = agreed(bfloat16_gain(case.host.model, inputs))
-        asked = resolve_precision(checkpoints.decide(gains) if checkpoints else gains)
-    return Pace(budget_seconds, deadline, "float32" if asked == "auto" else asked, checkpoints)
+    return Pace(budget_seconds, settling_seconds, deadline, precision, checkpoints)
 
 
-def settling_seconds(case: Case) -> float:
-    """What training the whole network well takes, from the speed of the baseline.
+def estimate_settling_seconds(case: Case) -> float:
+    """What training the whole network well takes in float32, from the speed of the baseline.
 
     Replayed data was learned once and needs fewer passes.
     """
@@ -52,8 +51,17 @@ def settling_seconds(case: Case) -> float:
     return FORWARDS_PER_STEP * inputs / case.baseline.inputs_per_second
 
 
-def _budget_seconds(case: Case) -> float:
-    asked = case.spec.repair.budget_seconds
-    if asked != "auto":
-        return asked
-    return min(max(MIN_BUDGET_SECONDS, BUDGET_FACTOR * settling_seconds(case)), MAX_BUDGET_SECONDS)
+def _choose_precision(case: Case, checkpoints: Checkpoints | None) -> tuple[Precision, float]:
+    """The precision to train in, and how many times as fast as float32 it is."""
+    asked = case.spec.repair.precision
+    if asked != "auto" or case.spec.kind != "repair":
+        return ("float32" if asked == "auto" else asked), 1.0
+    inputs = case.data.tensors("repair", slice(0, PRECISION_BATCH)).to(case.host.device)
+    gain = agreed(bfloat16_gain(case.host.model, inputs))
+    gain = checkpoints.decide(gain) if checkpoints else gain
+    precision = resolve_precision(gain)
+    return precision, gain if precision == "bfloat16" else 1.0
+
+
+def _within_limits(seconds: float) -> float:
+    return min(max(MIN_BUDGET_SECONDS, seconds), MAX_BUDGET_SECONDS)
