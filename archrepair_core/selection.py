@@ -17,6 +17,7 @@ from archrepair_core.training import Scope, load_scoped_state, scoped_state
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 # Margins are smoothed by this share of their standard deviation, so that a few hundred items give a smooth gain.
 MARGIN_SMOOTHING = 0.15
+CLEAR = 2.0
 # Neighbours in margin whose changes an input might as well have gone through.
 NEIGHBOUR_SHARE, MIN_NEIGHBOURS, MAX_NEIGHBOURS = 0.4, 10, 200
 BATCH_SIZE = 256
@@ -59,10 +60,11 @@ class ValidationScore:
         return float(self.smooth_change_N.mean())
 
     def clearly_beats(self, other: "ValidationScore") -> bool:
-        """Whether utility is higher by more than a standard error of the paired difference over the same inputs."""
+        """Whether utility is higher by two standard errors of the paired difference over the same inputs: many are
+        compared with the first guess, and one of them would stand one ahead by chance."""
         difference_N = self.smooth_change_N - other.smooth_change_N
         standard_error = float(difference_N.std(unbiased=False)) / len(difference_N) ** 0.5
-        return self.utility - other.utility > standard_error
+        return self.utility - other.utility > CLEAR * standard_error
 
     def to_json(self) -> dict[str, float]:
         """The score as plain data."""

@@ -1,6 +1,6 @@
 """Probes: short measured repairs of every block on cached features; validation says which block is worth repairing.
 
-Successive halving as in search/search.py: all get an epoch at most, the better third three times as long, and so on.
+Successive halving as in search/search.py: all train alike long, the better third three times as long, and so on.
 """
 
 from collections.abc import Sequence

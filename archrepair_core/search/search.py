@@ -39,7 +39,7 @@ from archrepair_core.training import (
 )
 
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
-# The first rung trains an epoch, or so many inputs of a long one; every further rung trains three times as long.
+# The first rung trains on so many inputs, each further one on three times as many.
 RUNG_INPUTS = 2048
 # The rungs together may use this share of the time, and only time that training the first guess can spare: a
 # well-trained first guess fixed more than a well-chosen candidate without time to train (docs/results.md).
@@ -178,7 +178,8 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
 def rung_epochs_of(arena: Arena) -> float:
     """Epochs of the first rung."""
     splits = arena.starts["original"].splits
-    return min(1.0, RUNG_INPUTS / sum(len(splits[role]) for role in ROLES["training"] if role in splits))
+    teaching = [splits[role] for role in ROLES["training"] if role in splits and splits[role].labelled]
+    return RUNG_INPUTS / sum(map(len, teaching))
 
 
 def run_trial(
