@@ -18,7 +18,7 @@ from archrepair_core.spec import DEFAULT_GATES
 
 # A candidate must stay this far inside the limit that the gate will hold it to on test: 200 inputs tell the share it
 # will break to half a point (selection.expected_broken), and the gate wants its whole interval inside.
-BROKEN_MARGIN = 0.5
+BROKEN_MARGIN, GUARD_MARGIN = 0.6, 0.5
 # What works today is watched on so many inputs.
 MAX_GUARD = 512
 
@@ -42,8 +42,8 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
         {"original": cache},
         host.blocks,
         spec,
-        max_broken=_limit(case, "test"),
-        max_guard_broken=_limit(case, "regression") / guard_share,
+        max_broken=_limit(case, "test", margin=BROKEN_MARGIN),
+        max_guard_broken=_limit(case, "regression", margin=GUARD_MARGIN) / guard_share,
         reference=case.reference,
         settling_seconds=pace.settling_seconds if pace else estimate_settling_seconds(case),
         seed=case.spec.seed,
@@ -53,7 +53,7 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
     )
 
 
-def _limit(case: Case, split: str) -> float:
+def _limit(case: Case, split: str, *, margin: float) -> float:
     """The share of the split's inputs that a candidate may break: inside the strictest gate on it, or any share.
 
     A gate on what accuracy may lose bounds it too: on inputs that work there is nothing to win in exchange.
@@ -63,7 +63,7 @@ def _limit(case: Case, split: str) -> float:
     limits = [gate.limit for gate in gates if gate.metric.endswith(".broken_rate")]
     if split == "regression":
         limits += [-gate.limit for gate in gates if gate.metric.endswith(".accuracy") and gate.relative]
-    return BROKEN_MARGIN * max(0.0, min(limits, default=1.0 / BROKEN_MARGIN))
+    return margin * max(0.0, min(limits, default=1.0 / margin))
 
 
 def _with_hard_guard(case: Case) -> tuple[dict[str, LabelledImages], dict[str, Tensor], float]:

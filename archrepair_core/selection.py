@@ -6,6 +6,7 @@ Nothing here ever sees test data. Shapes: N validation inputs, K classes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -194,19 +195,30 @@ def choose_alpha_(
             guarded.append((alpha, score_tail(tail, guard.features, device).broken))
         return score_tail(tail, features, device)
 
+    begun = score_at(0.0).expected_broken  # another start than the original has broken something already
     walk = [(alpha, score_at(alpha)) for alpha in alphas]
-    slope = broken_slope([(alpha, score.expected_broken) for alpha, score in walk])
-    last = min(_last_alpha(slope, max_broken), _last_alpha(broken_slope(guarded), guard.max_broken) if guard else 1.0)
+    slope = broken_slope([(alpha, score.expected_broken - begun) for alpha, score in walk])
+    last = max(0.0, max_broken - begun) / slope if slope > 0 else math.inf
+    last = min(last, _last_allowed(guarded, guard.max_broken)) if guard else last
     if last < max(alphas):
         walk = [pair for pair in walk if pair[0] < last] + [(last, score_at(last))]
     alpha, score = max(walk, key=lambda pair: pair[1].utility)
     interpolate_(model, start, end, alpha)
-    return alpha, replace(score, expected_broken=slope * alpha)
+    return alpha, replace(score, expected_broken=begun + slope * alpha)
 
 
-def _last_alpha(slope: float, max_broken: float) -> float:
-    """How far one may walk when every unit of α breaks `slope` of the answers."""
-    return max_broken / slope if slope > 0 else math.inf
+def _last_allowed(walk: Sequence[tuple[float, float]], max_broken: float) -> float:
+    """The α, between two of the walk, at which the counted share first meets the limit.
+
+    What works today breaks late and then fast: a line through the origin would stop long before.
+    """
+    points = sorted(walk)
+    for (alpha, broken), (next_alpha, next_broken) in pairwise(points):
+        if broken > max_broken:
+            return alpha
+        if next_broken > max_broken:
+            return alpha + (next_alpha - alpha) * (max_broken - broken) / (next_broken - broken)
+    return math.inf
 
 
 def choose_alpha_by_divergence_(

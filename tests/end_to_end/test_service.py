@@ -1,5 +1,6 @@
 """The service as a whole: broker, worker, gateway and engine, started by one command and used over HTTP."""
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -63,6 +64,18 @@ def test_a_faulty_model_comes_back_repaired(client, case, tmp_path):
     assert (model["state"], model["input_shape_source"]) == ("ready", "data"), model
     blocks = client.http.get(model["links"]["blocks"]).raise_for_status().json()["data"]
     assert any(block["level"] == "block" for block in blocks)
+
+
+def test_field_images_need_no_labels(client, case, tmp_path):
+    with np.load(case.repair) as arrays:
+        np.savez(tmp_path / "field.npz", images=arrays["images"])
+    unlabelled = dataclasses.replace(case, repair=tmp_path / "field.npz")
+    job = client.wait(submit_case(client, unlabelled, {**SPEC, "repair": {"method": "bn"}}))
+    assert job["status"] == "succeeded", job
+    assert job["result"]["outcome"] in ("repaired", "no_improvement")
+    refused = client.wait(submit_case(client, unlabelled, SPEC))
+    assert (refused["status"], refused["error"]["code"]) == ("failed", "dataset.labels_missing"), refused
+    assert "align" in refused["error"]["hint"]
 
 
 def test_one_job_gives_the_model_in_every_format(client, case, tmp_path):
