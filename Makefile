@@ -39,7 +39,7 @@ check: $(INSTALLED)  ## lint, format, types, import directions
 up: $(INSTALLED)  ## start the service on port 8000; Ctrl-C stops it
 	$(BIN)/archrepair up
 
-bench: $(INSTALLED)  ## the realistic case: ResNet-20 behind a lossy camera (needs $$ARCHREPAIR_DATA)
+bench: $(INSTALLED)  ## methods against a real fault, over HTTP; resumable, takes hours (needs $$ARCHREPAIR_DATA)
 	$(BIN)/python -m benchmarks.ladder
 
 bench-ingest: $(INSTALLED)  ## what reading, rebuilding and writing a model cost beside plain torch; about 15 minutes

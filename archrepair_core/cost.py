@@ -42,13 +42,6 @@ def _attention_in_the_open() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def measure_latency(model: nn.Module, inputs: Tensor, *, repeats: int = 5) -> float:
-    """Median seconds of one forward over the batch `inputs`, eval mode, after one warm-up run."""
-    with eval_mode(model), torch.no_grad():
-        _forward_seconds(model, inputs)
-        return statistics.median(_forward_seconds(model, inputs) for _ in range(repeats))
-
-
 def latency_ratio(before: nn.Module, after: nn.Module, inputs: Tensor, *, repeats: int = 7) -> float:
     """How much slower `after` is than `before` (1.2 = 20 % slower), median over pairs run one after the other.
 

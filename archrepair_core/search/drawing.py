@@ -1,4 +1,4 @@
-"""A cell drawn: as lines of text for a report, and as an SVG of its nodes and the operations between them."""
+"""A cell drawn as an SVG of its nodes and the operations between them."""
 
 from collections.abc import Sequence
 from html import escape
@@ -8,14 +8,6 @@ from archrepair_core.search.genotype import Edit
 
 _COLUMN, _ROW, _MARGIN, _NODE_WIDTH, _NODE_HEIGHT = 230, 34, 24, 64, 28
 _STYLE = "font-family:system-ui,sans-serif;font-size:13px"
-
-
-def draw_text(edit: Edit) -> str:
-    """One line per node, e.g. `output = original(input) + sep_conv_3x3(1)`."""
-    return "\n".join(
-        f"{node} = {' + '.join(f'{edge.operation}({edge.source})' for edge in edit.edges if edge.target == node)}"
-        for node in _nodes(edit.edges)[1:]
-    )
 
 
 def draw_svg(edits: Sequence[Edit]) -> str:

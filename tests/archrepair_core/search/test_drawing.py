@@ -1,19 +1,15 @@
-"""A cell as text and as a figure."""
+"""A cell as a figure."""
 
 from xml.etree import ElementTree
 
 from archrepair_core.search.dag import Edge
-from archrepair_core.search.drawing import draw_svg, draw_text
+from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.genotype import Edit
 
 EDIT = Edit(
     "layer1.<0>",
     tuple(Edge(*ends) for ends in [("input", "1", "a"), ("1", "output", "b"), ("input", "output", "original")]),
 )
-
-
-def test_text_says_what_each_node_sums():
-    assert draw_text(EDIT) == "1 = a(input)\noutput = original(input) + b(1)"
 
 
 def test_the_figure_is_valid_names_everything_and_stays_inside_its_frame():
