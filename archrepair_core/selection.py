@@ -60,12 +60,14 @@ class ValidationScore:
         """What orders candidates; the original has 0."""
         return float(self.smooth_change_N.mean())
 
+    @property
+    def clearly_helps(self) -> bool:
+        """Whether utility is above the original's, 0, beyond chance."""
+        return _clearly_positive(self.smooth_change_N)
+
     def clearly_beats(self, other: "ValidationScore") -> bool:
-        """Whether utility is higher by two standard errors of the paired difference over the same inputs: many are
-        compared with the first guess, and one of them would stand one ahead by chance."""
-        difference_N = self.smooth_change_N - other.smooth_change_N
-        standard_error = float(difference_N.std(unbiased=False)) / len(difference_N) ** 0.5
-        return self.utility - other.utility > CLEAR * standard_error
+        """Whether utility is higher beyond chance, by the paired differences over the same inputs."""
+        return _clearly_positive(self.smooth_change_N - other.smooth_change_N)
 
     def to_json(self) -> dict[str, float]:
         """The score as plain data."""
@@ -240,6 +242,13 @@ def choose_alpha_by_divergence_(
     after, alpha = min((measure_at(alpha), alpha) for alpha in alphas)
     interpolate_(model, start, end, alpha)
     return alpha, DivergenceScore(before, after)
+
+
+def _clearly_positive(difference_N: Tensor) -> bool:
+    """Whether the mean is two standard errors above zero: many candidates are compared with the first guess, and one of
+    them would stand one above it by chance."""
+    standard_error = float(difference_N.std(unbiased=False)) / len(difference_N) ** 0.5
+    return float(difference_N.mean()) > CLEAR * standard_error
 
 
 def margins_of(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

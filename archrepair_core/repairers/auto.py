@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from archrepair_core.blocks import Block
+from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.repairers.align import align_block
 from archrepair_core.repairers.block_search import block_genotypes
 from archrepair_core.repairers.bn import re_estimate_batch_norm
 from archrepair_core.search.genotype import Genotype, Start
 from archrepair_core.search.search import Arena, Trial, race
-from archrepair_core.selection import NO_CHANGE_UTILITY
+from archrepair_core.selection import NO_CHANGE_UTILITY, ValidationScore
 from archrepair_core.training import NETWORK, Scope
 
 # Aligning may use this share of the time when labels are there to do better; it settles long before.
@@ -40,8 +41,7 @@ def climb_ladder(
     if not arena.has_labels:
         return sorted(cheap, key=lambda trial: -trial.score.utility)
     liked = [trial for trial in cheap if trial.score.utility > NO_CHANGE_UTILITY]
-    begin = {_start_of(trial): arena.starts["original"].starting_from(trial.model) for trial in liked}
-    arena = replace(arena, starts={**arena.starts, **begin})
+    arena = replace(arena, starts=_starts(arena, liked))
     trials = race(arena, candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
     best = max(liked, key=lambda trial: trial.score.utility, default=None)
     if best is not None and (
@@ -78,6 +78,22 @@ def _label_free_rungs(arena: Arena, suspects: Sequence[str], *, deadline: float)
     return trials
 
 
+def _starts(arena: Arena, liked: Sequence[Trial]) -> dict[Start, PrefixCache]:
+    """Where training may start, the best guess first.
+
+    A start that broke something on the way has used up part of what may be broken at all, so it has to help clearly to
+    stand before the original.
+    """
+    caches = {_start_of(trial): arena.starts["original"].starting_from(trial.model) for trial in liked}
+    clear = {
+        _start_of(trial): trial.score.utility
+        for trial in liked
+        if isinstance(trial.score, ValidationScore) and trial.score.clearly_helps
+    }
+    first = {start: caches.pop(start) for start in sorted(clear, key=lambda start: -clear[start])}
+    return {**first, **arena.starts, **caches}
+
+
 def _start_of(trial: Trial) -> Start:
     return "aligned" if trial.genotype.start == "original" else trial.genotype.start
 
@@ -110,5 +126,4 @@ SCOPES: dict[str, Callable[[Mapping[str, Block], Sequence[str]], list[Scope]]] =
 
 
 def _from_every_start(arena: Arena, scopes: Sequence[Scope]) -> list[Genotype]:
-    starts = list(arena.starts)[::-1]  # the newest first: validation liked it better than the original
-    return [Genotype(scope, start=start) for scope in scopes for start in starts]
+    return [Genotype(scope, start=start) for scope in scopes for start in arena.starts]

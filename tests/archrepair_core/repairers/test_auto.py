@@ -3,9 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from archrepair_core.blocks import Block
-from archrepair_core.repairers.auto import ALIGN_WEIGHT, SCOPES_BY_FAULT, candidates
+from archrepair_core.repairers.auto import ALIGN_WEIGHT, SCOPES_BY_FAULT, _starts, candidates
+from archrepair_core.search.genotype import Genotype
+from archrepair_core.search.search import Trial
+from archrepair_core.selection import ValidationScore
 from archrepair_core.training import NETWORK
 
 
@@ -53,7 +57,7 @@ def test_new_branches_come_after_every_scope_as_it_is():
 
 
 def test_the_first_guess_is_tried_from_every_start_and_with_the_healthy_statistics():
-    genotypes = candidates(arena("unknown", ("original", "aligned"), tells_healthy=True), ["layer2.1"], level="auto")
+    genotypes = candidates(arena("unknown", ("aligned", "original"), tells_healthy=True), ["layer2.1"], level="auto")
     assert [(genotype.scope, genotype.start) for genotype in genotypes[:2]] == [
         (NETWORK, "aligned"),
         (NETWORK, "original"),
@@ -64,3 +68,12 @@ def test_the_first_guess_is_tried_from_every_start_and_with_the_healthy_statisti
 @pytest.mark.parametrize(("level", "scopes"), [("network", [NETWORK]), ("block", [("layer2.1",), ("layer1.0",)])])
 def test_a_level_keeps_the_race_on_it(level, scopes):
     assert scopes_of(candidates(arena("overfitting"), ["layer2.1", "layer1.0"], level=level)) == scopes
+
+
+@pytest.mark.parametrize(("gain", "order"), [(0.3, ["re-estimated", "original"]), (0.0, ["original", "re-estimated"])])
+def test_a_start_stands_before_the_original_only_where_it_clearly_helps(gain, order):
+    change_N = torch.full((50,), gain) + torch.linspace(-0.5, 0.5, 50)
+    score = ValidationScore(0.5, gain, 0.0, change_N, 0.0)
+    trial = Trial(Genotype(("bn1",), start="re-estimated"), None, 1.0, score, None)
+    original = SimpleNamespace(starting_from=lambda _model: "another cache")
+    assert list(_starts(SimpleNamespace(starts={"original": original}), [trial])) == order
