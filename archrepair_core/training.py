@@ -31,7 +31,7 @@ from archrepair_core.training_state import TrainingState
 Scope = tuple[str, ...]
 NETWORK: Scope = ("",)
 
-# One step moves the weights by this share of their norm at the peak of the schedule; see `find_learning_rate`.
+# One step moves the weights by this share of their norm at the peak of the schedule; see `try_steps`.
 RELATIVE_STEP = 5e-4
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
