@@ -1,5 +1,6 @@
 """The arena of a case: features cached at every cut, and the limits that its gates put on every trial."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from archrepair_core.search.search import Arena
 from archrepair_core.selection import margins_of
 from archrepair_core.spec import DEFAULT_GATES
 
-# A candidate must stay this far inside the limit that the gate will hold it to on test: 200 inputs tell the share it
-# will break to half a point (selection.expected_broken), and the gate wants its whole interval inside.
-BROKEN_MARGIN, GUARD_MARGIN = 0.6, 0.5
+# What a candidate may break is this share of what would just pass: 200 inputs tell it to half a point only
+# (selection.expected_broken).
+LIMIT_SHARE = 0.75
+# Where so few inputs measure it that hardly any breakage passes, or none, it is this share of the gate's limit.
+SMALLEST_SHARE, UNPROVABLE_SHARE = 0.3, 0.8
+NORMAL_975 = 1.96
 # What works today is watched on so many inputs.
 MAX_GUARD = 512
 
@@ -42,8 +46,8 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
         {"original": cache},
         host.blocks,
         spec,
-        max_broken=_limit(case, "test", margin=BROKEN_MARGIN),
-        max_guard_broken=_limit(case, "regression", margin=GUARD_MARGIN) / guard_share,
+        max_broken=_may_break(case, "test"),
+        max_guard_broken=_may_break(case, "regression") / guard_share,
         reference=case.reference,
         settling_seconds=pace.settling_seconds if pace else estimate_settling_seconds(case),
         seed=case.spec.seed,
@@ -53,8 +57,9 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
     )
 
 
-def _limit(case: Case, split: str, *, margin: float) -> float:
-    """The share of the split's inputs that a candidate may break: inside the strictest gate on it, or any share.
+def _may_break(case: Case, split: str) -> float:
+    """The share of the split's inputs that a candidate may break, for the strictest gate on it to pass; infinite
+    without such a gate.
 
     A gate on what accuracy may lose bounds it too: on inputs that work there is nothing to win in exchange.
     """
@@ -63,7 +68,23 @@ def _limit(case: Case, split: str, *, margin: float) -> float:
     limits = [gate.limit for gate in gates if gate.metric.endswith(".broken_rate")]
     if split == "regression":
         limits += [-gate.limit for gate in gates if gate.metric.endswith(".accuracy") and gate.relative]
-    return margin * max(0.0, min(limits, default=1.0 / margin))
+    if not limits:
+        return math.inf
+    measured_on = case.data.splits.present().get(split)
+    return LIMIT_SHARE * provable_share(max(0.0, min(limits)), len(measured_on) if measured_on else 0)
+
+
+def provable_share(limit: float, num_inputs: int) -> float:
+    """The largest share that can be broken of so many inputs while its whole 95 % interval stays within `limit`.
+
+    Where only a share near zero could pass, a repair that breaks less than `SMALLEST_SHARE` of the limit is as good as
+    can be asked for; where nothing could, the verdict will be open anyway.
+    """
+    if not num_inputs:
+        return UNPROVABLE_SHARE * limit
+    # Wilson's interval is the score test turned round, whose spread is that of the limit itself.
+    share = limit - NORMAL_975 * math.sqrt(limit * (1 - limit) / num_inputs)
+    return max(share, SMALLEST_SHARE * limit) if share >= 0 else UNPROVABLE_SHARE * limit
 
 
 def _with_hard_guard(case: Case) -> tuple[dict[str, LabelledImages], dict[str, Tensor], float]:

@@ -17,7 +17,7 @@ HELD_OUT: dict[str, tuple[float, tuple[str, ...]]] = {
 # What can be done without labels, by kind of job: the values of `repair.method` and of `localization.method`.
 LABEL_FREE = {"repair": ("auto", "bn", "align"), "localize": ("auto", "drift")}
 # Half of `regression` has a say in the choice, the other half is the measurement.
-GUARD_SHARE = 0.5
+GUARD_SHARE = 0.3
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _label_free_rungs(arena: Arena, suspects: Sequence[str], *, deadline: float)
 
 
 def _starts(arena: Arena, liked: Sequence[Trial]) -> dict[Start, PrefixCache]:
-    """Where training may start, the best guess first.
+    """Where a block may start, the best guess first.
 
     A start that broke something on the way has used up part of what may be broken at all, so it has to help clearly to
     stand before the original.
@@ -126,4 +126,10 @@ SCOPES: dict[str, Callable[[Mapping[str, Block], Sequence[str]], list[Scope]]] =
 
 
 def _from_every_start(arena: Arena, scopes: Sequence[Scope]) -> list[Genotype]:
-    return [Genotype(scope, start=start) for scope in scopes for start in arena.starts]
+    return [Genotype(scope, start=start) for scope in scopes for start in _order_of_starts(arena, scope)]
+
+
+def _order_of_starts(arena: Arena, scope: Scope) -> list[Start]:
+    """The network is walked back to the original from wherever it began, so a start that helped at all goes first."""
+    starts = list(arena.starts)
+    return sorted(starts, key=lambda start: start == "original") if scope == NETWORK else starts

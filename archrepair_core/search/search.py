@@ -29,6 +29,7 @@ from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.selection import ALPHAS, Guard, Score, choose_alpha_, choose_alpha_by_divergence_
 from archrepair_core.spec import Repair
 from archrepair_core.training import (
+    NETWORK,
     Scope,
     TrainingPlan,
     TrainingRun,
@@ -200,7 +201,9 @@ def run_trial(
     model = build_(copy.deepcopy(cache.model), genotype, arena.blocks, seed=arena.seed)
     cut_name, tail = cut_before(arena, model, genotype.scope)
     scope = trained(genotype.scope, arena.blocks)
-    start = {name: value.clone() for name, value in scoped_state(model, scope).items()}
+    # From another start the network is walked back all the way to the original, or what the start broke stays broken.
+    walked_to = arena.starts["original"].model if scope == NETWORK else model
+    start = {name: value.clone() for name, value in scoped_state(walked_to, scope).items()}
     load_scoped_state(model, dict(weights))
     features = cache.features(cut_name, "training")
     walk_back = partial(walk_back_, arena, model, tail, genotype, cut_name=cut_name, scope=scope, start=start)

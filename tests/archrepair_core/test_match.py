@@ -96,7 +96,7 @@ def test_replay_is_seen_around_the_recognised_parameter_and_once_as_it_is():
     assert views[0].change == Corruption("jpeg_compression", 75.0)
     assert min(qualities) < 75 < max(qualities)
     assert max(qualities) <= 97
-    assert [view.change for view in views].count(None) == 1
+    assert [view.change for view in views].count(None) == len(views) // 2
     assert {view.flip for view in views} == {False, True}
     assert not any(view.flip for view in match_views(found("jpeg_compression"), AUGMENTATIONS["none"]))
     assert match_views(found("fog", fits=False), AUGMENTATIONS["flip"]) == ()

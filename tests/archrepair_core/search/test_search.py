@@ -1,0 +1,51 @@
+"""One trial: where it starts, and what it is walked back to."""
+
+import copy
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from archrepair_core.data.augment import AUGMENTATIONS
+from archrepair_core.data.images import ImageRows, LabelledImages
+from archrepair_core.features import DiskBudget
+from archrepair_core.prefix_cache import PrefixCache
+from archrepair_core.search.genotype import Genotype
+from archrepair_core.search.search import Arena, run_trial
+from archrepair_core.spec import Preprocessing, Repair
+from archrepair_core.training import NETWORK
+
+
+def images_of(role: str, count: int) -> LabelledImages:
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(count) % 4
+    return LabelledImages(role, ImageRows(pixels, np.arange(count)), labels, "", np.empty(count, "S16"), "test")
+
+
+def test_a_network_that_began_elsewhere_is_walked_back_to_the_original(tmp_path):
+    """Nothing may be broken here, so the walk ends where it began: at the original, not at the other start."""
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 4)).eval()
+    other = copy.deepcopy(original)
+    other[1].running_mean += 3.0
+    splits = {"repair": images_of("repair", 16), "validation": images_of("validation", 40)}
+    cache = PrefixCache(
+        model=original,
+        splits=splits,
+        original_logits={
+            role: nn.functional.one_hot(torch.as_tensor(part.labels)).float() for role, part in splits.items()
+        },
+        preprocessing=Preprocessing(),
+        views={"repair": AUGMENTATIONS["none"]},
+        work_dir=tmp_path,
+        device=torch.device("cpu"),
+        budget=DiskBudget(math.inf),
+    )
+    starts = {"re-estimated": cache.starting_from(other), "original": cache}
+    arena = Arena(original, starts, {}, Repair(), 0.0, 1.0, 0, lambda _message: None)
+    trial = run_trial(arena, Genotype(NETWORK, start="re-estimated"), epochs=1, deadline=math.inf)
+    assert trial.run.steps == 1
+    assert trial.alpha == 0.0
+    for name, value in trial.model.state_dict().items():
+        assert torch.equal(value, original.state_dict()[name]), name
