@@ -16,7 +16,7 @@ HELD_OUT: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 # What can be done without labels, by kind of job: the values of `repair.method` and of `localization.method`.
 LABEL_FREE = {"repair": ("auto", "bn", "align"), "localize": ("auto", "drift")}
-# Half of `regression` has a say in the choice, the other half is the measurement.
+# So much of `regression` has a say in the choice; the rest is the measurement, which needs the numbers more.
 GUARD_SHARE = 0.3
 
 
