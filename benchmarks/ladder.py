@@ -32,6 +32,8 @@ from benchmarks.zoo import OUT as ZOO_OUT
 from benchmarks.zoo import load_network
 
 NUM_REPAIR, NUM_TEST, NUM_REPLAY = 1000, 5000, 4000
+# The draws 0 to 2 were looked at while defaults were changed.
+SEEDS = (3, 4, 5)
 Images = npt.NDArray[np.uint8]
 Sets = dict[str, tuple[Images, npt.NDArray[np.int64]]]
 
@@ -190,9 +192,9 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], tuple[float, int]]] = {
 }
 
 
-def make_table(case: str, rows: Sequence[str], seeds: int) -> str:
+def make_table(case: str, rows: Sequence[str], seeds: Sequence[int]) -> str:
     """One line per row that has run: mean over seeds with the lowest and the highest, and the verdict of each seed."""
-    done = {row: [seed for seed in range(seeds) if report_path(case, row, seed).is_file()] for row in rows}
+    done = {row: [seed for seed in seeds if report_path(case, row, seed).is_file()] for row in rows}
     reports = {row: [read_report(case, row, seed) for seed in done[row]] for row in rows if done[row]}
     if not reports:
         return ""
@@ -218,12 +220,12 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{mean:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def run_missing(cases: Sequence[str], rows: Sequence[str], seeds: int) -> None:
+def run_missing(cases: Sequence[str], rows: Sequence[str], seeds: Sequence[int]) -> None:
     """Start the service and run what has no report yet; the reference row first, since it sets the seconds."""
     (OUT / "ladder").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as state, running_service(Path(state)) as service, service.client() as client:
         for case in cases:
-            for seed in range(seeds):
+            for seed in seeds:
                 for row in dict.fromkeys([REFERENCE_ROW, *rows]):
                     keep = report_path(case, row, seed)
                     if keep.is_file():
@@ -241,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["jpeg"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--only-table", action="store_true", help="run nothing, read the reports of earlier runs")
     options = parser.parse_args(argv)
     if not options.only_table:
