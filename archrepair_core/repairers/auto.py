@@ -126,10 +126,11 @@ SCOPES: dict[str, Callable[[Mapping[str, Block], Sequence[str]], list[Scope]]] =
 
 
 def _from_every_start(arena: Arena, scopes: Sequence[Scope]) -> list[Genotype]:
-    return [Genotype(scope, start=start) for scope in scopes for start in _order_of_starts(arena, scope)]
+    return [Genotype(scope, start=start) for scope in scopes for start in _starts_of(arena, scope)]
 
 
-def _order_of_starts(arena: Arena, scope: Scope) -> list[Start]:
-    """The network is walked back to the original from wherever it began, so a start that helped at all goes first."""
+def _starts_of(arena: Arena, scope: Scope) -> list[Start]:
+    """The network is walked back to the original from wherever it began, so there a start that helped takes its place:
+    it broke less at the same gain (docs/results.md)."""
     starts = list(arena.starts)
-    return sorted(starts, key=lambda start: start == "original") if scope == NETWORK else starts
+    return [start for start in starts if scope != NETWORK or start != "original"] or starts
