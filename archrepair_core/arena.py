@@ -46,8 +46,9 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
         {"original": cache},
         host.blocks,
         spec,
-        max_broken=_may_break(case, "test"),
-        max_guard_broken=_may_break(case, "regression") / guard_share,
+        max_broken=_allowed(case, "test.broken_rate"),
+        max_guard_broken=_allowed(case, "regression.broken_rate") / guard_share,
+        max_guard_lost=_allowed(case, "regression.accuracy") / guard_share,
         reference=case.reference,
         settling_seconds=pace.settling_seconds if pace else estimate_settling_seconds(case),
         seed=case.spec.seed,
@@ -57,20 +58,15 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
     )
 
 
-def _may_break(case: Case, split: str) -> float:
-    """The share of the split's inputs that a candidate may break, for the strictest gate on it to pass; infinite
-    without such a gate.
-
-    A gate on what accuracy may lose bounds it too: on inputs that work there is nothing to win in exchange.
-    """
+def _allowed(case: Case, metric: str) -> float:
+    """The share of the split's inputs that a candidate may break, or lose on balance where the gate is on the change
+    of accuracy, for the strictest gate on `metric` to pass; infinite without one."""
     expressions = DEFAULT_GATES if case.spec.gates == "auto" else case.spec.gates
-    gates = [gate for gate in map(parse_gate, expressions) if gate.metric.startswith(f"{split}.")]
-    limits = [gate.limit for gate in gates if gate.metric.endswith(".broken_rate")]
-    if split == "regression":
-        limits += [-gate.limit for gate in gates if gate.metric.endswith(".accuracy") and gate.relative]
+    gates = [gate for gate in map(parse_gate, expressions) if gate.metric == metric]
+    limits = [-gate.limit if gate.relative else gate.limit for gate in gates if gate.relative or "broken" in metric]
     if not limits:
         return math.inf
-    measured_on = case.data.splits.present().get(split)
+    measured_on = case.data.splits.present().get(metric.split(".")[0])
     return LIMIT_SHARE * provable_share(max(0.0, min(limits)), len(measured_on) if measured_on else 0)
 
 
@@ -88,15 +84,16 @@ def provable_share(limit: float, num_inputs: int) -> float:
 
 
 def _with_hard_guard(case: Case) -> tuple[dict[str, LabelledImages], dict[str, Tensor], float]:
-    """Splits and logits with the guard reduced to its right answers of smallest margin, and their share of it.
+    """Splits and logits with the guard reduced to its answers of smallest margin, and their share of it.
 
-    Nearly every answer that a repair breaks is among them, so the others need not be run at every step of a walk.
+    Nearly every answer that a repair breaks or fixes is among them, so the others need not be run at every step of a
+    walk.
     """
     splits, logits = case.data.splits.present(), dict(case.baseline.logits)
     if "guard" not in splits or len(splits["guard"]) <= MAX_GUARD:
         return splits, logits, 1.0
     whole = splits["guard"]
     margins_N = margins_of(logits["guard"], torch.as_tensor(whole.labels))
-    hardest = margins_N.where(margins_N > 0, torch.inf).argsort()[:MAX_GUARD]
+    hardest = margins_N.abs().argsort()[:MAX_GUARD]
     splits["guard"], logits["guard"] = whole.subset(hardest.numpy()), logits["guard"][hardest]
     return splits, logits, MAX_GUARD / len(whole)

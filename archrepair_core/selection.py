@@ -98,10 +98,11 @@ class DivergenceScore:
 
 @dataclass(frozen=True)
 class Guard:
-    """Inputs that work today: features of them, and the share of them that may be broken."""
+    """Inputs that work today: features of them, and the shares of them that may be broken, and lost on balance."""
 
     features: Features
-    max_broken: float
+    max_broken: float = math.inf
+    max_lost: float = math.inf
 
 
 NO_CHANGE_UTILITY = 0.0
@@ -189,19 +190,23 @@ def choose_alpha_(
     """
     end = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     device = next(model.parameters()).device
-    guarded: list[tuple[float, float]] = []
+    broken: list[tuple[float, float]] = []
+    lost: list[tuple[float, float]] = []
 
     def score_at(alpha: float) -> ValidationScore:
         interpolate_(model, start, end, alpha)
         if guard:
-            guarded.append((alpha, score_tail(tail, guard.features, device).broken))
+            guarded = score_tail(tail, guard.features, device)
+            broken.append((alpha, guarded.broken))
+            lost.append((alpha, -guarded.change))
         return score_tail(tail, features, device)
 
     begun = score_at(0.0).expected_broken  # another start than the original has broken something already
     walk = [(alpha, score_at(alpha)) for alpha in alphas]
     slope = broken_slope([(alpha, score.expected_broken - begun) for alpha, score in walk])
     last = max(0.0, max_broken - begun) / slope if slope > 0 else math.inf
-    last = min(last, _last_allowed(guarded, guard.max_broken)) if guard else last
+    if guard:
+        last = min(last, _last_allowed(broken, guard.max_broken), _last_allowed(lost, guard.max_lost))
     if last < max(alphas):
         walk = [pair for pair in walk if pair[0] < last] + [(last, score_at(last))]
     alpha, score = max(walk, key=lambda pair: pair[1].utility)
@@ -209,17 +214,16 @@ def choose_alpha_(
     return alpha, replace(score, expected_broken=begun + slope * alpha)
 
 
-def _last_allowed(walk: Sequence[tuple[float, float]], max_broken: float) -> float:
+def _last_allowed(walk: Sequence[tuple[float, float]], limit: float) -> float:
     """The α, between two of the walk, at which the counted share first meets the limit.
 
     What works today breaks late and then fast: a line through the origin would stop long before.
     """
-    points = sorted(walk)
-    for (alpha, broken), (next_alpha, next_broken) in pairwise(points):
-        if broken > max_broken:
+    for (alpha, share), (next_alpha, next_share) in pairwise(sorted(walk)):
+        if share > limit:
             return alpha
-        if next_broken > max_broken:
-            return alpha + (next_alpha - alpha) * (max_broken - broken) / (next_broken - broken)
+        if next_share > limit:
+            return alpha + (next_alpha - alpha) * (limit - share) / (next_share - share)
     return math.inf
 
 

@@ -87,8 +87,9 @@ class Trial:
 class Arena:
     """What every trial shares: the original, features cached for each place to start from, blocks, limits, seed.
 
-    `settling_seconds` is what training the first guess well takes; `max_guard_broken` the share of the guard that may
-    be broken; `reference` an earlier good version of the model; `fault` the kind it looks like.
+    `settling_seconds` is what training the first guess well takes; `max_guard_broken` and `max_guard_lost` the shares
+    of the guard that may be broken, and lost on balance; `reference` an earlier good version of the model; `fault` the
+    kind it looks like.
     """
 
     original: nn.Module
@@ -102,6 +103,7 @@ class Arena:
     precision: Precision = "float32"
     checkpoints: Checkpoints | None = None
     max_guard_broken: float = math.inf
+    max_guard_lost: float = math.inf
     reference: nn.Module | None = None
     fault: str = "unknown"
 
@@ -126,7 +128,7 @@ class Arena:
         cache = self.starts[start]
         if "guard" not in cache.splits:
             return None
-        return Guard(cache.features(cut_name, "guard"), self.max_guard_broken)
+        return Guard(cache.features(cut_name, "guard"), self.max_guard_broken, self.max_guard_lost)
 
     @property
     def has_labels(self) -> bool:

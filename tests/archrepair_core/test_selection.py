@@ -135,9 +135,17 @@ def test_the_guard_stops_the_walk_at_what_it_may_lose():
     guarded = identity_features(inputs[2:], torch.tensor([0, 0]), original[2:])
     options = {"scope": NETWORK, "start": start, "max_broken": 1.0}
 
-    alpha, _ = choose_alpha_(model, model, validation, guard=Guard(guarded, max_broken=0.15), **options)
-    assert alpha < 0.25
-    assert (model(inputs[2:]).argmax(1) == 0).all()
+    for guard in (Guard(guarded, max_broken=0.15), Guard(guarded, max_lost=0.15)):
+        alpha, _ = choose_alpha_(model, model, validation, guard=guard, **options)
+        assert alpha < 0.25
+        assert (model(inputs[2:]).argmax(1) == 0).all()
+        with torch.no_grad():
+            model.bias[1] = 10.0
+
+    # Of this guard one is fixed before one is broken: nothing is lost on balance.
+    even = identity_features(inputs[[2, 0]], torch.tensor([1, 0]), original[[2, 0]])
+    alpha, _ = choose_alpha_(model, model, validation, guard=Guard(even, max_lost=0.15), **options)
+    assert alpha >= 0.6
 
     with torch.no_grad():
         model.bias[1] = 10.0
