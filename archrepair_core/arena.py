@@ -9,12 +9,12 @@ from torch import Tensor
 
 from archrepair_core.case import Case
 from archrepair_core.data.images import LabelledImages
+from archrepair_core.evaluate import margins_of
 from archrepair_core.features import DiskBudget
 from archrepair_core.gates import parse_gate
 from archrepair_core.pace import Pace, estimate_settling_seconds
 from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.search.search import Arena
-from archrepair_core.selection import margins_of
 from archrepair_core.spec import DEFAULT_GATES
 
 # What a candidate may break is this share of what would just pass: 200 inputs tell it to half a point only

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from archrepair_core.evaluate import margins_of
 from archrepair_core.features import Features
 from archrepair_core.training import Scope, load_scoped_state, scoped_state
 
@@ -253,10 +254,3 @@ def _clearly_positive(difference_N: Tensor) -> bool:
     them would stand one above it by chance."""
     standard_error = float(difference_N.std(unbiased=False)) / len(difference_N) ** 0.5
     return float(difference_N.mean()) > CLEAR * standard_error
-
-
-def margins_of(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Logit of the true class minus the largest other one; positive means right."""
-    true_N1 = logits_NK.gather(1, labels_N[:, None])
-    others_NK = logits_NK.scatter(1, labels_N[:, None], float("-inf"))
-    return (true_N1 - others_NK.max(1, keepdim=True).values).squeeze(1)

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from archrepair_core.batches import Batch, draws, read_batch
 from archrepair_core.checkpoint import Checkpoint, Checkpoints, Saved
+from archrepair_core.evaluate import margins_of
 from archrepair_core.features import Features, Indices
 from archrepair_core.precision import Precision, autocast
 from archrepair_core.processes import agreed, clock, mean_of_all, seed_of_process, sum_gradients, summed
@@ -38,6 +39,8 @@ WEIGHT_DECAY = 5e-4
 MAX_GRADIENT_NORM = 1.0
 # λ: against 1 and 0 it broke a quarter fewer answers at the same gain (docs/results.md).
 DISTILLATION = 3.0
+# An answer is safe when its logit leads by so much: the others are e⁵ times less likely.
+SAFE_MARGIN = 5.0
 # The rate rises over this share of the run and then stays, so that the average covers many good points.
 WARM_UP_SHARE = 0.15
 AVERAGE_FROM_SHARE = 0.25
@@ -112,8 +115,9 @@ def train(
     """Train `scope` of `model` in place on cached features; afterwards its weights are the average over the run's
     last three quarters (Izmailov et al., "Averaging Weights Leads to Wider Optima", UAI 2018).
 
-    Loss: cross-entropy + λ·KL(original ‖ new) on inputs the original got right (focal distillation; Yan et al.,
-    "Positive-Congruent Training", CVPR 2021). A diverging run starts again at a quarter of the learning rate, twice.
+    Loss: cross-entropy + λ·(KL(original ‖ new) + lost margin) on inputs the original got right: focal distillation (Yan
+    et al., "Positive-Congruent Training", CVPR 2021) and `lost_margin`. A diverging run starts again at a quarter of
+    the learning rate, twice.
     """
     learner = _Learner(model, tail, features, _select_parameters(model, scope), scope, on_step)
     checkpoint = plan.checkpoints.at(_digest(learner, plan)) if plan.checkpoints else None
@@ -333,7 +337,16 @@ def _loss(tail: Callable[[Tensor], Tensor], batch: Batch, plan: TrainingPlan) ->
     divergence = F.kl_div(
         F.log_softmax(logits, 1), F.log_softmax(batch.original_NK, 1), reduction="none", log_target=True
     )
-    return batch.weight * (loss + plan.distillation * (divergence.sum(1) * was_right).mean())
+    kept = divergence.sum(1) + lost_margin(logits, batch.original_NK, batch.labels_N)
+    return batch.weight * (loss + plan.distillation * (kept * was_right).mean())
+
+
+def lost_margin(logits_NK: Tensor, original_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """What each input [N] has lost of the original's margin, where that was no more than `SAFE_MARGIN`.
+
+    Beside distillation it left a little more gain at the same broken share (docs/results.md).
+    """
+    return F.relu(margins_of(original_NK, labels_N).clamp_max(SAFE_MARGIN) - margins_of(logits_NK, labels_N))
 
 
 def make_optimizers(model: nn.Module, scope: Scope, rate: float) -> list[torch.optim.Optimizer]:

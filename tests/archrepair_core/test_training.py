@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from archrepair_core.features import DiskBudget, Features, store_rows
-from archrepair_core.training import NETWORK, TrainingPlan, in_scope, scoped_state, train, try_steps
+from archrepair_core.training import NETWORK, TrainingPlan, in_scope, lost_margin, scoped_state, train, try_steps
 
 
 def make_task(items=120, views=2):
@@ -87,6 +87,12 @@ def test_distillation_keeps_right_answers_closer_to_the_original():
         return moved[right].abs().mean().item()
 
     assert drift(10.0) < 0.7 * drift(0.0)
+
+
+def test_only_a_margin_that_was_in_danger_can_be_lost():
+    original = torch.tensor([[3.0, 0.0], [9.0, 0.0], [3.0, 0.0]])
+    now = torch.tensor([[1.0, 0.0], [6.0, 0.0], [4.0, 0.0]])
+    assert lost_margin(now, original, torch.zeros(3, dtype=torch.long)).tolist() == [2.0, 0.0, 0.0]
 
 
 def test_a_diverging_run_starts_again_slower_and_ends_where_it_began_at_worst():
