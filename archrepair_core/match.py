@@ -43,6 +43,8 @@ MIN_SPREAD = 0.01
 RESAMPLES = 200
 # The nearest corruption fits when it explains this share of what sets the field apart.
 EXPLAINED = 0.5
+# ...and leaves it within so many units of noise: mixtures of two stand at 10, a painted-over band at 100 and more.
+FARTHEST = 50.0
 BATCH_SIZE = 100
 
 # Between and beyond the severities, and kinds that have none.
@@ -254,13 +256,12 @@ def _conclude(
     contenders.sort(key=lambda pair: pair[1])
     winner, distance = contenders[0]
     divergences = _divergences(model, sight, winner)
-    explained = identity - max(distance, unit) >= EXPLAINED * (identity - unit)
     return Recognition(
         kind=winner.kind if winner else NONE,
         parameter=winner.parameter if winner else 0.0,
         fits=winner is not None
         and identity > float(noise.quantile(0.95))
-        and explained
+        and explains(distance / unit, identity / unit)
         and divergences["recognised"] < divergences["identity"],
         distance=distance / unit,
         identity_distance=identity / unit,
@@ -273,6 +274,11 @@ def _conclude(
         num_field=len(looks_NF),
         full_scale=sight.full_scale,
     )
+
+
+def explains(distance: float, identity: float) -> bool:
+    """Whether a corruption this far from the field says what happened, where untouched images are `identity` away."""
+    return identity - max(distance, 1.0) >= EXPLAINED * (identity - 1.0) and distance <= FARTHEST
 
 
 def _noise(whiten: _Whitening, plain_MF: torch.Tensor, num_field: int, *, seed: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from archrepair_core.data.augment import AUGMENTATIONS
 from archrepair_core.data.corruptions import Corruption
 from archrepair_core.data.images import ImageRows, labelled_images, sample_digest
-from archrepair_core.match import recognise, why_not
+from archrepair_core.match import explains, recognise, why_not
 from archrepair_core.recognition import NONE, Candidate, Recognition, match_views, pass_through
 from archrepair_core.spec import Preprocessing
 
@@ -62,6 +62,13 @@ def test_a_fault_that_is_no_corruption_is_answered_with_the_nearest_and_its_dist
     assert recognition.kind != NONE
     assert not recognition.fits, recognition.describe()
     assert recognition.distance > 10
+
+
+@pytest.mark.parametrize(
+    ("distance", "identity", "answer"), [(1.3, 2.0, True), (9.0, 125.0, True), (1.6, 2.0, False), (113.0, 279.0, False)]
+)
+def test_an_explanation_leaves_little_both_by_its_share_and_on_its_own(distance, identity, answer):
+    assert explains(distance, identity) is answer
 
 
 def test_what_one_known_image_in_many_shows_does_not_drown_the_rest():
