@@ -1,7 +1,7 @@
 """The arena of a case: features cached at every cut, and the limits that its gates put on every trial."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ LIMIT_SHARE = 0.75
 # Where so few inputs measure it that hardly any breakage passes, or none, it is this share of the gate's limit.
 SMALLEST_SHARE, UNPROVABLE_SHARE = 0.3, 0.8
 NORMAL_975 = 1.96
+# Of fewer inputs per class than this a ratio says little; and no class is worth more than its square.
+TYPICAL_COUNT, MAX_RATIO = 10, 2.0
 # What works today is watched on so many inputs.
 MAX_GUARD = 512
 
@@ -55,7 +57,26 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
         on_progress=on_progress,
         precision=pace.precision if pace else "float32",
         checkpoints=pace.checkpoints if pace else None,
+        keep_K=_keep(splits, logits),
     )
+
+
+def _keep(splits: Mapping[str, LabelledImages], logits: Mapping[str, Tensor]) -> Tensor | None:
+    """By class, from the labelled inputs that show the fault."""
+    role = next((role for role in ("repair", "validation") if role in splits and splits[role].labelled), None)
+    return None if role is None else endangered_classes(logits[role], torch.as_tensor(splits[role].labels))
+
+
+def endangered_classes(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """How much a repair should keep the right answers of each class [K]; 1 for most.
+
+    A class that the fault has named too often is named less once it is repaired, and loses right answers by that, which
+    cost a repair its verdict (docs/results.md). The weight is the square of how much too often.
+    """
+    num_classes = logits_NK.shape[1]
+    named_K, true_K = (torch.bincount(each, minlength=num_classes).float() for each in (logits_NK.argmax(1), labels_N))
+    ratio_K = (named_K + TYPICAL_COUNT) / (true_K + TYPICAL_COUNT)
+    return ratio_K.clamp(1.0, MAX_RATIO).square()
 
 
 def _allowed(case: Case, metric: str) -> float:

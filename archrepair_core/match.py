@@ -41,10 +41,9 @@ SHRINKAGE = 0.3
 # What hardly varies among the images that were looked at may in the next one: its scale is not to be trusted.
 MIN_SPREAD = 0.01
 RESAMPLES = 200
-# The nearest corruption fits when it explains this share of what sets the field apart.
-EXPLAINED = 0.5
-# ...and leaves it within so many units of noise: mixtures of two stand at 10, a painted-over band at 100 and more.
-FARTHEST = 50.0
+# The nearest corruption fits when it explains this share of what sets the field apart; the smaller one will do where
+# what is left is within so many units of noise: mixtures of two stand at 10, a painted-over band at 100 and more.
+EXPLAINED, MOSTLY_EXPLAINED, FAR = 0.5, 0.75, 50.0
 BATCH_SIZE = 100
 
 # Between and beyond the severities, and kinds that have none.
@@ -278,7 +277,8 @@ def _conclude(
 
 def explains(distance: float, identity: float) -> bool:
     """Whether a corruption this far from the field says what happened, where untouched images are `identity` away."""
-    return identity - max(distance, 1.0) >= EXPLAINED * (identity - 1.0) and distance <= FARTHEST
+    share = EXPLAINED if distance <= FAR else MOSTLY_EXPLAINED
+    return identity - max(distance, 1.0) >= share * (identity - 1.0)
 
 
 def _noise(whiten: _Whitening, plain_MF: torch.Tensor, num_field: int, *, seed: int) -> torch.Tensor:

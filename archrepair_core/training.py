@@ -63,7 +63,8 @@ class TrainingPlan:
     """How long and how hard: `epochs` passes or part of one (None: as many as the deadline allows), the weight λ of the
     distillation.
 
-    `deadline` is in `clock()` seconds; training ends there whatever `epochs` says. `penalty` is added to the loss of
+    `deadline` is in `clock()` seconds; training ends there whatever `epochs` says. `keep_K` weighs the distillation by
+    class. `penalty` is added to the loss of
     every batch; it is asked after the forward pass it is about. With `checkpoints`, a training that was interrupted
     goes on, and one that was finished is not repeated; `name` tells it from others that begin alike. `score` is what
     validation says of the model as it is, more is better: training then stops early, and keeps the best average.
@@ -74,6 +75,7 @@ class TrainingPlan:
     seed: int
     batch_size: int = 64
     distillation: float = DISTILLATION
+    keep_K: Tensor | None = None
     learning_rate: float | None = None
     penalty: Callable[[], Tensor] | None = None
     precision: Precision = "float32"
@@ -338,6 +340,8 @@ def _loss(tail: Callable[[Tensor], Tensor], batch: Batch, plan: TrainingPlan) ->
         F.log_softmax(logits, 1), F.log_softmax(batch.original_NK, 1), reduction="none", log_target=True
     )
     kept = divergence.sum(1) + lost_margin(logits, batch.original_NK, batch.labels_N)
+    if plan.keep_K is not None:
+        kept = kept * plan.keep_K.to(kept.device)[batch.labels_N]
     return batch.weight * (loss + plan.distillation * (kept * was_right).mean())
 
 

@@ -89,7 +89,7 @@ class Arena:
 
     `settling_seconds` is what training the first guess well takes; `max_guard_broken` and `max_guard_lost` the shares
     of the guard that may be broken, and lost on balance; `reference` an earlier good version of the model; `fault` the
-    kind it looks like.
+    kind it looks like; `keep_K` how much right answers of each class are to be kept.
     """
 
     original: nn.Module
@@ -106,6 +106,7 @@ class Arena:
     max_guard_lost: float = math.inf
     reference: nn.Module | None = None
     fault: str = "unknown"
+    keep_K: Tensor | None = None
 
     def plan(self, epochs: float | None, deadline: float, *, name: str) -> TrainingPlan:
         """How every training of this job is done; `name` says of what."""
@@ -114,6 +115,7 @@ class Arena:
             deadline=deadline,
             seed=self.seed,
             distillation=distillation_weight(self.limits),
+            keep_K=self.keep_K,
             precision=self.precision,
             checkpoints=self.checkpoints,
             name=name,

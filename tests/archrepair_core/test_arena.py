@@ -1,8 +1,16 @@
 """What a candidate may break is what the gate can still be shown to allow."""
 
 import pytest
+import torch
 
-from archrepair_core.arena import SMALLEST_SHARE, UNPROVABLE_SHARE, provable_share
+from archrepair_core.arena import (
+    MAX_RATIO,
+    SMALLEST_SHARE,
+    TYPICAL_COUNT,
+    UNPROVABLE_SHARE,
+    endangered_classes,
+    provable_share,
+)
 from archrepair_core.statistics import wilson_interval
 
 
@@ -19,3 +27,16 @@ def test_small_sets_leave_room_for_a_repair():
 
 def test_a_limit_of_nothing_allows_nothing():
     assert provable_share(0.0, 1000) == 0.0
+
+
+def test_a_class_named_too_often_is_kept_more():
+    """Of 90 inputs, 30 in each class, class 0 is named 60 times and class 1 never."""
+    labels = torch.arange(90) % 3
+    named = torch.where(labels == 1, 0, labels)
+    kept = endangered_classes(torch.nn.functional.one_hot(named, 4).float(), labels)
+    ratio = (60 + TYPICAL_COUNT) / (30 + TYPICAL_COUNT)
+    assert kept.tolist() == pytest.approx([ratio**2, 1.0, 1.0, 1.0])
+    everything_named_0 = endangered_classes(
+        torch.nn.functional.one_hot(torch.zeros(900, dtype=int), 9).float(), torch.arange(900) % 9
+    )
+    assert everything_named_0[0] == MAX_RATIO**2

@@ -65,7 +65,8 @@ def test_a_fault_that_is_no_corruption_is_answered_with_the_nearest_and_its_dist
 
 
 @pytest.mark.parametrize(
-    ("distance", "identity", "answer"), [(1.3, 2.0, True), (9.0, 125.0, True), (1.6, 2.0, False), (113.0, 279.0, False)]
+    ("distance", "identity", "answer"),
+    [(1.3, 2.0, True), (9.0, 125.0, True), (51.0, 349.0, True), (1.6, 2.0, False), (113.0, 279.0, False)],
 )
 def test_an_explanation_leaves_little_both_by_its_share_and_on_its_own(distance, identity, answer):
     assert explains(distance, identity) is answer

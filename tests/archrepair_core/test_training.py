@@ -89,6 +89,20 @@ def test_distillation_keeps_right_answers_closer_to_the_original():
     assert drift(10.0) < 0.7 * drift(0.0)
 
 
+def test_a_class_that_is_kept_more_moves_less():
+    def drift(keep_K):
+        net, task = make_net(), make_task()
+        with torch.no_grad():
+            original = net(plain(task))
+        chosen = (original.argmax(1) == task.labels_N) & (task.labels_N == 0)
+        task = Features(task.parts, original, task.labels_N)
+        train(net, net, task, scope=("1",), plan=plan(learning_rate=0.05, distillation=3.0, keep_K=keep_K))
+        with torch.no_grad():
+            return (net(plain(task)).softmax(1) - original.softmax(1))[chosen].abs().mean().item()
+
+    assert drift(torch.tensor([4.0, 1.0, 1.0])) < 0.9 * drift(None)
+
+
 def test_only_a_margin_that_was_in_danger_can_be_lost():
     original = torch.tensor([[3.0, 0.0], [9.0, 0.0], [3.0, 0.0]])
     now = torch.tensor([[1.0, 0.0], [6.0, 0.0], [4.0, 0.0]])
