@@ -19,12 +19,14 @@ from archrepair_core.spec import DEFAULT_GATES
 
 # What a candidate may break is this share of what would just pass: 200 inputs tell it to half a point only
 # (selection.expected_broken).
-LIMIT_SHARE = 0.75
+LIMIT_SHARE = 0.7
 # Where so few inputs measure it that hardly any breakage passes, or none, it is this share of the gate's limit.
 SMALLEST_SHARE, UNPROVABLE_SHARE = 0.3, 0.8
 NORMAL_975 = 1.96
 # Of fewer inputs per class than this a ratio says little; and no class is worth more than its square.
 TYPICAL_COUNT, MAX_RATIO = 10, 2.0
+# So many margins tell where margins lie.
+MAX_POPULATION = 5000
 # What works today is watched on so many inputs.
 MAX_GUARD = 512
 
@@ -58,6 +60,7 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
         precision=pace.precision if pace else "float32",
         checkpoints=pace.checkpoints if pace else None,
         keep_K=_keep(splits, logits),
+        field_margins_M=_field_margins(case),
     )
 
 
@@ -65,6 +68,15 @@ def _keep(splits: Mapping[str, LabelledImages], logits: Mapping[str, Tensor]) ->
     """By class, from the labelled inputs that show the fault."""
     role = next((role for role in ("repair", "validation") if role in splits and splits[role].labelled), None)
     return None if role is None else endangered_classes(logits[role], torch.as_tensor(splits[role].labels))
+
+
+def _field_margins(case: Case) -> Tensor | None:
+    """Of repair inputs, where validation was cut from them at random: margins of the same kind."""
+    repair = case.data.splits.repair
+    if not repair.labelled or case.spec.datasets.validation is not None:
+        return None
+    margins_M = margins_of(case.baseline.logits["repair"], torch.as_tensor(repair.labels))
+    return margins_M[:MAX_POPULATION]
 
 
 def endangered_classes(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

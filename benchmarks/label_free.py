@@ -78,17 +78,22 @@ def undamaged_accuracy(network: nn.Module, rows: np.ndarray) -> float:
 
 
 def make_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Per kind of fault and over all: how many, how often the right block, and the share won back."""
+    """Per kind of fault, stage and over all: how many, how often the right block, and the share won back."""
     costly = [row for row in rows if row["healthy"] - row["before"] >= MIN_COST]
     lines = ["| fault | n | right block | accuracy before → after | won back, mean (lowest) |", "|---|---|---|---|---|"]
-    for kind in [*sorted({row["kind"] for row in costly}), "all"]:
-        chosen = [row for row in costly if kind in (row["kind"], "all")]
+    groups = {row["kind"] for row in costly} | {_stage(row) for row in costly}
+    for group in [*sorted(groups), "all"]:
+        chosen = [row for row in costly if group in (row["kind"], _stage(row), "all")]
         won = [(row["after"] - row["before"]) / (row["healthy"] - row["before"]) for row in chosen]
         hits = sum(row["repaired"] == [row["block"]] for row in chosen)
         before, after = (100 * statistics.mean(row[key] for row in chosen) for key in ("before", "after"))
         share = f"{100 * statistics.mean(won):.0f} % ({100 * min(won):.0f} %)"
-        lines.append(f"| {kind} | {len(chosen)} | {hits} | {before:.1f} → {after:.1f} | {share} |")
+        lines.append(f"| {group} | {len(chosen)} | {hits} | {before:.1f} → {after:.1f} | {share} |")
     return "\n".join(lines)
+
+
+def _stage(row: dict[str, Any]) -> str:
+    return str(row["block"]).split(".")[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

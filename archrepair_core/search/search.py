@@ -89,7 +89,8 @@ class Arena:
 
     `settling_seconds` is what training the first guess well takes; `max_guard_broken` and `max_guard_lost` the shares
     of the guard that may be broken, and lost on balance; `reference` an earlier good version of the model; `fault` the
-    kind it looks like; `keep_K` how much right answers of each class are to be kept.
+    kind it looks like; `keep_K` how much right answers of each class are to be kept;
+    `field_margins_M` the original's margins on more inputs such as validation's.
     """
 
     original: nn.Module
@@ -107,6 +108,7 @@ class Arena:
     reference: nn.Module | None = None
     fault: str = "unknown"
     keep_K: Tensor | None = None
+    field_margins_M: Tensor | None = None
 
     def plan(self, epochs: float | None, deadline: float, *, name: str) -> TrainingPlan:
         """How every training of this job is done; `name` says of what."""
@@ -259,6 +261,7 @@ def walk_back_(
         scope=scope,
         start=start,
         max_broken=arena.max_broken if walks_back else math.inf,
+        population_M=arena.field_margins_M,
         guard=arena.guard_at(cut_name, genotype.start) if walks_back and alphas is not PROBE_ALPHAS else None,
         alphas=alphas,
     )
