@@ -33,6 +33,11 @@ class Score(Protocol):
     @property
     def utility(self) -> float: ...
 
+    @property
+    def standard_error(self) -> float:
+        """Of the utility."""
+        ...
+
     def clearly_beats(self, other: Any) -> bool:
         """Whether this score is better than `other`, of the same kind, by more than chance explains."""
         ...
@@ -62,6 +67,11 @@ class ValidationScore:
         return float(self.smooth_change_N.mean())
 
     @property
+    def standard_error(self) -> float:
+        """Of the utility, over the inputs."""
+        return _standard_error(self.smooth_change_N)
+
+    @property
     def clearly_helps(self) -> bool:
         """Whether utility is above the original's, 0, beyond chance."""
         return _clearly_positive(self.smooth_change_N)
@@ -87,6 +97,11 @@ class DivergenceScore:
     def utility(self) -> float:
         """The share of the divergence that is gone, beyond `REQUIRED_FALL`."""
         return 1 - self.after / self.before - REQUIRED_FALL if self.before else -REQUIRED_FALL
+
+    @property
+    def standard_error(self) -> float:
+        """What statistics of a few inputs move by for no reason."""
+        return REQUIRED_FALL
 
     def clearly_beats(self, other: Any) -> bool:
         """Whether the divergence left is smaller by more than a tenth."""
@@ -261,5 +276,8 @@ def choose_alpha_by_divergence_(
 def _clearly_positive(difference_N: Tensor) -> bool:
     """Whether the mean is two standard errors above zero: many candidates are compared with the first guess, and one of
     them would stand one above it by chance."""
-    standard_error = float(difference_N.std(unbiased=False)) / len(difference_N) ** 0.5
-    return float(difference_N.mean()) > CLEAR * standard_error
+    return float(difference_N.mean()) > CLEAR * _standard_error(difference_N)
+
+
+def _standard_error(values_N: Tensor) -> float:
+    return float(values_N.std(unbiased=False)) / len(values_N) ** 0.5

@@ -54,7 +54,7 @@ DIVERGED_FACTOR = 3.0
 # A loss is looked at only so often: on a GPU looking means waiting for it.
 LOOK_EVERY = 8
 MAX_ATTEMPTS = 3
-# Validation looks after every epoch; training ends when so many looks (a share of the epochs) brought nothing better.
+# Validation looks after every epoch; training ends when so many looks (a share of the epochs) were worse.
 MIN_PATIENCE, PATIENCE_SHARE = 4, 0.25
 
 
@@ -67,7 +67,7 @@ class TrainingPlan:
     class. `penalty` is added to the loss of
     every batch; it is asked after the forward pass it is about. With `checkpoints`, a training that was interrupted
     goes on, and one that was finished is not repeated; `name` tells it from others that begin alike. `score` is what
-    validation says of the model as it is, more is better: training then stops early, and keeps the best average.
+    validation says of the model as it is, more is better, and its standard error: training stops when it gets worse.
     """
 
     epochs: float | None
@@ -81,7 +81,7 @@ class TrainingPlan:
     precision: Precision = "float32"
     checkpoints: Checkpoints | None = None
     name: str = ""
-    score: Callable[[], float] | None = None
+    score: Callable[[], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -288,14 +288,15 @@ def _train_once(
     return TrainingRun(_per_epoch(losses, steps), rate, state.step, seconds, diverged=diverged)
 
 
-def _look(learner: _Learner, state: TrainingState, score: Callable[[], float]) -> int:
-    """Have validation look at the average; returns how many looks ago it saw the best one."""
+def _look(learner: _Learner, state: TrainingState, score: Callable[[], tuple[float, float]]) -> int:
+    """Have validation look at the average; returns how many looks ago it saw the one that is kept."""
     if not state.average.count:
         return 0
     live = {name: value.clone() for name, value in state.live.items()}
     load_scoped_state(learner.model, state.average.state)
     learner.model.eval()
-    state.judge(agreed(score()))
+    value, standard_error = score()
+    state.judge(agreed(value), agreed(standard_error))
     load_scoped_state(learner.model, live)
     _training_mode(learner.model, learner.scope).__enter__()
     return state.looks_since_best

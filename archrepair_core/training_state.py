@@ -59,12 +59,16 @@ class TrainingState:
         self.losses = list(seen)
         return seen
 
-    def judge(self, score: float) -> None:
-        """Take in what validation said of the average; the best one is kept."""
+    def judge(self, score: float, standard_error: float) -> None:
+        """Take in what validation said of the average: it is kept unless an earlier one was better beyond chance.
+
+        The later one has learned more; the best of many looks would be the luckiest.
+        """
         self.looks_since_best += 1
-        if score > self.best_score:
+        if score > self.best_score - standard_error:
             self.best = {name: value.clone() for name, value in self.average.state.items()}
-            self.best_score, self.looks_since_best = score, 0
+            self.looks_since_best = 0
+        self.best_score = max(self.best_score, score)
 
     def leave(self, checkpoint: Checkpoint, meta: Mapping[str, float], *, seconds: float) -> None:
         """Write all of it."""

@@ -45,7 +45,7 @@ RUNG_INPUTS = 2048
 # The rungs together may use this share of the time, and only time that training the first guess can spare: a
 # well-trained first guess fixed more than a well-chosen candidate without time to train (docs/results.md).
 RACING_SHARE = 0.25
-# With this share of the time left after the winner has seen its best, the runner-up is trained as well.
+# With this share of the time left when the winner has ended, the runner-up is trained as well.
 SECOND_SHARE = 0.3
 # The winner's training leaves this share for walking it back.
 WALK_SHARE = 0.06
@@ -162,7 +162,7 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     `genotypes` come in order of prior belief: when time runs short the later ones are not tried, and one of them wins
     only when it clearly beats those before it. A probe itself is never the result: it was trained to be compared.
     `epochs` fixes the length of the last training, None derives it from `deadline`, a `time.monotonic()` value; when
-    the winner has seen its best before, the runner-up is trained too.
+    the winner has got worse before, the runner-up is trained too.
     """
     started = time.monotonic()
     racing_until = min(started + RACING_SHARE * (deadline - started), deadline - arena.settling_seconds)
@@ -216,7 +216,7 @@ def run_trial(
     plan = arena.plan(epochs, deadline, name=repr(genotype))
     if alphas is not PROBE_ALPHAS:  # a probe is too short to be stopped
         # Judged as it would be delivered: what has gone too far whole may still be the best when walked back.
-        plan = replace(plan, score=lambda: walk_back(alphas=PROBE_ALPHAS)[1].utility)
+        plan = replace(plan, score=lambda: _value_and_error(walk_back(alphas=PROBE_ALPHAS)[1]))
     with alignment_penalty(arena, model, genotype) as penalty:
         run = train(
             model,
@@ -228,6 +228,10 @@ def run_trial(
         )
     alpha, score = walk_back(alphas=alphas)
     return Trial(genotype, model, alpha, score, run)
+
+
+def _value_and_error(score: Score) -> tuple[float, float]:
+    return score.utility, score.standard_error
 
 
 def walk_back_(

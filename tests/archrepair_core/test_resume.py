@@ -61,7 +61,7 @@ def trained(directory: Path, *, kill_at: int = -1) -> tuple[dict[str, torch.Tens
         seed=0,
         checkpoints=checkpoints,
         learning_rate=0.1,
-        score=lambda: -float(net.head.weight.detach().norm()),
+        score=lambda: (-float(net.head.weight.detach().norm()), 0.0),
     )
     train(net, net, features, scope=NETWORK, plan=plan, on_step=on_step)
     return dict(net.state_dict()), steps
