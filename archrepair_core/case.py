@@ -169,7 +169,13 @@ def vary_data(host: Host, data: Data, spec: RepairSpec, *, work_dir: Path) -> tu
         may_match=spec.repair.method == "auto" and spec.kind == "repair",
         harmless_moves=lambda: _harmless_moves(host, data),
     )
-    splits = with_matched_validation(data.splits, augmentation.recognition, work_dir=work_dir, seed=spec.seed)
+    splits = with_matched_validation(
+        data.splits,
+        augmentation.recognition,
+        was_cut=spec.datasets.validation is None,
+        work_dir=work_dir,
+        seed=spec.seed,
+    )
     return replace(data, splits=splits), augmentation
 
 

@@ -83,6 +83,19 @@ class LabelledImages:
             digest=_digest(sample_digests, labels),
         )
 
+    def joined(self, other: "LabelledImages") -> "LabelledImages":
+        """These samples and those of another part of the same whole, without copying a pixel."""
+        assert self.images.pixels is other.images.pixels, "parts of one whole"
+        labels = np.concatenate([self.labels, other.labels])
+        sample_digests = np.concatenate([self.sample_digests, other.sample_digests])
+        return replace(
+            self,
+            images=ImageRows(self.images.pixels, np.concatenate([self.images.rows, other.images.rows])),
+            labels=labels,
+            sample_digests=sample_digests,
+            digest=_digest(sample_digests, labels),
+        )
+
 
 @dataclass(frozen=True)
 class PixelChunk:
