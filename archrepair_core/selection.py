@@ -206,12 +206,14 @@ def choose_alpha_(
     max_broken: float,
     population_M: Tensor | None = None,
     guard: Guard | None = None,
+    from_original: bool = False,
     alphas: Sequence[float] = ALPHAS,
 ) -> tuple[float, ValidationScore]:
     """Leave `model` at the α of highest utility whose expected broken share does not exceed `max_broken`, nor what the
     guard allows on its own inputs.
 
-    The α at which the expected share meets the limit is one of those tried, so nothing is lost between `alphas`.
+    The α at which the expected share meets the limit is one of those tried, so nothing is lost between `alphas`. Where
+    the walk comes `from_original`, nothing is broken at its beginning.
     """
     end = {name: value.clone() for name, value in scoped_state(model, scope).items()}
     device = next(model.parameters()).device
@@ -226,7 +228,12 @@ def choose_alpha_(
             lost.append((alpha, -guarded.change))
         return score_tail(tail, features, device, population_M)
 
-    begun = score_at(0.0).expected_broken  # another start than the original has broken something already
+    if from_original:
+        begun = 0.0
+        broken.append((0.0, 0.0))
+        lost.append((0.0, 0.0))
+    else:
+        begun = score_at(0.0).expected_broken  # another start has broken something already
     walk = [(alpha, score_at(alpha)) for alpha in alphas]
     slope = broken_slope([(alpha, score.expected_broken - begun) for alpha, score in walk])
     last = max(0.0, max_broken - begun) / slope if slope > 0 else math.inf

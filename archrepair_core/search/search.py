@@ -49,8 +49,9 @@ RACING_SHARE = 0.25
 SECOND_SHARE = 0.3
 # The winner's training leaves this share for walking it back.
 WALK_SHARE = 0.06
-# A probe only has to be compared, so it is not walked back as finely as the winner.
-PROBE_ALPHAS = (0.25, 0.5, 1.0)
+# A probe only has to be compared, so it is not walked back as finely as the winner; while the winner trains, looks half
+# of the way back must do.
+PROBE_ALPHAS, LOOK_ALPHAS = (0.25, 0.5, 1.0), (0.5,)
 
 
 Tail = Callable[[Tensor], Tensor]
@@ -216,7 +217,7 @@ def run_trial(
     plan = arena.plan(epochs, deadline, name=repr(genotype))
     if alphas is not PROBE_ALPHAS:  # a probe is too short to be stopped
         # Judged as it would be delivered: what has gone too far whole may still be the best when walked back.
-        plan = replace(plan, score=lambda: _value_and_error(walk_back(alphas=PROBE_ALPHAS)[1]))
+        plan = replace(plan, score=lambda: _value_and_error(walk_back(alphas=LOOK_ALPHAS)[1]))
     with alignment_penalty(arena, model, genotype) as penalty:
         run = train(
             model,
@@ -266,7 +267,8 @@ def walk_back_(
         start=start,
         max_broken=arena.max_broken if walks_back else math.inf,
         population_M=arena.field_margins_M,
-        guard=arena.guard_at(cut_name, genotype.start) if walks_back and alphas is not PROBE_ALPHAS else None,
+        from_original=scope == NETWORK or genotype.start == "original",
+        guard=arena.guard_at(cut_name, genotype.start) if walks_back and alphas is ALPHAS else None,
         alphas=alphas,
     )
 
