@@ -19,7 +19,7 @@ from archrepair_core.spec import DEFAULT_GATES
 
 # What a candidate may break is this share of what would just pass: 200 inputs tell it to half a point only
 # (selection.expected_broken).
-LIMIT_SHARE = 0.7
+LIMIT_SHARE = 0.75
 # Where so few inputs measure it that hardly any breakage passes, or none, it is this share of the gate's limit.
 SMALLEST_SHARE, UNPROVABLE_SHARE = 0.3, 0.8
 NORMAL_975 = 1.96
