@@ -9,9 +9,9 @@ from torch import Tensor
 
 from archrepair_core.case import Case
 from archrepair_core.data.images import LabelledImages
-from archrepair_core.evaluate import margins_of
 from archrepair_core.features import DiskBudget
 from archrepair_core.gates import parse_gate
+from archrepair_core.margins import margins_of
 from archrepair_core.pace import Pace, estimate_settling_seconds
 from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.search.search import Arena

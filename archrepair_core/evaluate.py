@@ -231,10 +231,3 @@ def _confusions(predicted: Tensor, labels_N: Tensor) -> Counter[tuple[int, int]]
     """How often each (label, wrong prediction) came; unanswered rows are left out."""
     wrong = (predicted != labels_N) & (predicted >= 0)
     return Counter(zip(labels_N[wrong].tolist(), predicted[wrong].tolist(), strict=True))
-
-
-def margins_of(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Logit of the true class minus the largest other one; positive means right."""
-    true_N1 = logits_NK.gather(1, labels_N[:, None])
-    others_NK = logits_NK.scatter(1, labels_N[:, None], float("-inf"))
-    return (true_N1 - others_NK.max(1, keepdim=True).values).squeeze(1)

@@ -22,8 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from archrepair_core.batches import Batch, draws, read_batch
 from archrepair_core.checkpoint import Checkpoint, Checkpoints, Saved
-from archrepair_core.evaluate import margins_of
 from archrepair_core.features import Features, Indices
+from archrepair_core.margins import lost_margin
 from archrepair_core.precision import Precision, autocast
 from archrepair_core.processes import agreed, clock, mean_of_all, seed_of_process, sum_gradients, summed
 from archrepair_core.spec import Repair
@@ -39,8 +39,6 @@ WEIGHT_DECAY = 5e-4
 MAX_GRADIENT_NORM = 1.0
 # λ: against 1 and 0 it broke a quarter fewer answers at the same gain (docs/results.md).
 DISTILLATION = 3.0
-# An answer is safe when its logit leads by so much: the others are e⁵ times less likely.
-SAFE_MARGIN = 5.0
 # The rate rises over this share of the run and then stays, so that the average covers many good points.
 WARM_UP_SHARE = 0.15
 AVERAGE_FROM_SHARE = 0.25
@@ -64,10 +62,10 @@ class TrainingPlan:
     distillation.
 
     `deadline` is in `clock()` seconds; training ends there whatever `epochs` says. `keep_K` weighs the distillation by
-    class. `penalty` is added to the loss of
-    every batch; it is asked after the forward pass it is about. With `checkpoints`, a training that was interrupted
-    goes on, and one that was finished is not repeated; `name` tells it from others that begin alike. `score` is what
-    validation says of the model as it is, more is better, and its standard error: training stops when it gets worse.
+    class. `penalty` is added to the loss of every batch; it is asked after the forward pass it is about. With
+    `checkpoints`, a training that was interrupted goes on, and one that was finished is not repeated; `name` tells it
+    from others that begin alike. `score` is what validation says of the model as it is, more is better, and its
+    standard error: training stops when it gets worse.
     """
 
     epochs: float | None
@@ -344,14 +342,6 @@ def _loss(tail: Callable[[Tensor], Tensor], batch: Batch, plan: TrainingPlan) ->
     if plan.keep_K is not None:
         kept = kept * plan.keep_K.to(kept.device)[batch.labels_N]
     return batch.weight * (loss + plan.distillation * (kept * was_right).mean())
-
-
-def lost_margin(logits_NK: Tensor, original_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """What each input [N] has lost of the original's margin, where that was no more than `SAFE_MARGIN`.
-
-    Beside distillation it left a little more gain at the same broken share (docs/results.md).
-    """
-    return F.relu(margins_of(original_NK, labels_N).clamp_max(SAFE_MARGIN) - margins_of(logits_NK, labels_N))
 
 
 def make_optimizers(model: nn.Module, scope: Scope, rate: float) -> list[torch.optim.Optimizer]:

@@ -25,6 +25,7 @@ from archrepair_core.runs import find_blocks_
 from archrepair_core.spec import RepairSpec
 from benchmarks.cifar import PREPROCESSING, find_data, load_cifar
 from benchmarks.faults import Fault, damage_, draw_faults
+from benchmarks.zoo import accuracy_of
 
 NUM_UNLABELLED, NUM_TEST = 30, 2000
 # Rates and steps were tried on faults of other seeds (777 to 779).
@@ -58,23 +59,11 @@ def run_fault(network: nn.Module, fault: Fault, *, work: Path, budget_seconds: f
         "kind": fault.kind,
         "seed": fault.seed,
         "repaired": outcome.result["blocks_repaired"],
-        "healthy": undamaged_accuracy(network, test),
+        "healthy": accuracy_of(network, images[test], labels[test]),
         "before": accuracy["before"],
         "after": accuracy["after"] if delivered else accuracy["before"],
         "seconds": outcome.result["seconds"]["repairing"],
     }
-
-
-def undamaged_accuracy(network: nn.Module, rows: np.ndarray) -> float:
-    """Of the network before the damage, on the same test images."""
-    images, labels = load_cifar("test")
-    mean, std = (torch.tensor(PREPROCESSING[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    right = 0
-    with torch.inference_mode():
-        for part in np.array_split(rows, max(1, len(rows) // 200)):
-            inputs = (torch.from_numpy(images[part]).permute(0, 3, 1, 2).float() / 255 - mean) / std
-            right += int((network(inputs).argmax(1).numpy() == labels[part]).sum())
-    return right / len(rows)
 
 
 def make_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ from archrepair_core.repair import RepairRequest, repair_model
 from archrepair_core.spec import RepairSpec
 from archrepair_core.statistics import worsening_p
 from benchmarks.cifar import NUM_CLASSES, OUT, PREPROCESSING, find_data, load_cifar, order_of_test_images
-from benchmarks.zoo import to_input
+from benchmarks.zoo import right_answers
 
 NUM_REPAIR, NUM_TEST, NUM_TRUTH = 300, 1000, 4000
 Labels = npt.NDArray[np.int64]
@@ -70,7 +70,9 @@ def run_once(seed: int, *, budget_seconds: float) -> dict[str, Any]:
         files = {f"upload:{role}": folder / f"{role}.npz" for role in ("repair", "test")}
         outcome = repair_model(RepairRequest(model, files, spec, folder, folder / "out"), lambda _progress: None)
         delivered = outcome.result["outcome"] == "repaired"
-        answers = [_right(path, images[truth], labels[truth]) for path in (model, *(folder / "out").glob("repaired.*"))]
+        # These files this benchmark was shipped with or made itself.
+        networks = [torch.jit.load(str(path)).eval() for path in (model, *(folder / "out").glob("repaired.*"))]
+        answers = [right_answers(network, images[truth], labels[truth]) for network in networks]
         report = json.loads((folder / "out" / "report.json").read_text())
     before, after = answers[0], answers[-1]
     return {
@@ -83,17 +85,6 @@ def run_once(seed: int, *, budget_seconds: float) -> dict[str, Any]:
         "truth": [float(before.mean()), float(after.mean())],
         "worse_p": float(worsening_p((after & ~before).sum(), (before & ~after).sum())),
     }
-
-
-def _right(model: Path, images: npt.NDArray[np.uint8], labels: Labels) -> npt.NDArray[np.bool_]:
-    """Which images a model file answers rightly; the file is one that this benchmark made or shipped."""
-    network = torch.jit.load(str(model)).eval()
-    with torch.inference_mode():
-        answers = torch.cat(
-            [network(to_input(images[start : start + 500])).argmax(1) for start in range(0, len(images), 500)]
-        )
-    right: npt.NDArray[np.bool_] = answers.numpy() == labels
-    return right
 
 
 def make_table(rows: Sequence[dict[str, Any]]) -> str:

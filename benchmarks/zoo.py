@@ -134,9 +134,17 @@ def train_network(name: str) -> None:
 
 def accuracy_of(network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> float:
     """Share of images answered rightly, 0–1."""
+    return float(right_answers(network, images, labels).mean())
+
+
+def right_answers(
+    network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which images are answered rightly."""
     with torch.inference_mode():
         answers = [network(to_input(images[start : start + 500])).argmax(1) for start in range(0, len(images), 500)]
-    return float((torch.cat(answers).numpy() == labels).mean())
+    right: npt.NDArray[np.bool_] = torch.cat(answers).numpy() == labels
+    return right
 
 
 def _fit_(network: nn.Module, inputs: Tensor, labels: Tensor, recipe: Recipe) -> None:

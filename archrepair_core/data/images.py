@@ -73,24 +73,20 @@ class LabelledImages:
 
     def subset(self, indices: np.ndarray, *, name: str | None = None) -> "LabelledImages":
         """The samples at `indices`, in that order, without copying a pixel."""
-        labels, sample_digests = self.labels[indices], self.sample_digests[indices]
-        return replace(
-            self,
-            name=name or self.name,
-            images=ImageRows(self.images.pixels, self.images.rows[indices]),
-            labels=labels,
-            sample_digests=sample_digests,
-            digest=_digest(sample_digests, labels),
-        )
+        parts = (self.images.rows[indices], self.labels[indices], self.sample_digests[indices])
+        return replace(self._with(*parts), name=name or self.name)
 
     def joined(self, other: "LabelledImages") -> "LabelledImages":
         """These samples and those of another part of the same whole, without copying a pixel."""
         assert self.images.pixels is other.images.pixels, "parts of one whole"
+        rows = np.concatenate([self.images.rows, other.images.rows])
         labels = np.concatenate([self.labels, other.labels])
-        sample_digests = np.concatenate([self.sample_digests, other.sample_digests])
+        return self._with(rows, labels, np.concatenate([self.sample_digests, other.sample_digests]))
+
+    def _with(self, rows: np.ndarray, labels: np.ndarray, sample_digests: np.ndarray) -> "LabelledImages":
         return replace(
             self,
-            images=ImageRows(self.images.pixels, np.concatenate([self.images.rows, other.images.rows])),
+            images=ImageRows(self.images.pixels, rows),
             labels=labels,
             sample_digests=sample_digests,
             digest=_digest(sample_digests, labels),

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from archrepair_core.features import DiskBudget, Features, store_rows
-from archrepair_core.training import NETWORK, TrainingPlan, in_scope, lost_margin, scoped_state, train, try_steps
+from archrepair_core.margins import lost_margin
+from archrepair_core.training import NETWORK, TrainingPlan, in_scope, scoped_state, train, try_steps
 
 
 def make_task(items=120, views=2):
