@@ -13,6 +13,10 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 # Short of this gain, the eight bits of mantissa are not given away.
 WORTHWHILE_GAIN = 1.5
 NUM_TRIED = 4
+# So few inputs tell a processor that computes bfloat16 by emulation, where a whole batch would take a minute.
+NUM_SCREENED = 2
+# Passes over them are short and uneven: only a clear loss counts.
+HOPELESS_GAIN = 0.5
 # Shorter passes cannot be told apart on a busy machine, and a job must come out the same each time.
 MIN_SECONDS = 0.02
 
@@ -34,14 +38,21 @@ def bfloat16_gain(model: nn.Module, inputs: Tensor) -> float:
     """
     with eval_mode(model), torch.enable_grad():
         try:
-            _pass_seconds(model, inputs, "bfloat16")
+            screened = _fastest_passes(model, inputs[:NUM_SCREENED])
         except RuntimeError:  # an operator without a bfloat16 kernel
             return 0.0
-        _pass_seconds(model, inputs, "float32")
-        pairs = [[_pass_seconds(model, inputs, name) for name in PRECISIONS] for _ in range(NUM_TRIED)]
-    # The fastest of each: whatever else runs on the machine only ever adds.
-    fastest = [min(pair[column] for pair in pairs) for column in range(len(PRECISIONS))]
-    return fastest[0] / fastest[1] if fastest[0] >= MIN_SECONDS else 1.0
+        if screened["bfloat16"] > max(MIN_SECONDS, screened["float32"] / HOPELESS_GAIN):
+            return screened["float32"] / screened["bfloat16"]
+        fastest = _fastest_passes(model, inputs)
+    return fastest["float32"] / fastest["bfloat16"] if fastest["float32"] >= MIN_SECONDS else 1.0
+
+
+def _fastest_passes(model: nn.Module, inputs: Tensor) -> dict[Precision, float]:
+    """Seconds of the fastest pass in each precision: whatever else runs on the machine only ever adds."""
+    for name in PRECISIONS:
+        _pass_seconds(model, inputs, name)  # the first pass also sets up
+    turns = [{name: _pass_seconds(model, inputs, name) for name in PRECISIONS} for _ in range(NUM_TRIED)]
+    return {name: min(turn[name] for turn in turns) for name in PRECISIONS}
 
 
 def _pass_seconds(model: nn.Module, inputs: Tensor, precision: Precision) -> float:

@@ -22,6 +22,7 @@ from torchvision import models
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from archrepair_core.precision import autocast, bfloat16_gain, resolve_precision
 from benchmarks.cifar import MEAN, NUM_CLASSES, STD, load_cifar
 
 OUT = Path("benchmarks/out/zoo")
@@ -30,10 +31,7 @@ BATCH_SIZE, CROP = 128, 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained: the first `images` of the training set, one-cycle to `lr`.
-
-    `bfloat16` is off where a step in it took longer on the processor this was written on.
-    """
+    """How one network is trained: the first `images` of the training set, one-cycle to `lr`."""
 
     images: int
     epochs: int
@@ -41,7 +39,6 @@ class Recipe:
     optimizer: str = "sgd"
     augment: bool = True
     weight_decay: float = 5e-4
-    bfloat16: bool = True
 
 
 def to_input(images_NHWC: npt.NDArray[np.uint8]) -> Tensor:
@@ -95,10 +92,10 @@ def _convnext() -> nn.Module:
 ZOO: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
     "resnet8-overfitted": (lambda: NarrowResNet(32, (1, 1, 1)), Recipe(10_000, 30, 0.1, augment=False, weight_decay=0)),
     "resnet18": (lambda: NarrowResNet(32, (2, 2, 2, 2)), Recipe(45_000, 5, 0.1)),
-    "mobilenetv3": (_mobilenet, Recipe(45_000, 6, 0.1, bfloat16=False)),
+    "mobilenetv3": (_mobilenet, Recipe(45_000, 6, 0.1)),
     "densenet": (_densenet, Recipe(45_000, 4, 0.2)),
     "convnext": (_convnext, Recipe(45_000, 6, 2e-3, optimizer="adamw", weight_decay=0.05)),
-    "vit": (_vit, Recipe(45_000, 5, 2e-3, optimizer="adamw", weight_decay=0.05, bfloat16=False)),
+    "vit": (_vit, Recipe(45_000, 5, 2e-3, optimizer="adamw", weight_decay=0.05)),
 }
 
 
@@ -153,12 +150,13 @@ def _fit_(network: nn.Module, inputs: Tensor, labels: Tensor, recipe: Recipe) ->
     extra = {} if recipe.optimizer == "adamw" else {"momentum": 0.9, "nesterov": True}
     optimizer = make(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, **extra)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.25)
+    precision = resolve_precision(bfloat16_gain(network, inputs[:BATCH_SIZE]))
     network.train()
     for epoch in range(recipe.epochs):
         order, total = torch.randperm(len(inputs)), 0.0
         for rows in order.split(BATCH_SIZE)[: len(inputs) // BATCH_SIZE]:
             batch = _augmented(inputs[rows]) if recipe.augment else inputs[rows]
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+            with autocast(inputs.device, precision):
                 loss = nn.functional.cross_entropy(network(batch).float(), labels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

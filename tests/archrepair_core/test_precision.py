@@ -1,10 +1,12 @@
 """bfloat16 where it gains, and only there."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
-from archrepair_core.precision import autocast, bfloat16_gain, resolve_precision
+from archrepair_core.precision import MIN_SECONDS, NUM_SCREENED, autocast, bfloat16_gain, resolve_precision
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(0.0, "float32"), (1.4, "float32"), (2.0, "bfloat16")])
@@ -21,6 +23,20 @@ def test_a_model_that_cannot_run_in_bfloat16_gains_nothing():
             return answer
 
     assert bfloat16_gain(Float32Only(4, 2), torch.rand(3, 4)) == 0.0
+
+
+def test_a_processor_that_emulates_bfloat16_is_told_by_a_few_inputs():
+    sizes = []
+
+    class Emulated(nn.Linear):
+        def forward(self, inputs):
+            sizes.append(len(inputs))
+            if torch.is_autocast_enabled("cpu"):
+                time.sleep(2 * MIN_SECONDS)
+            return super().forward(inputs)
+
+    assert bfloat16_gain(Emulated(4, 2), torch.rand(32, 4)) < 0.5
+    assert max(sizes) == NUM_SCREENED, "a whole batch would take a minute"
 
 
 def test_measuring_leaves_the_model_as_it_was():
