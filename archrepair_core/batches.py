@@ -13,12 +13,16 @@ from archrepair_core.processes import share_of
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's share of a batch; its mean loss counts for `weight` of the whole batch's."""
+    """This process's share of a batch; its mean loss counts for `weight` of the whole batch's.
+
+    `items` are their places among the training inputs.
+    """
 
     inputs: Tensor
     labels_N: Tensor
     original_NK: Tensor
     weight: float
+    items: Indices
 
 
 def draws(features: Features, *, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[Indices, Indices]]:
@@ -46,4 +50,5 @@ def read_batch(features: Features, views: Indices, items: Indices, device: torch
         features.labels_N[items].to(device),
         features.original_NK[items].to(device),
         weight,
+        items,
     )

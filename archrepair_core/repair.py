@@ -35,6 +35,7 @@ from archrepair_core.pace import Pace, set_pace
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
 from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report
+from archrepair_core.restoration import Restoration, measure_restoration, restoration_weight
 from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.search import Arena, Trial
 from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec, resolve_outputs
@@ -124,6 +125,7 @@ def repair_model(
 
     narrator.begin("repairing", f"repairing for at most {pace.budget_seconds:.0f} seconds")
     arena = replace(arena, fault=localization.kind, on_progress=narrator.during("repairing", pace.budget_seconds))
+    arena = replace(arena, restoration=_restoration(case, arena))
     trials = _search(case, localization, arena, pace.deadline)
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
@@ -160,6 +162,14 @@ def _search(case: Case, localization: Localization, arena: Arena, deadline: floa
     suspects = suspects_of(localization, case.host.blocks, top_k=case.spec.localization.top_k)
     epochs = None if spec.epochs == "auto" else spec.epochs
     return METHODS[spec.method](arena, suspects, level=spec.level, deadline=deadline, epochs=epochs)
+
+
+def _restoration(case: Case, arena: Arena) -> Restoration | None:
+    """What known images are to be like again, where they are replayed through a corruption."""
+    weight, replay = restoration_weight(case.spec.repair), case.data.splits.replay
+    if case.baseline.augmentation.name != "match" or not weight or replay is None or not replay.labelled:
+        return None
+    return measure_restoration(arena.starts["original"], weight=weight)
 
 
 def _num_failing(case: Case) -> int | None:
@@ -277,6 +287,7 @@ def _resolved_spec(case: Case, localization: Localization, pace: Pace) -> dict[s
     spec["localization"]["method"] = localization.method
     spec["repair"] |= {"augment": case.baseline.augmentation.name, "budget_seconds": round(pace.budget_seconds, 1)}
     spec["repair"] |= {"distillation": distillation_weight(case.spec.repair), "precision": pace.precision}
+    spec["repair"]["restoration"] = restoration_weight(case.spec.repair)
     spec["outputs"] = resolve_outputs(case.spec.outputs, case.host.format)
     spec["gates"] = list(DEFAULT_GATES) if case.spec.gates == "auto" else spec["gates"]
     return spec

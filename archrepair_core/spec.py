@@ -114,6 +114,11 @@ class Repair(Strict):
     distillation: Auto | Annotated[float, Field(ge=0, le=100)] = Field(
         "auto", description="Weight of staying with the original's answers where it was right; 0 is off."
     )
+    restoration: Auto | Annotated[float, Field(ge=0, le=100)] = Field(
+        "auto",
+        description="Weight of giving the last layer, for known images replayed through the recognised corruption, "
+        "what the original gives it for the untouched ones; 0 is off.",
+    )
     align: Auto | Annotated[float, Field(ge=0, le=100)] = Field(
         "auto", description="Weight of matching the healthy statistics while training; auto asks validation, 0 is off."
     )

@@ -62,10 +62,10 @@ class TrainingPlan:
     distillation.
 
     `deadline` is in `clock()` seconds; training ends there whatever `epochs` says. `keep_K` weighs the distillation by
-    class. `penalty` is added to the loss of every batch; it is asked after the forward pass it is about. With
-    `checkpoints`, a training that was interrupted goes on, and one that was finished is not repeated; `name` tells it
-    from others that begin alike. `score` is what validation says of the model as it is, more is better, and its
-    standard error: training stops when it gets worse.
+    class. `penalty` is added to the loss of every batch; it is asked, with the batch, after the forward pass it is
+    about. With `checkpoints`, a training that was interrupted goes on, and one that was finished is not repeated;
+    `name` tells it from others that begin alike. `score` is what validation says of the model as it is, more is better,
+    and its standard error: training stops when it gets worse.
     """
 
     epochs: float | None
@@ -75,7 +75,7 @@ class TrainingPlan:
     distillation: float = DISTILLATION
     keep_K: Tensor | None = None
     learning_rate: float | None = None
-    penalty: Callable[[], Tensor] | None = None
+    penalty: Callable[[Batch], Tensor] | None = None
     precision: Precision = "float32"
     checkpoints: Checkpoints | None = None
     name: str = ""
@@ -331,7 +331,7 @@ def _loss(tail: Callable[[Tensor], Tensor], batch: Batch, plan: TrainingPlan) ->
         logits = tail(batch.inputs).float()
     loss = F.cross_entropy(logits, batch.labels_N)
     if plan.penalty is not None:
-        loss = loss + plan.penalty()
+        loss = loss + plan.penalty(batch)
     if not plan.distillation:
         return batch.weight * loss
     was_right = batch.original_NK.argmax(1) == batch.labels_N

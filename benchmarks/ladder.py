@@ -32,8 +32,8 @@ from benchmarks.zoo import OUT as ZOO_OUT
 from benchmarks.zoo import load_network
 
 NUM_REPAIR, NUM_TEST, NUM_REPLAY = 1000, 5000, 4000
-# The draws 0 to 10 were looked at while defaults were changed.
-SEEDS = (11, 12, 13)
+# The draws 0 to 13 were looked at before defaults were changed.
+SEEDS = (14, 15, 16)
 Images = npt.NDArray[np.uint8]
 Sets = dict[str, tuple[Images, npt.NDArray[np.int64]]]
 
@@ -131,6 +131,7 @@ ROWS: dict[str, Row] = {
     "archrepair": Row({"repair": {"method": "archrepair", **ROOMY}}),
     "weights of one block": Row({"repair": {"method": "weights", "level": "block"}}),
     "auto, no match": Row({"repair": {"augment": "flip_crop"}}),
+    "auto, no restoration": Row({"repair": {"restoration": 0}}),
     "auto, no distillation": Row({"repair": {"distillation": 0}}),
     "auto, no interpolation": Row({"repair": {"interpolate": False}}),
     "auto, no search": Row({"repair": {"level": "network"}}),

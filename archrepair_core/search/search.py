@@ -8,14 +8,16 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from archrepair_core.alignment import healthy_fingerprint, held_out_divergence, tells_healthy, watched_divergence
+from archrepair_core.batches import Batch
 from archrepair_core.blocks import Block
 from archrepair_core.checkpoint import Checkpoints
 from archrepair_core.cost import count_macs, latency_ratio
@@ -25,6 +27,7 @@ from archrepair_core.fingerprint import Fingerprint
 from archrepair_core.precision import Precision
 from archrepair_core.prefix_cache import INPUT, ROLES, PrefixCache
 from archrepair_core.processes import agreed
+from archrepair_core.restoration import Restoration
 from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.selection import ALPHAS, Guard, Score, choose_alpha_, choose_alpha_by_divergence_
 from archrepair_core.spec import Repair
@@ -91,7 +94,8 @@ class Arena:
     `settling_seconds` is what training the first guess well takes; `max_guard_broken` and `max_guard_lost` the shares
     of the guard that may be broken, and lost on balance; `reference` an earlier good version of the model; `fault` the
     kind it looks like; `keep_K` how much right answers of each class are to be kept;
-    `field_margins_M` the original's margins on more inputs such as validation's.
+    `field_margins_M` the original's margins on more inputs such as validation's; `restoration` what known images are to
+    be like, where they are replayed through a recognised corruption.
     """
 
     original: nn.Module
@@ -110,6 +114,7 @@ class Arena:
     fault: str = "unknown"
     keep_K: Tensor | None = None
     field_margins_M: Tensor | None = None
+    restoration: Restoration | None = None
 
     def plan(self, epochs: float | None, deadline: float, *, name: str) -> TrainingPlan:
         """How every training of this job is done; `name` says of what."""
@@ -218,7 +223,7 @@ def run_trial(
     if alphas is not PROBE_ALPHAS:  # a probe is too short to be stopped
         # Judged as it would be delivered: what has gone too far whole may still be the best when walked back.
         plan = replace(plan, score=lambda: _value_and_error(walk_back(alphas=LOOK_ALPHAS)[1]))
-    with alignment_penalty(arena, model, genotype) as penalty:
+    with penalties(arena, model, genotype) as penalty:
         run = train(
             model,
             tail,
@@ -274,14 +279,18 @@ def walk_back_(
 
 
 @contextmanager
-def alignment_penalty(arena: Arena, model: nn.Module, genotype: Genotype) -> Iterator[Callable[[], Tensor] | None]:
-    """What spec or genotype add to the loss of every batch: the weighted divergence from the healthy statistics."""
+def penalties(arena: Arena, model: nn.Module, genotype: Genotype) -> Iterator[Callable[[Batch], Tensor] | None]:
+    """What spec, genotype and arena add to the loss of every batch: the weighted divergence from the healthy
+    statistics, and the distance of replayed images from what the original makes of them untouched."""
     weight = genotype.align if arena.limits.align == "auto" else arena.limits.align
-    if not weight:
-        yield None
-        return
-    with watched_divergence(model, arena.healthy()) as divergence:
-        yield lambda: weight * divergence()
+    with ExitStack() as open_until_trained:
+        terms: list[Callable[[Batch], Tensor]] = []
+        if weight:
+            divergence = open_until_trained.enter_context(watched_divergence(model, arena.healthy()))
+            terms.append(lambda _batch: weight * divergence())
+        if arena.restoration:
+            terms.append(open_until_trained.enter_context(arena.restoration.penalty(model)))
+        yield (lambda batch: torch.stack([term(batch) for term in terms]).sum()) if terms else None
 
 
 def trained(scope: Scope, blocks: Mapping[str, Block]) -> Scope:
