@@ -27,7 +27,7 @@ from archrepair_core.prefix_cache import ROLES, PrefixCache
 from archrepair_core.spec import Repair
 
 # Its weight in the loss where the spec leaves it open.
-RESTORATION = 4.0
+RESTORATION = 32.0
 # The role whose images are replayed through the corruption.
 REPLAYED = "replay"
 # Inputs that tell the scale of every feature; and the least it can be, as a share of the mean over all features.
