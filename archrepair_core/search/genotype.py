@@ -68,6 +68,11 @@ def branch_beside(block: str, primitive: str) -> Edit:
     return Edit(block, (_ORIGINAL_EDGE, Edge(INPUT_NODE, OUTPUT_NODE, primitive)))
 
 
+def in_place_of(block: str, operation: str) -> Edit:
+    """One operation where the block was; with the skip connection the block is removed."""
+    return Edit(block, (Edge(INPUT_NODE, OUTPUT_NODE, operation),))
+
+
 @dataclass(frozen=True)
 class Genotype:
     """Which modules train (`scope`), which blocks change, and where training starts.

@@ -126,7 +126,8 @@ def test_limits_keep_branches_out(run):
     )
     trials = json.loads((out / "report.json").read_text())["trials"]
     assert trials
-    assert not any(trial["genotype"]["edits"] for trial in trials)
+    edges = [edge for trial in trials for edit in trial["genotype"]["edits"] for edge in edit["edges"]]
+    assert all(edge["operation"] == "skip_connect" for edge in edges), "what is removed costs less, all else costs more"
 
 
 def test_batch_norm_re_estimation_changes_statistics_only(run, digits):

@@ -56,6 +56,16 @@ def test_new_branches_come_after_every_scope_as_it_is():
     assert any(genotype.edits for genotype in genotypes)
 
 
+def test_a_block_is_removed_or_replaced_only_after_everything_that_keeps_it():
+    genotypes = candidates(arena("unknown"), ["layer2.1"], level="auto")
+    keeps = [all(edit.keeps_original for edit in genotype.edits) for genotype in genotypes]
+    assert keeps == sorted(keeps, reverse=True)
+    assert [genotype.name for genotype, kept in zip(genotypes, keeps, strict=True) if not kept] == [
+        "layer2.1 + skip_connect in its place",
+        "layer2.1 + sep_conv_3x3 in its place",
+    ]
+
+
 @pytest.mark.parametrize(
     ("fault", "starts"), [("unknown", ["re-estimated"]), ("damaged_weights", ["original", "re-estimated"])]
 )

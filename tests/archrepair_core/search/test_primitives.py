@@ -9,7 +9,7 @@ from archrepair_core.export.weights import describe_layer
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.search.branches import build_branch
 from archrepair_core.search.dag import Edge
-from archrepair_core.search.genotype import Genotype, branch_beside, build_
+from archrepair_core.search.genotype import Genotype, branch_beside, build_, in_place_of
 from archrepair_core.search.primitives import FEATURE_PRIMITIVES, IMAGE_PRIMITIVES, TOKEN_PRIMITIVES, primitives_for
 
 
@@ -59,6 +59,16 @@ def test_a_built_genotype_computes_the_same_function_and_scripts(primitive):
     build_(model, Genotype(("1",), (branch_beside("1", primitive),)), blocks, seed=3)
     assert torch.equal(model(x), before)
     assert torch.allclose(torch.jit.script(model)(x), before, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_with_a_skip_connection_in_its_place_a_block_is_gone():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())).eval()
+    x, blocks = torch.randn(2, 3, 8, 8), {"1": block_of((8, 6, 6), (8, 6, 6), name="1")}
+    without = model[0](x)
+    build_(model, Genotype(("1",), (in_place_of("1", "skip_connect"),)), blocks, seed=3)
+    assert torch.equal(model(x), without)
+    assert torch.equal(torch.jit.script(model)(x), without)
 
 
 def test_building_twice_with_one_seed_gives_the_same_weights_and_leaves_the_random_state_alone():
