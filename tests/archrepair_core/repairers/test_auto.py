@@ -22,9 +22,14 @@ NAMES = ["layer1", "layer1.0", "layer1.1", "layer2", "layer2.0", "layer2.1", "la
 BLOCKS = {name: block_of(name, depth) for depth, name in enumerate(NAMES)}
 
 
-def arena(fault, starts=("original",), tells_healthy=False):
+def arena(fault, starts=("original",), tells_healthy=False, restoration=None):
     return SimpleNamespace(
-        blocks=BLOCKS, fault=fault, starts=dict.fromkeys(starts), tells_healthy=tells_healthy, original=None
+        blocks=BLOCKS,
+        fault=fault,
+        starts=dict.fromkeys(starts),
+        tells_healthy=tells_healthy,
+        original=None,
+        restoration=restoration,
     )
 
 
@@ -47,6 +52,13 @@ def test_the_kind_of_fault_orders_the_scopes(fault, first, second):
     assert found[:2] == [first, second]
     assert len(found) == len(set(found))
     assert set(SCOPES_BY_FAULT) >= {fault}
+
+
+def test_where_known_images_are_restored_the_network_has_all_the_time():
+    found = arena("input_shift", ("original", "re-estimated"), restoration="what it was")
+    assert [genotype.name for genotype in candidates(found, ["layer1.0"], level="auto")] == [
+        "network, re-estimated statistics"
+    ]
 
 
 def test_new_branches_come_after_every_scope_as_it_is():
