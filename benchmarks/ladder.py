@@ -32,8 +32,8 @@ from benchmarks.zoo import OUT as ZOO_OUT
 from benchmarks.zoo import load_network
 
 NUM_REPAIR, NUM_TEST, NUM_REPLAY = 1000, 5000, 4000
-# The draws 0 to 13 were looked at before defaults were changed.
-SEEDS = (14, 15, 16)
+# The draws 0 to 15 were looked at before defaults were changed.
+SEEDS = (16, 17, 18)
 Images = npt.NDArray[np.uint8]
 Sets = dict[str, tuple[Images, npt.NDArray[np.int64]]]
 

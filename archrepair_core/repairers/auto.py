@@ -64,8 +64,8 @@ def candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Gen
     # From another start only the first guess: a race that is too long tells nothing.
     first, others = _from_every_start(arena, ordered[:1]), [Genotype(scope) for scope in ordered[1:]]
     if arena.restoration:
-        # Probes like what learns fast. Two stages won one race in two, and gained less than the network in the end, whose
-        # stem can learn too (docs/results.md): the time is better spent on the first guess.
+        # Probes like what learns fast: two stages won one race in two, and gained less than the network in the end
+        # (docs/results.md). The time is better spent on the first guess.
         return first
     regularised = [replace(first[0], align=ALIGN_WEIGHT)] if arena.tells_healthy else []
     return first + others + regularised + edited
