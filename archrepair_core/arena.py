@@ -11,7 +11,7 @@ from archrepair_core.case import Case
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.features import DiskBudget
 from archrepair_core.gates import parse_gate
-from archrepair_core.margins import margins_of
+from archrepair_core.margins import lead_of, margins_of
 from archrepair_core.pace import Pace, estimate_settling_seconds
 from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.search.search import Arena
@@ -71,12 +71,18 @@ def _keep(splits: Mapping[str, LabelledImages], logits: Mapping[str, Tensor]) ->
 
 
 def _field_margins(case: Case) -> Tensor | None:
-    """Of repair inputs, where validation was cut from them at random: margins of the same kind."""
-    repair = case.data.splits.repair
-    if not repair.labelled or case.spec.datasets.validation is not None:
+    """Of validation and the repair inputs it was cut from at random: margins of one kind.
+
+    Where validation is replayed training data instead, of the unlabelled field: training data is answered more safely
+    than the field, and little of it breaks. Every answer counts as right there, which errs on the side of caution.
+    """
+    if case.spec.datasets.validation is not None:
         return None
-    margins_M = margins_of(case.baseline.logits["repair"], torch.as_tensor(repair.labels))
-    return margins_M[:MAX_POPULATION]
+    splits, logits = case.data.splits, case.baseline.logits
+    if not splits.repair.labelled:
+        return lead_of(logits["repair"])[:MAX_POPULATION] if splits.validation and splits.validation.labelled else None
+    parts = [(logits[s.name], s.labels) for s in (splits.validation, splits.repair) if s is not None]
+    return torch.cat([margins_of(part, torch.as_tensor(labels)) for part, labels in parts])[:MAX_POPULATION]
 
 
 def endangered_classes(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

@@ -14,6 +14,12 @@ def margins_of(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     return (true_N1 - others_NK.max(1, keepdim=True).values).squeeze(1)
 
 
+def lead_of(logits_NK: Tensor) -> Tensor:
+    """How far the answer given leads [N], whether it is right or not."""
+    first_and_second = logits_NK.topk(2, dim=1).values
+    return first_and_second[:, 0] - first_and_second[:, 1]
+
+
 def lost_margin(logits_NK: Tensor, original_NK: Tensor, labels_N: Tensor) -> Tensor:
     """What each input [N] has lost of the original's margin, where that was no more than `SAFE_MARGIN`.
 

@@ -145,16 +145,15 @@ def expected_broken(before_N: Tensor, after_N: Tensor, population_M: Tensor | No
     """The broken share to expect on other inputs, from the margins on these.
 
     Every input is given the changes of margin that the W inputs nearest in margin went through, right or wrong alike:
-    of a few hundred inputs two or three are broken, and their number says little. So are the inputs of a population,
-    by the original's margins on them: those trained on tell where margins lie as well as these do. The standard
-    deviation is about a third of that of counting, around the same mean (docs/results.md).
+    of a few hundred inputs two or three are broken, and their number says little. It is asked of a population, by the
+    original's margins on it, where one is given, and else of these inputs. Over more inputs than were measured the
+    standard deviation is about a third of that of counting, around the same mean (docs/results.md).
     """
     order = before_N.argsort()
     margin_N, change_N = before_N[order], (after_N - before_N)[order]
     count = len(order)
-    more_M = before_N[:0] if population_M is None else population_M
-    asked_M = torch.cat([margin_N, more_M])
-    place_M = torch.cat([torch.arange(count), torch.searchsorted(margin_N, more_M)])
+    asked_M = margin_N if population_M is None else population_M
+    place_M = torch.searchsorted(margin_N, asked_M)
     width = min(count, max(MIN_NEIGHBOURS, min(MAX_NEIGHBOURS, round(NEIGHBOUR_SHARE * count))))
     first_M = (place_M - width // 2).clamp(0, count - width)
     moved_MW = asked_M[:, None] + change_N[first_M[:, None] + torch.arange(width)]

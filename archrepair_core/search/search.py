@@ -94,8 +94,8 @@ class Arena:
     `settling_seconds` is what training the first guess well takes; `max_guard_broken` and `max_guard_lost` the shares
     of the guard that may be broken, and lost on balance; `reference` an earlier good version of the model; `fault` the
     kind it looks like; `keep_K` how much right answers of each class are to be kept;
-    `field_margins_M` the original's margins on more inputs such as validation's; `restoration` what known images are to
-    be like, where they are replayed through a recognised corruption.
+    `field_margins_M` the original's margins on the field, where it tells more than validation; `restoration` what known
+    images are to be like, where they are replayed through a recognised corruption.
     """
 
     original: nn.Module

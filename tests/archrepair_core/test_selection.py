@@ -56,11 +56,23 @@ def test_the_expected_broken_share_varies_less_than_the_counted_one_around_the_s
     assert float(expected.mean()) == pytest.approx(truth, rel=0.15)
     assert float(expected.std()) < 0.75 * float(counted.std())
     # Where margins lie is told by more inputs than were repaired for the comparison.
-    wider = torch.tensor([expected_broken(before[rows], after[rows], before[:1000]) for rows in draws])
+    wider = torch.tensor(
+        [expected_broken(before[rows], after[rows], torch.cat([before[rows], before[:1000]])) for rows in draws]
+    )
     assert float(wider.mean()) == pytest.approx(truth, rel=0.15)
     assert float(wider.std()) < 0.9 * float(expected.std())
     assert expected_broken(before, before) == 0
     assert expected_broken(torch.tensor([-1.0, -2.0]), torch.tensor([3.0, -3.0])) == 0, "nothing there to break"
+
+
+def test_what_breaks_in_the_field_is_told_by_the_margins_there():
+    """Training data is answered more safely than the field: its own margins promise too little."""
+    generator = torch.Generator().manual_seed(0)
+    known, field = (torch.randn(2000, generator=generator) * 3 + mean for mean in (7, 3))
+    known_after, field_after = (m + 0.8 * torch.randn(2000, generator=generator) for m in (known, field))
+    truth = float(((field > 0) & (field_after <= 0)).float().mean())
+    assert expected_broken(known, known_after) < 0.5 * truth
+    assert expected_broken(known, known_after, field) == pytest.approx(truth, rel=0.15)
 
 
 def test_interpolation_is_linear_in_weights_and_statistics_and_copies_counters():
