@@ -18,8 +18,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## repair a faulty model end to end, over HTTP
 	$(BIN)/archrepair demo
 
+# A process per core, each with servers of its own; threads within them would only get in each other's way.
 test: $(INSTALLED)  ## every fast test, on real servers
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(INSTALLED)  ## the tests that take longer
 	$(BIN)/pytest -m slow
