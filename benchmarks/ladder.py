@@ -166,15 +166,16 @@ def run_row(client: httpx.Client, case: Case, row: Row, *, scratch: Path, sets: 
     return job
 
 
-def report_path(case: str, row: str, seed: int) -> Path:
+def report_path(case: str, row: str, seed: int, budget: float | None) -> Path:
     """Where the report of one row on one draw is kept."""
     name = row.replace(",", "").replace(" ", "-")
-    return OUT / "ladder" / f"{case}-{name}-{seed}.json"
+    folder = "ladder" if budget is None else f"ladder-{budget:.0f}s"
+    return OUT / folder / f"{case}-{name}-{seed}.json"
 
 
-def read_report(case: str, row: str, seed: int) -> dict[str, Any]:
+def read_report(path: Path) -> dict[str, Any]:
     """A kept report."""
-    report: dict[str, Any] = json.loads(report_path(case, row, seed).read_text())
+    report: dict[str, Any] = json.loads(path.read_text())
     return report
 
 
@@ -193,10 +194,11 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], tuple[float, int]]] = {
 }
 
 
-def make_table(case: str, rows: Sequence[str], seeds: Sequence[int]) -> str:
+def make_table(case: str, rows: Sequence[str], seeds: Sequence[int], *, budget: float | None) -> str:
     """One line per row that has run: mean over seeds with the lowest and the highest, and the verdict of each seed."""
-    done = {row: [seed for seed in seeds if report_path(case, row, seed).is_file()] for row in rows}
-    reports = {row: [read_report(case, row, seed) for seed in done[row]] for row in rows if done[row]}
+    kept = {row: [report_path(case, row, seed, budget) for seed in seeds] for row in rows}
+    done = {row: [read_report(path) for path in paths if path.is_file()] for row, paths in kept.items()}
+    reports = {row: found for row, found in done.items() if found}
     if not reports:
         return ""
     original = [100 * report["test"]["accuracy"]["before"] for report in next(iter(reports.values()))]
@@ -221,21 +223,23 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{mean:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def run_missing(cases: Sequence[str], rows: Sequence[str], seeds: Sequence[int]) -> None:
-    """Start the service and run what has no report yet; the reference row first, since it sets the seconds."""
-    (OUT / "ladder").mkdir(parents=True, exist_ok=True)
+def run_missing(cases: Sequence[str], rows: Sequence[str], seeds: Sequence[int], *, budget: float | None) -> None:
+    """Start the service and run what has no report yet; the reference row first, since it sets the seconds of all
+    others where `budget` does not."""
+    report_path("", "", 0, budget).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as state, running_service(Path(state)) as service, service.client() as client:
         for case in cases:
             for seed in seeds:
                 for row in dict.fromkeys([REFERENCE_ROW, *rows]):
-                    keep = report_path(case, row, seed)
+                    keep = report_path(case, row, seed, budget)
                     if keep.is_file():
                         continue
-                    is_reference = row == REFERENCE_ROW
-                    budget = None if is_reference else repair_seconds(read_report(case, REFERENCE_ROW, seed))
+                    seconds = budget
+                    if budget is None and row != REFERENCE_ROW:
+                        seconds = repair_seconds(read_report(report_path(case, REFERENCE_ROW, seed, None)))
                     with tempfile.TemporaryDirectory() as scratch:
                         job = run_row(client, CASES[case], ROWS[row], scratch=Path(scratch),
-                                      sets=CASES[case].draw(seed), budget=budget, seed=seed, keep=keep)  # fmt: skip
+                                      sets=CASES[case].draw(seed), budget=seconds, seed=seed, keep=keep)  # fmt: skip
                     sys.stderr.write(f"{case}, seed {seed}, {row}: {job['verdict']}, {job['result']['reason']}\n")
 
 
@@ -245,12 +249,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["jpeg"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--budget", type=float, help="seconds for every row, auto too; such runs are kept apart")
     parser.add_argument("--only-table", action="store_true", help="run nothing, read the reports of earlier runs")
     options = parser.parse_args(argv)
     if not options.only_table:
-        run_missing(options.cases, options.rows, options.seeds)
+        run_missing(options.cases, options.rows, options.seeds, budget=options.budget)
     for case in options.cases:
-        sys.stdout.write(make_table(case, list(ROWS), options.seeds) + "\n\n")
+        sys.stdout.write(make_table(case, list(ROWS), options.seeds, budget=options.budget) + "\n\n")
     sys.stdout.write(f"torch {torch.__version__}, {os.cpu_count()} CPUs, {platform.machine()}\n")
     return 0
 
