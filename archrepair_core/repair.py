@@ -124,8 +124,12 @@ def repair_model(
         return _package_localization(request, case, localization, pace)
 
     narrator.begin("repairing", f"repairing for at most {pace.budget_seconds:.0f} seconds")
-    arena = replace(arena, fault=localization.kind, on_progress=narrator.during("repairing", pace.budget_seconds))
-    arena = replace(arena, restoration=_restoration(case, arena))
+    arena = replace(
+        arena,
+        fault=localization.kind,
+        restoration=_restoration(case, arena),
+        on_progress=narrator.during("repairing", pace.budget_seconds),
+    )
     trials = _search(case, localization, arena, pace.deadline)
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
