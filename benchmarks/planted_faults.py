@@ -41,7 +41,7 @@ POOLS, UNLABELLED = (500, 200), 30
 COST_POOLS = (1000, 200)
 SEVERITY = 3
 # The seed of the trials; thresholds were set with others (1, 100 and up).
-FIRST_SEED = 2
+FIRST_SEED = 3
 DATASETS = {"repair": "upload:repair", "validation": "upload:validation", "test": "upload:test"}
 
 

@@ -1,7 +1,9 @@
 """Localization of a case: which block to blame, by what, and what kind of fault it looks like.
 
-`auto`: a block whose statistics stand out decides (localize/drift.py, no labels needed); else spectrum and gradient
-order the blocks (localize/rank.py) and measured probe repairs decide (localize/probe.py).
+`auto`: where the network keeps a record of itself, or an earlier version was given, drift orders the blocks
+(localize/drift.py, no labels needed): even where none stands out it names a damaged one far more often than anything
+else measured. Without either, spectrum and gradient order them (localize/rank.py) and measured probe repairs decide
+(localize/probe.py).
 """
 
 import math
@@ -50,8 +52,12 @@ DEFAULT_SCORES = "spectrum+gradient"
 
 @dataclass(frozen=True)
 class Health:
-    """What the network's own record, or an earlier version, says: scores over resampled inputs [B, N], if any."""
+    """What a fingerprint says: scores over resampled inputs [B, N], if any.
 
+    `knows_better` where it is the network's own record, or an earlier version's, and not only of other inputs.
+    """
+
+    knows_better: bool = False
     blamed: str | None = None
     score_BN: Floats | None = None
     layers: tuple[LayerDrift, ...] = ()
@@ -102,13 +108,13 @@ def check_health(case: Case, blocks: Sequence[Block]) -> Health:
         blamed, evidence = standing_out(drift, names, among=smallest)
         # Without a record of its own the network is compared with itself on other inputs: that can only tell a shift.
         recorded = bool(recorded_fingerprint(case.host.model))
-        health = Health(blamed if recorded else None, drift.score_BN, drift.rows(), evidence)
+        health = Health(recorded, blamed if recorded else None, drift.score_BN, drift.rows(), evidence)
     if case.reference is None:
         return health
     inputs = (inputs for inputs, _ in _batches(case, rows))
     score_BN = compare_with_reference(case.host.model, case.reference, inputs, blocks=blocks, weights_BI=weights_BI)
     blamed, evidence = standing_apart(score_BN[:, smallest], [names[i] for i in smallest])
-    return Health(blamed, score_BN, health.layers, {**health.evidence, **evidence})
+    return Health(True, blamed, score_BN, health.layers, {**health.evidence, **evidence})
 
 
 def select_blocks(case: Case) -> dict[str, Block]:
@@ -139,8 +145,15 @@ def _rank(case: Case, blocks: Sequence[Block], health: Health, arena: Arena | No
     asked: str = case.spec.localization.method
     if asked == "auto" and case.spec.repair.method == "archrepair" and case.spec.kind == "repair":
         asked = DEFAULT_SCORES  # the paper's localization goes with the paper's repair
-    if asked == "drift" or (asked == "auto" and health.blamed is not None):
+    if asked == "drift":
         return _rank_by_health(health, blocks)
+    if asked == "auto" and health.knows_better:
+        by_health = _rank_by_health(health, blocks)
+        # Who asks for a localization alone is also told what the answers say; a repair has no use for it.
+        scored = _scored(case, blocks, method=DEFAULT_SCORES) if case.spec.kind == "localize" else None
+        if scored is None:
+            return by_health
+        return replace(scored, method="drift", formula="none", blocks=by_health.blocks, stability=by_health.stability)
     if asked == "probe":
         probed = _probed(case, rank_at_random(blocks, seed=case.spec.seed), arena, until=until)
         return probed or rank_at_random(blocks, seed=case.spec.seed)
