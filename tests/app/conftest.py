@@ -1,9 +1,7 @@
 """Fixtures of the gateway's tests alone."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,18 +28,12 @@ def read_only_key(gateway_sessions: sessionmaker[Session]) -> str:
 
 
 @pytest.fixture
-def in_process_gateway() -> Callable[[Path, str], AbstractContextManager[TestClient]]:
+def in_process_gateway() -> Callable[[Settings], AbstractContextManager[TestClient]]:
     """A gateway in this process, for what a shared one would not survive: broken databases and brokers."""
 
     @contextmanager
-    def start(state_dir: Path, broker_url: str) -> Iterator[TestClient]:
-        settings = Settings(
-            state_dir=state_dir,
-            database_url=f"sqlite:///{state_dir}/archrepair.db",
-            store_url=(state_dir / "objects").as_uri(),
-            broker_url=broker_url,
-        )
-        key = (state_dir / "api-key").read_text().strip()
+    def start(settings: Settings) -> Iterator[TestClient]:
+        key = (settings.state_dir / "api-key").read_text().strip()
         with TestClient(create_app(settings), headers={"Authorization": f"Bearer {key}"}) as client:
             yield client
 
@@ -49,8 +41,7 @@ def in_process_gateway() -> Callable[[Path, str], AbstractContextManager[TestCli
 
 
 @pytest.fixture
-def own_gateway(migrated_state: Path, broker_url: str, tmp_path: Path, start_gateway) -> Iterator[Any]:
+def own_gateway(settings: Settings, start_gateway) -> Iterator[Any]:
     """A fresh gateway process with the default limits, to be measured or stopped."""
-    state_dir = Path(shutil.copytree(migrated_state, tmp_path / "state"))
-    with start_gateway(state_dir, broker_url) as running:
+    with start_gateway(settings) as running:
         yield running

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import delete
 
 from app.main import create_app
+from app.shared.db import make_engine, make_sessions
 from app.shared.tables import ApiKey
 
 
@@ -34,9 +35,12 @@ def test_a_stop_does_not_wait_for_long_polls(own_gateway, submission):
     assert answers == [200]
 
 
-def test_an_embedded_gateway_prepares_itself(settings, sessions):
-    with sessions.begin() as session:
+def test_an_embedded_gateway_prepares_itself(embedded, tmp_path):
+    settings = embedded.fresh(tmp_path / "state")
+    engine = make_engine(settings.database_url)
+    with make_sessions(engine).begin() as session:
         session.execute(delete(ApiKey))
+    engine.dispose()
     key = (settings.state_dir / "api-key").read_text().strip()
     with TestClient(create_app(settings), headers={"Authorization": f"Bearer {key}"}) as client:
         assert client.get("/v1/jobs").status_code == 200

@@ -9,7 +9,7 @@ import obstore
 import pytest
 from sqlalchemy import select
 
-from app.shared.db import make_engine, make_sessions, upgrade_schema
+from app.shared.db import make_engine, make_sessions
 from app.shared.ids import new_id
 from app.shared.jobs import submit_job
 from app.shared.storage import open_store
@@ -44,13 +44,6 @@ def start_double(limits, scratch_root):
     yield start
     for engine in started:
         engine.close()
-
-
-@pytest.fixture
-def database_url(tmp_path):
-    url = f"sqlite:///{tmp_path}/archrepair.db"
-    upgrade_schema(url)
-    return url
 
 
 @dataclass
@@ -96,11 +89,11 @@ class Service:
 
 
 @pytest.fixture
-def service(tmp_path, database_url, limits, start_double):
-    engine = make_engine(database_url)
+def service(settings, limits, start_double):
+    engine = make_engine(settings.database_url)
     bench = Workbench(
         sessions=make_sessions(engine),
-        store=open_store((tmp_path / "objects").as_uri()),
+        store=open_store(settings.store_url),
         engines=WarmEngine(start_double),
         limits=limits,
         owner="worker-1",

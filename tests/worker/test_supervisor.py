@@ -14,6 +14,9 @@ from app.shared.models import record_model, submit_inspection
 from app.shared.tables import Attempt, Job, Model, OutboxMessage
 from worker.supervisor import run_next_job
 
+# An outage of S3 is tests/faults/.
+on_local_files = pytest.mark.parametrize("stack", ["embedded"], indirect=True)
+
 
 def in_thread(call):
     thread = threading.Thread(target=call)
@@ -241,8 +244,9 @@ def test_an_engine_that_died_while_idle_is_replaced_for_the_next_job(service):
     assert service.job(job_id).status == "succeeded"
 
 
+@on_local_files
 def test_a_short_outage_of_the_store_does_not_lose_the_result(service, tmp_path, eventually):
-    blocker = tmp_path / "objects" / "jobs"
+    blocker = tmp_path / "state" / "objects" / "jobs"
     blocker.write_text("a file where a directory has to be")
     job_id = service.submit("succeed")
     thread = in_thread(partial(run_next_job, service.bench))
@@ -257,8 +261,9 @@ def test_a_short_outage_of_the_store_does_not_lose_the_result(service, tmp_path,
     assert set(service.artifacts(job_id)) == {"repaired.pt", "report.json", "engine.log"}
 
 
+@on_local_files
 def test_a_stopping_worker_gives_its_job_back_instead_of_waiting_for_the_store(service, tmp_path, eventually):
-    (tmp_path / "objects" / "jobs").write_text("a file where a directory has to be")
+    (tmp_path / "state" / "objects" / "jobs").write_text("a file where a directory has to be")
     job_id = service.submit("succeed")
     thread = in_thread(partial(run_next_job, service.bench))
     eventually(lambda: service.job(job_id).resolved_spec)

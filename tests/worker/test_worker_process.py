@@ -9,22 +9,19 @@ import pytest
 
 from app.shared.outbox import relay_outbox
 from app.shared.queue import make_celery, ring
-from app.shared.settings import Settings
 from archrepair_client.processes import Child, Program
-from archrepair_client.up import broker_program, free_port, service_environment
+from tests.servers import environment_of, free_port, running, valkey_command
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch):
-    broker_port = free_port("127.0.0.1", 0)
-    environment = service_environment(tmp_path, f"redis://:secret@127.0.0.1:{broker_port}/0")
-    for name, value in environment.items():
+def settings(stack, tmp_path, monkeypatch):
+    port = free_port()
+    settings = stack.fresh(tmp_path / "state", broker_url=f"redis://:secret@127.0.0.1:{port}/0", lease_seconds=1.5)
+    for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("ARCHREPAIR_LEASE_SECONDS", "1.5")
     monkeypatch.setenv("ARCHREPAIR_SECRET_OF_THE_TEST", "not for engines")
-    broker = Child(broker_program(broker_port, "secret", tmp_path, environment), tmp_path / "broker.log")
-    yield Settings()
-    broker.stop()
+    with running(valkey_command(port, "secret")):
+        yield settings
 
 
 @pytest.fixture

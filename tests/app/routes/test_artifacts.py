@@ -3,6 +3,7 @@ import hashlib
 
 import pytest
 
+from app.shared.storage import delete, open_store
 from app.shared.tables import Job
 
 REPAIRED = bytes(range(256)) * 4000
@@ -129,7 +130,7 @@ def test_a_failed_job_says_why_there_is_no_model(gateway, submit, finish):
 
 
 def test_bytes_that_are_gone_are_our_fault(gateway, repaired_job):
-    (gateway.settings.state_dir / "objects" / "jobs" / repaired_job["id"] / "attempt-1" / "repaired.pt").unlink()
+    delete(open_store(gateway.settings.store_url), f"jobs/{repaired_job['id']}/attempt-1/repaired.pt")
     answer = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/model")
     assert (answer.status_code, answer.json()["code"]) == (500, "platform.content_missing")
 

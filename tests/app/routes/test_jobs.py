@@ -1,6 +1,7 @@
 import json
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.jobs import claim_job, record_progress
 from app.shared.tables import Job, JobInput
+from tests.servers import stored_bytes
 
 
 def problem(answer: httpx.Response) -> dict[str, Any]:
@@ -40,13 +42,13 @@ def test_the_uploaded_files_are_in_the_store_as_they_were_sent(gateway, submit, 
     job = submit({"datasets": {"repair": "upload:a", "test": "upload:b"}}, model=b"PK\x03\x04model", a=b"aa", b=b"b")
     with gateway_sessions() as session:
         rows = session.scalars(select(JobInput).where(JobInput.job_id == job["id"]).order_by(JobInput.name)).all()
-    objects = gateway.settings.state_dir / "objects"
-    assert [(row.name, row.filename, (objects / row.storage_key).read_bytes()) for row in rows] == [
+    content = partial(stored_bytes, gateway.settings)
+    assert [(row.name, row.filename, content(row.storage_key)) for row in rows] == [
         ("upload:a", "a.npz", b"aa"),
         ("upload:b", "b.npz", b"b"),
     ]
     model = gateway.client.get(f"/v1/models/{job['model_id']}").json()
-    assert (objects / "blobs" / "sha256" / model["sha256"]).read_bytes() == b"PK\x03\x04model"
+    assert content(f"blobs/sha256/{model['sha256']}") == b"PK\x03\x04model"
 
 
 def test_a_submitted_job_rings_within_a_second(gateway, submit):

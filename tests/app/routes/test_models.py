@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.shared.jobs import claim_job, finish_job
 from app.shared.models import record_model, settle_model
 from app.shared.tables import Job, JobInput, Model
+from tests.servers import stored_bytes, stored_keys
 
 CONTENT = b"PK\x03\x04 a model of its own"
 STAGE = {"name": "layer1", "kind": "Sequential", "level": "stage", "stage": None, "depth": 0, "input_shape": [3, 8, 8],
@@ -178,7 +179,7 @@ def test_a_wrong_registration_is_refused_and_leaves_nothing(gateway, gateway_ses
     def kept() -> tuple[int, list]:
         with gateway_sessions() as session:
             rows = len(session.scalars(select(Model.id)).all())
-        return rows, sorted((gateway.settings.state_dir / "objects").rglob("tmp/*"))
+        return rows, stored_keys(gateway.settings, "tmp")
 
     before = kept()
     answer = gateway.client.post("/v1/models", files=sent)
@@ -199,11 +200,11 @@ def test_a_model_that_is_no_form_is_refused(gateway):
 def test_a_deleted_model_is_gone_with_its_bytes_and_its_inspection(gateway, register):
     content = b"PK\x03\x04 to be deleted"
     model = register(content)
-    blob = gateway.settings.state_dir / "objects" / "blobs" / "sha256" / model["sha256"]
-    assert blob.read_bytes() == content
+    blob = f"blobs/sha256/{model['sha256']}"
+    assert stored_bytes(gateway.settings, blob) == content
     answer = gateway.client.delete(model["links"]["self"])
     assert (answer.status_code, answer.content) == (204, b"")
-    assert not blob.exists()
+    assert blob not in stored_keys(gateway.settings, "blobs")
     for again in (gateway.client.delete(model["links"]["self"]), gateway.client.get(model["links"]["blocks"])):
         assert (again.status_code, again.json()["code"]) == (404, "model.not_found")
     spec = {"model_id": model["id"], "datasets": {"repair": "builtin:digits"}}
@@ -217,10 +218,9 @@ def test_bytes_that_something_else_refers_to_stay(gateway, register, submit):
     content = b"PK\x03\x04 shared by several"
     first, second = register(content), register(content)
     submit(model=b"PK\x03\x04 another", repair=content)
-    blob = gateway.settings.state_dir / "objects" / "blobs" / "sha256" / first["sha256"]
     for model in (first, second):
         assert gateway.client.delete(model["links"]["self"]).status_code == 204
-        assert blob.read_bytes() == content
+        assert stored_bytes(gateway.settings, f"blobs/sha256/{first['sha256']}") == content
 
 
 def test_a_model_in_use_is_not_deleted_until_its_job_is_done(gateway, submit, finish):
@@ -240,14 +240,13 @@ def test_an_equal_upload_during_a_deletion_keeps_its_bytes(gateway, register, ga
     """Many times both at once: whoever comes second must see what the first did."""
     content = b"PK\x03\x04 uploaded and deleted at once"
     model = register(content)
-    objects = gateway.settings.state_dir / "objects"
     with httpx.Client(base_url=gateway.url, headers=gateway.client.headers, timeout=30) as other:
         for _ in range(15):
             thread = threading.Thread(target=other.delete, args=(model["links"]["self"],))
             thread.start()
             model = register(content)
             thread.join()
-            assert (objects / "blobs" / "sha256" / model["sha256"]).read_bytes() == content
+            assert stored_bytes(gateway.settings, f"blobs/sha256/{model['sha256']}") == content
 
 
 def test_models_are_listed_page_by_page(gateway, submit, register):

@@ -1,4 +1,3 @@
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -59,12 +58,12 @@ def test_the_system_shows_queue_and_workers(gateway, submit, finish):
     ]
 
 
-def test_without_a_broker_jobs_are_still_taken_in(migrated_state, tmp_path: Path, submission, in_process_gateway):
-    state_dir = Path(shutil.copytree(migrated_state, tmp_path / "state"))
+def test_without_a_broker_jobs_are_still_taken_in(stack, tmp_path: Path, submission, in_process_gateway):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    with in_process_gateway(state_dir, f"redis://127.0.0.1:{port}/0") as client:
+    settings = stack.fresh(tmp_path / "state", broker_url=f"redis://127.0.0.1:{port}/0")
+    with in_process_gateway(settings) as client:
         started = time.monotonic()
         assert client.post("/v1/jobs", files=submission()).status_code == 202
         assert time.monotonic() - started < 5
@@ -74,11 +73,9 @@ def test_without_a_broker_jobs_are_still_taken_in(migrated_state, tmp_path: Path
         assert client.get("/healthz").status_code == 200
 
 
-def test_without_a_database_or_store_the_gateway_is_not_ready(
-    migrated_state, tmp_path: Path, broker_url, in_process_gateway
-):
-    state_dir = Path(shutil.copytree(migrated_state, tmp_path / "state"))
-    with in_process_gateway(state_dir, broker_url) as client:
+def test_without_a_database_or_store_the_gateway_is_not_ready(embedded, tmp_path: Path, in_process_gateway):
+    state_dir = tmp_path / "state"
+    with in_process_gateway(embedded.fresh(state_dir)) as client:
         client: TestClient
         for file in state_dir.glob("archrepair.db*"):
             file.unlink()

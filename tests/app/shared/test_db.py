@@ -97,7 +97,9 @@ def test_a_reader_does_not_wait_for_the_writer(settings: Settings):
     engine.dispose()
 
 
-def test_two_writers_take_turns_instead_of_failing(sessions: sessionmaker[Session]):
+def test_two_writers_of_sqlite_take_turns_instead_of_failing(embedded, tmp_path: Path):
+    engine = make_engine(embedded.fresh(tmp_path / "state").database_url)
+    sessions = make_sessions(engine)
     names = [f"p{number}" for number in range(8)]
 
     def write(name: str):
@@ -114,4 +116,5 @@ def test_two_writers_take_turns_instead_of_failing(sessions: sessionmaker[Sessio
         counts = {
             int(name.split()[-1]) for name in session.scalars(select(Project.name).where(Project.name.like("p%")))
         }
+    engine.dispose()
     assert len(counts) == len(names), "each must have seen the rows of those before it"
