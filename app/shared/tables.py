@@ -27,6 +27,8 @@ class Project(Base):
     __tablename__ = "projects"
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(200), unique=True)
+    # What the operator allows this project beyond or below the service's own quotas, by name.
+    quotas: Mapped[dict[str, int]] = mapped_column(Json, default=dict, server_default="{}")
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
 
 
@@ -41,6 +43,9 @@ class ApiKey(Base):
     secret_sha256: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[list[str]] = mapped_column(Json)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
+    expires_at: Mapped[float | None] = mapped_column(Double)
+    revoked_at: Mapped[float | None] = mapped_column(Double)
+    last_used_at: Mapped[float | None] = mapped_column(Double)
 
 
 class Model(Base):
@@ -71,6 +76,8 @@ class Job(Base):
     __table_args__ = (
         Index(None, "status", "priority", "created_at"),
         Index(None, "project_id", "created_at"),
+        Index(None, "project_id", "cache_key"),
+        Index(None, "expires_at"),
         Index(None, "status", "lease_until"),
     )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -100,6 +107,21 @@ class Job(Base):
     finished_at: Mapped[float | None] = mapped_column(Double)
     updated_at: Mapped[float] = mapped_column(Double, default=db_now())
     version: Mapped[int] = mapped_column(Integer, default=1)
+    # What a worker must have to run it: `cpu` or `gpu`.
+    queue: Mapped[str] = mapped_column(String(40), default="cpu", server_default="cpu")
+    # Past it the job is cancelled by the service, whatever it does then.
+    deadline_at: Mapped[float | None] = mapped_column(Double)
+    # When a job that is done is deleted with its bytes.
+    expires_at: Mapped[float | None] = mapped_column(Double)
+    retry_of: Mapped[str | None] = mapped_column(String(40))
+    # sha256 over model, data, spec, seed and version: equal keys, equal results.
+    cache_key: Mapped[str | None] = mapped_column(String(64))
+    # Where the newest attempt left its state for the next one, on whatever machine.
+    checkpoint_key: Mapped[str | None] = mapped_column(String(1024))
+    # {"url": …, "events": […]} of a webhook for this job alone.
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    # W3C trace context of the request that submitted it.
+    traceparent: Mapped[str | None] = mapped_column(String(64))
 
 
 class JobInput(Base):
@@ -164,3 +186,128 @@ class OutboxMessage(Base):
     body: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
     sent_at: Mapped[float | None] = mapped_column(Double, index=True)
+
+
+class WorkerRow(Base):
+    """A worker process: seen again with every sweep, forgotten when it is silent for long."""
+
+    __tablename__ = "workers"
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    queues: Mapped[list[str]] = mapped_column(Json)
+    device: Mapped[str] = mapped_column(String(200))
+    version: Mapped[str] = mapped_column(String(40))
+    draining: Mapped[bool] = mapped_column(Boolean, default=False)
+    started_at: Mapped[float] = mapped_column(Double, default=db_now())
+    seen_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class IdempotencyKey(Base):
+    """The answer to a POST, written in the transaction of what it did: there is no request half done to wait for."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "created_at"),)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    # sha256 over method, path and payload.
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int] = mapped_column(Integer)
+    headers: Mapped[dict[str, str]] = mapped_column(Json)
+    body: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class Upload(Base):
+    """A large file that comes in parts: `open → completed | expired`. A completed one has the key of its content."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "expires_at"), Index(None, "storage_key"))
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str] = mapped_column(String(255))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    part_bytes: Mapped[int] = mapped_column(BigInteger)
+    # What the client says the whole is, and then what it was.
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(40), default="open")
+    storage_key: Mapped[str | None] = mapped_column(String(1024))
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+    expires_at: Mapped[float] = mapped_column(Double)
+    completed_at: Mapped[float | None] = mapped_column(Double)
+    deleted_at: Mapped[float | None] = mapped_column(Double)
+
+
+class UploadPart(Base):
+    """A part that has arrived whole; sent again, it takes the place of the one before."""
+
+    __tablename__ = "upload_parts"
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    storage_key: Mapped[str] = mapped_column(String(1024))
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+
+
+class Dataset(Base):
+    """A registered reference to data: `resolving → ready | rejected`; `storage_key` once its bytes are in the store."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "state"), Index(None, "storage_key"))
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(String(200))
+    reference: Mapped[str] = mapped_column(String(2048))
+    state: Mapped[str] = mapped_column(String(40), default="resolving")
+    filename: Mapped[str | None] = mapped_column(String(255))
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    storage_key: Mapped[str | None] = mapped_column(String(1024))
+    facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    labels: Mapped[dict[str, str]] = mapped_column("metadata", Json, default=dict)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+    resolved_at: Mapped[float | None] = mapped_column(Double)
+    deleted_at: Mapped[float | None] = mapped_column(Double)
+
+
+class WebhookEndpoint(Base):
+    """Where a project wants to hear of its jobs. Its secret is derived from the service's, and stands nowhere."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index(None, "project_id", "created_at"),)
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    url: Mapped[str] = mapped_column(String(2048))
+    events: Mapped[list[str]] = mapped_column(Json)
+    description: Mapped[str] = mapped_column(String(200), default="")
+    # Grows with every rotation; the secret before stays valid for a while.
+    secret_version: Mapped[int] = mapped_column(Integer, default=1)
+    rotated_at: Mapped[float | None] = mapped_column(Double)
+    enabled: Mapped[bool] = mapped_column(Boolean, default=True)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+    deleted_at: Mapped[float | None] = mapped_column(Double)
+
+
+class WebhookDelivery(Base):
+    """One message to one endpoint, written with the change it tells of: `pending → delivered | failed`."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index(None, "endpoint_id", "created_at"),
+        Index(None, "state", "next_attempt_at"),
+        Index(None, "job_id"),
+    )
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    # NULL: the webhook of the job itself.
+    endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str | None] = mapped_column(String(40))
+    url: Mapped[str] = mapped_column(String(2048))
+    event: Mapped[str] = mapped_column(String(40))
+    payload: Mapped[dict[str, Any]] = mapped_column(Json)
+    state: Mapped[str] = mapped_column(String(40), default="pending")
+    # What each attempt met: when, status or error, seconds, the first bytes of the answer.
+    attempts: Mapped[list[dict[str, Any]]] = mapped_column(Json, default=list)
+    next_attempt_at: Mapped[float | None] = mapped_column(Double)
+    created_at: Mapped[float] = mapped_column(Double, default=db_now())
+    finished_at: Mapped[float | None] = mapped_column(Double)

@@ -1,0 +1,212 @@
+"""What production needs: queues and deadlines of jobs, workers, idempotency, uploads, datasets, webhooks, quotas.
+
+Only adds, with defaults by the server: the code before it goes on writing while this one comes up.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+JSON = sa.JSON(none_as_null=True)
+# Children first: the order in which they can be dropped.
+TABLES = (
+    "webhook_deliveries",
+    "webhook_endpoints",
+    "datasets",
+    "upload_parts",
+    "uploads",
+    "idempotency_keys",
+    "workers",
+)
+ADDED_INDEXES = (("jobs", "project_id", "cache_key"), ("jobs", "expires_at"))
+
+
+def added() -> dict[str, tuple[sa.Column, ...]]:
+    """Columns by table, new ones with every call: a column belongs to one table."""
+    return {
+        "projects": (sa.Column("quotas", JSON, nullable=False, server_default="{}"),),
+        "api_keys": tuple(sa.Column(name, sa.Double()) for name in ("expires_at", "revoked_at", "last_used_at")),
+        "jobs": (
+            sa.Column("queue", sa.String(40), nullable=False, server_default="cpu"),
+            sa.Column("deadline_at", sa.Double()),
+            sa.Column("expires_at", sa.Double()),
+            sa.Column("retry_of", sa.String(40)),
+            sa.Column("cache_key", sa.String(64)),
+            sa.Column("checkpoint_key", sa.String(1024)),
+            sa.Column("webhook", JSON),
+            sa.Column("traceparent", sa.String(64)),
+        ),
+    }
+
+
+def upgrade() -> None:
+    for table, columns in added().items():
+        for column in columns:
+            op.add_column(table, column)
+    for index in ADDED_INDEXES:
+        create_index(*index)
+    create_workers()
+    create_idempotency_keys()
+    create_uploads()
+    create_datasets()
+    create_webhooks()
+
+
+def downgrade() -> None:
+    for table in TABLES:
+        op.drop_table(table)
+    for table, *columns in ADDED_INDEXES:
+        op.drop_index(f"ix_{table}_{'_'.join(columns)}", table)
+    for table, columns in added().items():
+        for column in columns:
+            op.drop_column(table, column.name)
+
+
+def text(name: str, length: int, *, nullable: bool = False) -> sa.Column[str]:
+    return sa.Column(name, sa.String(length), nullable=nullable)
+
+
+def time(name: str, *, nullable: bool = False) -> sa.Column[float]:
+    return sa.Column(name, sa.Double(), nullable=nullable)
+
+
+def reference(table: str, column: str, target: str) -> sa.ForeignKeyConstraint:
+    return sa.ForeignKeyConstraint([column], [f"{target}.id"], name=f"fk_{table}_{column}")
+
+
+def create_index(table: str, *columns: str) -> None:
+    op.create_index(f"ix_{table}_{'_'.join(columns)}", table, list(columns))
+
+
+def create_workers() -> None:
+    op.create_table(
+        "workers",
+        text("name", 200),
+        sa.Column("queues", JSON, nullable=False),
+        text("device", 200),
+        text("version", 40),
+        sa.Column("draining", sa.Boolean(), nullable=False),
+        time("started_at"),
+        time("seen_at"),
+        sa.PrimaryKeyConstraint("name", name="pk_workers"),
+    )
+
+
+def create_idempotency_keys() -> None:
+    op.create_table(
+        "idempotency_keys",
+        text("project_id", 40),
+        text("key", 255),
+        text("fingerprint", 64),
+        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("headers", JSON, nullable=False),
+        sa.Column("body", JSON, nullable=False),
+        time("created_at"),
+        reference("idempotency_keys", "project_id", "projects"),
+        sa.PrimaryKeyConstraint("project_id", "key", name="pk_idempotency_keys"),
+    )
+    create_index("idempotency_keys", "created_at")
+
+
+def create_uploads() -> None:
+    op.create_table(
+        "uploads",
+        text("id", 40),
+        text("project_id", 40),
+        text("filename", 255),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("part_bytes", sa.BigInteger(), nullable=False),
+        text("sha256", 64, nullable=True),
+        text("state", 40),
+        text("storage_key", 1024, nullable=True),
+        time("created_at"),
+        time("expires_at"),
+        time("completed_at", nullable=True),
+        time("deleted_at", nullable=True),
+        reference("uploads", "project_id", "projects"),
+        sa.PrimaryKeyConstraint("id", name="pk_uploads"),
+    )
+    create_index("uploads", "project_id", "created_at")
+    create_index("uploads", "expires_at")
+    create_index("uploads", "storage_key")
+    op.create_table(
+        "upload_parts",
+        text("upload_id", 40),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        text("sha256", 64),
+        text("storage_key", 1024),
+        time("created_at"),
+        reference("upload_parts", "upload_id", "uploads"),
+        sa.PrimaryKeyConstraint("upload_id", "number", name="pk_upload_parts"),
+    )
+
+
+def create_datasets() -> None:
+    op.create_table(
+        "datasets",
+        text("id", 40),
+        text("project_id", 40),
+        text("name", 200),
+        text("reference", 2048),
+        text("state", 40),
+        text("filename", 255, nullable=True),
+        text("sha256", 64, nullable=True),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=True),
+        text("storage_key", 1024, nullable=True),
+        sa.Column("facts", JSON, nullable=True),
+        sa.Column("error", JSON, nullable=True),
+        sa.Column("metadata", JSON, nullable=False),
+        time("created_at"),
+        time("resolved_at", nullable=True),
+        time("deleted_at", nullable=True),
+        reference("datasets", "project_id", "projects"),
+        sa.PrimaryKeyConstraint("id", name="pk_datasets"),
+    )
+    create_index("datasets", "project_id", "created_at")
+    create_index("datasets", "state")
+    create_index("datasets", "storage_key")
+
+
+def create_webhooks() -> None:
+    op.create_table(
+        "webhook_endpoints",
+        text("id", 40),
+        text("project_id", 40),
+        text("url", 2048),
+        sa.Column("events", JSON, nullable=False),
+        text("description", 200),
+        sa.Column("secret_version", sa.Integer(), nullable=False),
+        time("rotated_at", nullable=True),
+        sa.Column("enabled", sa.Boolean(), nullable=False),
+        time("created_at"),
+        time("deleted_at", nullable=True),
+        reference("webhook_endpoints", "project_id", "projects"),
+        sa.PrimaryKeyConstraint("id", name="pk_webhook_endpoints"),
+    )
+    create_index("webhook_endpoints", "project_id", "created_at")
+    op.create_table(
+        "webhook_deliveries",
+        text("id", 40),
+        text("endpoint_id", 40, nullable=True),
+        text("project_id", 40),
+        text("job_id", 40, nullable=True),
+        text("url", 2048),
+        text("event", 40),
+        sa.Column("payload", JSON, nullable=False),
+        text("state", 40),
+        sa.Column("attempts", JSON, nullable=False),
+        time("next_attempt_at", nullable=True),
+        time("created_at"),
+        time("finished_at", nullable=True),
+        reference("webhook_deliveries", "endpoint_id", "webhook_endpoints"),
+        reference("webhook_deliveries", "project_id", "projects"),
+        sa.PrimaryKeyConstraint("id", name="pk_webhook_deliveries"),
+    )
+    create_index("webhook_deliveries", "endpoint_id", "created_at")
+    create_index("webhook_deliveries", "state", "next_attempt_at")
+    create_index("webhook_deliveries", "job_id")
