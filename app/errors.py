@@ -41,6 +41,8 @@ PROBLEMS = {
     "request.method_not_allowed": ProblemKind(405, "This path does not take this method"),
     "request.unsupported_media_type": ProblemKind(415, "The body is of a type this path does not take"),
     "request.not_acceptable": ProblemKind(406, "None of the accepted formats can be made"),
+    "request.idempotency_mismatch": ProblemKind(422, "The Idempotency-Key belongs to another request"),
+    "request.idempotency_gone": ProblemKind(409, "What the first request made is deleted"),
     "request.range_not_satisfiable": ProblemKind(416, "The range lies outside of the file"),
     "spec.missing": ProblemKind(422, "The request has no spec"),
     "spec.invalid_json": ProblemKind(422, "The spec is not JSON"),

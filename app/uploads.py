@@ -85,7 +85,7 @@ async def receive_files(
 @asynccontextmanager
 async def receive_model(
     parts: AsyncIterator[Part], store: ObjectStore
-) -> AsyncIterator[tuple[ReceivedFile, tuple[int, ...] | None]]:
+) -> AsyncIterator[tuple[dict[str, ReceivedFile], tuple[int, ...] | None]]:
     """A model under a temporary key, and the input shape that came with it. If the block fails, it is removed."""
     async with _removed_on_failure(store) as files:
         raw_shape = None
@@ -101,7 +101,7 @@ async def receive_model(
                 raise ApiProblem("request.invalid", detail, hint="The parts are model and, if you like, input_shape.")
         if MODEL_PART not in files:
             raise ApiProblem("model.missing", "There is no model part.", hint="Send the file as the part `model`.")
-        yield files[MODEL_PART], parse_input_shape(raw_shape) if raw_shape is not None else None
+        yield files, parse_input_shape(raw_shape) if raw_shape is not None else None
 
 
 @asynccontextmanager
@@ -110,13 +110,13 @@ async def _removed_on_failure(store: ObjectStore) -> AsyncIterator[dict[str, Rec
     try:
         yield files
     except ClientDisconnect:
-        await run_in_threadpool(_forget, files, store)
+        await run_in_threadpool(forget_files, files, store)
         raise _disconnected() from None
     except StoreError as error:
-        await run_in_threadpool(_forget, files, store)
+        await run_in_threadpool(forget_files, files, store)
         raise ApiProblem("platform.store_unavailable", "The files could not be stored.") from error
     except BaseException:  # a cancelled request must not leave bytes behind either
-        await run_in_threadpool(_forget, files, store)
+        await run_in_threadpool(forget_files, files, store)
         raise
 
 
@@ -160,7 +160,13 @@ def _given_twice(name: str) -> ApiProblem:
     return ApiProblem("upload.duplicate_part", f"A second part is named {name!r}.", hint="Name each part once.")
 
 
-def _forget(files: dict[str, ReceivedFile], store: ObjectStore) -> None:
+def digests(files: dict[str, ReceivedFile]) -> dict[str, str]:
+    """The sha256 of each file, by its part's name."""
+    return {name: file.stored.sha256 for name, file in files.items()}
+
+
+def forget_files(files: dict[str, ReceivedFile], store: ObjectStore) -> None:
+    """Remove received files that are not to be kept."""
     for file in files.values():
         delete(store, file.stored.storage_key)
 

@@ -107,10 +107,10 @@ class RunningGateway:
     client: httpx.Client
 
 
-def launch_gateway(settings: Settings, log: Path) -> RunningGateway:
+def launch_gateway(settings: Settings, log: Path, app: str = "app.main:create_app") -> RunningGateway:
     port = free_port()
     environment = os.environ | environment_of(settings)
-    command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", app, "--factory", "--port", str(port)]
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr, preexec_fn=die_with_parent)
     wait_until(lambda: accepts(port) or process.poll() is not None, seconds=30, what="the gateway's start")
@@ -122,8 +122,8 @@ def launch_gateway(settings: Settings, log: Path) -> RunningGateway:
 
 
 @contextmanager
-def _running_gateway(settings: Settings) -> Iterator[RunningGateway]:
-    running = launch_gateway(settings, settings.state_dir.parent / "gateway.log")
+def _running_gateway(settings: Settings, **options: Any) -> Iterator[RunningGateway]:
+    running = launch_gateway(settings, settings.state_dir.parent / "gateway.log", **options)
     yield running
     running.client.close()
     stop(running.process)

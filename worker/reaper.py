@@ -8,6 +8,7 @@ import structlog
 from obstore.store import ObjectStore
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.shared.idempotency import forget_old_answers
 from app.shared.jobs import queued_without_ring, reap_expired
 from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
@@ -35,13 +36,15 @@ def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str
 def sweep_until(
     stopped: threading.Event, sessions: sessionmaker[Session], ring: Callable[[], None], *, store: ObjectStore
 ) -> None:
-    """Sweep every two seconds, the store every hour. An outage is logged once, and the sweeps go on."""
+    """Sweep every two seconds, the store and old answers every hour. An outage is logged once, and the sweeps go on."""
     healthy, swept_store_at = True, float("-inf")
     while not stopped.wait(SWEEP_SECONDS):
         try:
             reaped = sweep(sessions, ring)
             if time.monotonic() - swept_store_at >= STORE_SWEEP_SECONDS:
                 sweep_uploads(store, older_than_seconds=FORGOTTEN_UPLOAD_SECONDS)
+                with sessions.begin() as session:
+                    forget_old_answers(session)
                 swept_store_at = time.monotonic()
         except Exception as error:  # noqa: BLE001  the border of the thread: without it, lost workers stay lost
             if healthy:

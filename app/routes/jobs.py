@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from app.auth import JobsReader, JobsWriter
 from app.deps import CurrentGateway, Gateway
 from app.errors import ApiProblem, problem_responses
+from app.idempotency import Answer, Once, answer_once, was_answered
 from app.limits import read_small_body
 from app.openapi import CANCEL_BODY, SUBMIT_BODY
 from app.pages import Cursor, Filter, Limit, cut, page_of
@@ -25,7 +26,7 @@ from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
 from app.shared.models import INSPECT
 from app.shared.tables import Job, JobEvent, JobInput
 from app.specs import UPLOAD
-from app.uploads import MODEL_PART, ReceivedFile, keep_files, open_submission, receive_files
+from app.uploads import MODEL_PART, ReceivedFile, digests, forget_files, keep_files, open_submission, receive_files
 from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
 router = APIRouter(tags=["jobs"], responses=problem_responses(401, 403, 422, 500, 503))
@@ -43,7 +44,7 @@ def find_job(session: Session, *, job_id: str, project_id: str) -> Job:
     response_model=JobRead,
     responses={
         200: {"model": Validation, "description": "With validate_only: the spec is valid"},
-        **problem_responses(413, 415),
+        **problem_responses(409, 413, 415),
     },
     openapi_extra={"requestBody": SUBMIT_BODY},
 )
@@ -51,44 +52,48 @@ async def create_job(
     request: Request,
     gateway: CurrentGateway,
     caller: JobsWriter,
+    once: Once,
     validate_only: Annotated[bool, Query(description="Check the spec, create nothing.")] = False,
 ) -> Response:
     """Submit a repair: a spec with its model and dataset files in one multipart body, or JSON with a `model_id`."""
     spec, parts = await open_submission(request, gateway.settings)
-    if spec.model_id is not None:
+    if spec.model_id is not None and not await run_in_threadpool(was_answered, gateway, once):
         # Before the files are read, not only when the job is made.
         await run_in_threadpool(_check_model, gateway, spec.model_id, project_id=caller.project_id)
     if validate_only:
         return JSONResponse(Validation(spec=spec.repair_spec()).model_dump(mode="json"))
     async with receive_files(parts, spec, gateway.store) as received:
-        job = await run_in_threadpool(_submit, gateway, caller.project_id, spec=spec, files=received)
+        submit = partial(_submit, gateway, caller.project_id, spec, received)
+        answer = await run_in_threadpool(answer_once, gateway, once, spec, submit, files=digests(received))
+        if answer.replayed:
+            await run_in_threadpool(forget_files, received, gateway.store)
     gateway.relay.wake()
-    headers = {"Location": job.links["self"], "Retry-After": str(RETRY_AFTER_SECONDS)}
-    return JSONResponse(job.model_dump(mode="json"), 202, headers)
+    return answer.response()
 
 
-def _submit(gateway: Gateway, project_id: str, *, spec: JobCreate, files: dict[str, ReceivedFile]) -> JobRead:
-    with gateway.sessions.begin() as session:
-        kept = keep_files(session, files, gateway.store)
-        if spec.model_id is not None:
-            model = usable_model(session, model_id=spec.model_id, project_id=project_id, lock=True)
-        else:
-            model = add_model(session, project_id, kept[MODEL_PART])
-        job = submit_job(
-            session,
-            project_id=project_id,
-            spec=spec.repair_spec(),
-            kind=spec.kind,
-            model_id=model.id,
-            inputs=[
-                JobInput(name=f"{UPLOAD}{name}", **file_columns(file))
-                for name, file in kept.items()
-                if name != MODEL_PART
-            ],
-            metadata=spec.metadata,
-            max_attempts=gateway.settings.max_attempts,
-        )
-        return render_job(session, job)
+def _submit(
+    gateway: Gateway, project_id: str, spec: JobCreate, files: dict[str, ReceivedFile], session: Session
+) -> Answer:
+    kept = keep_files(session, files, gateway.store)
+    if spec.model_id is not None:
+        model = usable_model(session, model_id=spec.model_id, project_id=project_id, lock=True)
+    else:
+        model = add_model(session, project_id, kept[MODEL_PART])
+    job = submit_job(
+        session,
+        project_id=project_id,
+        spec=spec.repair_spec(),
+        kind=spec.kind,
+        model_id=model.id,
+        inputs=[
+            JobInput(name=f"{UPLOAD}{name}", **file_columns(file)) for name, file in kept.items() if name != MODEL_PART
+        ],
+        metadata=spec.metadata,
+        max_attempts=gateway.settings.max_attempts,
+    )
+    shown = render_job(session, job)
+    headers = {"Location": shown.links["self"], "Retry-After": str(RETRY_AFTER_SECONDS)}
+    return Answer(202, shown.model_dump(mode="json"), headers)
 
 
 def _check_model(gateway: Gateway, model_id: str, *, project_id: str) -> None:
@@ -180,15 +185,23 @@ async def read_cancel(request: Request) -> CancelRequest:
     openapi_extra={"requestBody": CANCEL_BODY},
 )
 def cancel_job(
-    job_id: str, gateway: CurrentGateway, caller: JobsWriter, asked: Annotated[CancelRequest, Depends(read_cancel)]
-) -> JobRead:
+    job_id: str,
+    gateway: CurrentGateway,
+    caller: JobsWriter,
+    once: Once,
+    asked: Annotated[CancelRequest, Depends(read_cancel)],
+) -> Response:
     """Ask a job to stop. A waiting job is cancelled at once, a running one when its engine is gone."""
+    return answer_once(gateway, once, asked, partial(_cancel, caller.project_id, job_id, asked)).response()
+
+
+def _cancel(project_id: str, job_id: str, asked: CancelRequest, session: Session) -> Answer:
+    job = find_job(session, job_id=job_id, project_id=project_id)
     try:
-        with gateway.sessions.begin() as session:
-            job = find_job(session, job_id=job_id, project_id=caller.project_id)
-            return render_job(session, request_cancel(session, job, keep_best=asked.keep_best))
+        cancelled = request_cancel(session, job, keep_best=asked.keep_best)
     except JobAlreadyDone as error:
         raise ApiProblem("job.already_done", f"Job {job_id}: {error}.", hint="There is nothing to cancel.") from None
+    return Answer(202, render_job(session, cancelled).model_dump(mode="json"))
 
 
 @router.get("/jobs/{job_id}/events", response_model=EventPage, responses=problem_responses(404))

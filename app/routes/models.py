@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from app.auth import ModelsReader, ModelsWriter
 from app.deps import IDENTIFIER, CurrentGateway, Gateway
 from app.errors import ApiProblem, problem_responses
+from app.idempotency import Answer, Once, answer_once
 from app.openapi import REGISTER_BODY
 from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.rendering import render_blocks, render_model
@@ -21,7 +22,7 @@ from app.schemas import BlockPage, ModelPage, ModelRead
 from app.shared.ids import new_id
 from app.shared.models import INSPECTING, REJECTED, ModelInUse, delete_model, free_content, submit_inspection
 from app.shared.tables import Model
-from app.uploads import MODEL_PART, ReceivedFile, keep_files, open_form, receive_model
+from app.uploads import MODEL_PART, ReceivedFile, digests, forget_files, keep_files, open_form, receive_model
 from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
 router = APIRouter(tags=["models"], responses=problem_responses(401, 403, 422, 500, 503))
@@ -77,24 +78,33 @@ def _why_rejected(row: Model) -> str:
     "/models",
     status_code=202,
     response_model=ModelRead,
-    responses=problem_responses(413, 415),
+    responses=problem_responses(409, 413, 415),
     openapi_extra={"requestBody": REGISTER_BODY},
 )
-async def create_model(request: Request, gateway: CurrentGateway, caller: ModelsWriter) -> Response:
+async def create_model(request: Request, gateway: CurrentGateway, caller: ModelsWriter, once: Once) -> Response:
     """Register a model. A worker inspects it: it is `ready` or `rejected` within seconds."""
     parts = open_form(request, gateway.settings)
-    async with receive_model(parts, gateway.store) as (file, input_shape):
-        model = await run_in_threadpool(_register, gateway, caller.project_id, file, input_shape=input_shape)
+    async with receive_model(parts, gateway.store) as (files, input_shape):
+        register = partial(_register, gateway, caller.project_id, files, input_shape)
+        answer = await run_in_threadpool(answer_once, gateway, once, input_shape, register, files=digests(files))
+        if answer.replayed:
+            await run_in_threadpool(forget_files, files, gateway.store)
     gateway.relay.wake()
-    return JSONResponse(model.model_dump(mode="json"), 202, {"Location": model.links["self"], **ACCEPTED_HEADERS})
+    return answer.response()
 
 
-def _register(gateway: Gateway, project_id: str, file: ReceivedFile, *, input_shape: Sequence[int] | None) -> ModelRead:
-    with gateway.sessions.begin() as session:
-        kept = keep_files(session, {MODEL_PART: file}, gateway.store)
-        model = add_model(session, project_id, kept[MODEL_PART])
-        submit_inspection(session, model, input_shape=input_shape, max_attempts=gateway.settings.max_attempts)
-        return render_model(model)
+def _register(
+    gateway: Gateway,
+    project_id: str,
+    files: dict[str, ReceivedFile],
+    input_shape: Sequence[int] | None,
+    session: Session,
+) -> Answer:
+    kept = keep_files(session, files, gateway.store)
+    model = add_model(session, project_id, kept[MODEL_PART])
+    submit_inspection(session, model, input_shape=input_shape, max_attempts=gateway.settings.max_attempts)
+    shown = render_model(model)
+    return Answer(202, shown.model_dump(mode="json"), {"Location": shown.links["self"], **ACCEPTED_HEADERS})
 
 
 @router.get("/models", response_model=ModelPage)
