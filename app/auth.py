@@ -10,6 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from app.deps import CurrentGateway
 from app.errors import ApiProblem
 from app.keys import find_api_key
+from app.shared.times import rfc3339
 
 HINT = "Send the header Authorization: Bearer ar_…; `archrepair up` writes a key to STATE_DIR/api-key."
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
@@ -21,6 +22,7 @@ class Caller:
     """The project a request acts for, and what its key allows."""
 
     project_id: str
+    key_id: str
     scopes: frozenset[str]
 
 
@@ -31,10 +33,16 @@ def authenticate(
     if credentials is None:
         raise ApiProblem("auth.missing_key", "The request has no API key.", hint=HINT, headers=CHALLENGE)
     with gateway.readers() as session:
-        row = find_api_key(session, credentials.credentials)
-    if row is None:
-        raise ApiProblem("auth.invalid_key", "This API key is not known here.", hint=HINT, headers=CHALLENGE)
-    return Caller(row.project_id, frozenset(row.scopes))
+        found = find_api_key(session, credentials.credentials)
+    if found is None:
+        detail = "This API key is not known here, or was revoked."
+        raise ApiProblem("auth.invalid_key", detail, hint=HINT, headers=CHALLENGE)
+    if found.expired:
+        detail = f"The API key {found.row.name!r} expired at {rfc3339(found.row.expires_at)}."
+        raise ApiProblem("auth.expired_key", detail, hint="POST /v1/api-keys makes a new one.", headers=CHALLENGE)
+    if found.to_note:
+        gateway.key_uses.note(found.row.id)
+    return Caller(found.row.project_id, found.row.id, frozenset(found.row.scopes))
 
 
 def requires(scope: str) -> Callable[[Caller], Caller]:
@@ -54,4 +62,12 @@ JobsReader = Annotated[Caller, Depends(requires("jobs:read"))]
 JobsWriter = Annotated[Caller, Depends(requires("jobs:write"))]
 ModelsReader = Annotated[Caller, Depends(requires("models:read"))]
 ModelsWriter = Annotated[Caller, Depends(requires("models:write"))]
+DatasetsReader = Annotated[Caller, Depends(requires("datasets:read"))]
+DatasetsWriter = Annotated[Caller, Depends(requires("datasets:write"))]
+UploadsReader = Annotated[Caller, Depends(requires("uploads:read"))]
+UploadsWriter = Annotated[Caller, Depends(requires("uploads:write"))]
+WebhooksReader = Annotated[Caller, Depends(requires("webhooks:read"))]
+WebhooksWriter = Annotated[Caller, Depends(requires("webhooks:write"))]
+KeysReader = Annotated[Caller, Depends(requires("keys:read"))]
+KeysWriter = Annotated[Caller, Depends(requires("keys:write"))]
 SystemReader = Annotated[Caller, Depends(requires("system:read"))]

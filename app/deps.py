@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from obstore.store import ObjectStore
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.keys import KeyUses
 from app.relay import Relay
 from app.shared.settings import Settings
 
@@ -31,6 +32,7 @@ class Gateway:
     store: ObjectStore
     celery: Celery
     relay: Relay
+    key_uses: KeyUses
     stopping: threading.Event
 
 

@@ -5,32 +5,91 @@ import hmac
 import os
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import Select, or_, select, update
 from sqlalchemy.orm import Session
 
+from app.shared.db import db_now
 from app.shared.ids import new_id
 from app.shared.tables import ApiKey, Project
 
-SCOPES = ("jobs:read", "jobs:write", "models:read", "models:write", "system:read")
+# All there are. To read is not part of to write: a key for uploads alone can be given away.
+SCOPES = (
+    *(f"{noun}:{action}" for noun in ("jobs", "models", "datasets", "uploads", "webhooks", "keys")
+      for action in ("read", "write")),
+    "system:read",
+)  # fmt: skip
+KEYS_WRITE = "keys:write"
 DEFAULT_PROJECT = "default"
+# How old the note of a key's last use may grow.
+NOTED_EVERY_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class FoundKey:
+    """A key that is one of ours, and whether it still opens anything."""
+
+    row: ApiKey
+    expired: bool
+    # The note of its last use is missing or old.
+    to_note: bool
+
+
+class KeyUses:
+    """Which keys were used: noted here by requests, which must not wait for a writer, and written by the relay."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def note(self, key_id: str) -> None:
+        """The key was used now."""
+        self._used.add(key_id)
+
+    def write(self, session: Session) -> None:
+        """Write what was noted. What is lost here, when the transaction fails, is noted again by the next request."""
+        used, self._used = self._used, set()
+        if used:
+            session.execute(update(ApiKey).where(ApiKey.id.in_(used)).values(last_used_at=db_now()))
+
+
+def add_api_key(
+    session: Session,
+    *,
+    project_id: str,
+    name: str,
+    scopes: Sequence[str] = SCOPES,
+    expires_at: float | None = None,
+) -> tuple[ApiKey, str]:
+    """Create a key; returns its row and, for the only time, the whole key."""
+    key = f"ar_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
+    row = _row(key, project_id=project_id, name=name, scopes=scopes, expires_at=expires_at)
+    session.add(row)
+    session.flush()
+    return row, key
 
 
 def create_api_key(session: Session, *, project_id: str, name: str, scopes: Sequence[str] = SCOPES) -> str:
     """Create a key and return it whole: the only moment it can be read."""
-    key = f"ar_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
-    session.add(_row(key, project_id=project_id, name=name, scopes=scopes))
-    session.flush()
-    return key
+    return add_api_key(session, project_id=project_id, name=name, scopes=scopes)[1]
 
 
-def find_api_key(session: Session, key: str) -> ApiKey | None:
-    """The row of a key that was presented, or None when it is not one of ours."""
-    row = session.scalar(select(ApiKey).where(ApiKey.prefix == _prefix(key)))
-    if row is None or not hmac.compare_digest(row.secret_sha256, _sha256(key)):
+def find_api_key(session: Session, key: str) -> FoundKey | None:
+    """The key that was presented, or None when it is not one of ours or was revoked."""
+    now = db_now()
+    expired, noted = ApiKey.expires_at <= now, ApiKey.last_used_at > now - NOTED_EVERY_SECONDS
+    asked = select(ApiKey, expired, noted).where(ApiKey.prefix == _prefix(key), ApiKey.revoked_at.is_(None))
+    found = session.execute(asked).one_or_none()
+    if found is None or not hmac.compare_digest(found[0].secret_sha256, _sha256(key)):
         return None
-    return row
+    return FoundKey(found[0], expired=bool(found[1]), to_note=not found[2])
+
+
+def live_keys(project_id: str) -> Select[ApiKey]:
+    """The project's keys that open something."""
+    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > db_now())
+    return select(ApiKey).where(ApiKey.project_id == project_id, ApiKey.revoked_at.is_(None), unexpired)
 
 
 def ensure_project(session: Session, name: str = DEFAULT_PROJECT) -> Project:
@@ -53,13 +112,15 @@ def ensure_key_file(session: Session, path: Path) -> str:
     if not key.startswith("ar_"):
         key = create_api_key(session, project_id=project.id, name=path.name)
         _write_private(path, key + "\n")
-    elif find_api_key(session, key) is None:
+    elif (found := find_api_key(session, key)) is None:
         session.add(_row(key, project_id=project.id, name=path.name, scopes=SCOPES))
         session.flush()
+    else:
+        found.row.scopes = list(SCOPES)  # it is the operator's: after an upgrade it may what there is to do now
     return key
 
 
-def _row(key: str, *, project_id: str, name: str, scopes: Sequence[str]) -> ApiKey:
+def _row(key: str, *, project_id: str, name: str, scopes: Sequence[str], expires_at: float | None = None) -> ApiKey:
     return ApiKey(
         id=new_id("key"),
         project_id=project_id,
@@ -67,6 +128,7 @@ def _row(key: str, *, project_id: str, name: str, scopes: Sequence[str]) -> ApiK
         prefix=_prefix(key),
         secret_sha256=_sha256(key),
         scopes=list(scopes),
+        expires_at=expires_at,
     )
 
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
 from types import FrameType
@@ -15,12 +15,13 @@ from starlette.concurrency import run_in_threadpool
 
 from app.deps import Gateway
 from app.errors import install_error_handlers
+from app.keys import KeyUses
 from app.logs import configure_logs
 from app.middleware import RequestBorder
 from app.openapi import install_openapi
 from app.prepare import prepare
 from app.relay import start_relay, stop_relay
-from app.routes import artifacts, jobs, models, system
+from app.routes import artifacts, jobs, keys, models, system
 from app.shared.db import make_engine, make_sessions, read_only
 from app.shared.queue import make_celery, ring
 from app.shared.settings import Settings
@@ -38,7 +39,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestBorder)
     install_error_handlers(app)
     install_openapi(app)
-    modules = (jobs, artifacts, models, system)
+    modules = (jobs, artifacts, models, keys, system)
     app.state.api_routes = [route for module in modules for route in module.router.routes]
     for module in modules:
         app.include_router(module.router, prefix="/v1")
@@ -48,16 +49,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
-    celery = make_celery(settings)
-    if settings.database_url.startswith("sqlite"):
-        await run_in_threadpool(prepare, settings)
-    engine = make_engine(settings.database_url)
-    sessions, readers = make_sessions(engine), make_sessions(read_only(engine))
-    with readers() as session:
-        if session.scalar(select(ApiKey.id).limit(1)) is None:
-            raise RuntimeError("the database has no API key yet: run `python -m app.prepare` once")
-    relay, thread = start_relay(sessions, partial(ring, celery))
-    with _told_of_stop() as stopping:
+    with ExitStack() as closing:
+        celery = make_celery(settings)
+        closing.callback(celery.close)
+        if settings.database_url.startswith("sqlite"):
+            await run_in_threadpool(prepare, settings)
+        engine = make_engine(settings.database_url)
+        closing.callback(engine.dispose)
+        sessions, readers = make_sessions(engine), make_sessions(read_only(engine))
+        with readers() as session:
+            if session.scalar(select(ApiKey.id).limit(1)) is None:
+                raise RuntimeError("the database has no API key yet: run `python -m app.prepare` once")
+        key_uses = KeyUses()
+        relay, thread = start_relay(sessions, partial(ring, celery), key_uses.write)
         app.state.gateway = Gateway(
             settings=settings,
             sessions=sessions,
@@ -65,12 +69,11 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             store=open_store(settings.store_url),
             celery=celery,
             relay=relay,
-            stopping=stopping,
+            key_uses=key_uses,
+            stopping=closing.enter_context(_told_of_stop()),
         )
         yield
-    await run_in_threadpool(stop_relay, relay, thread)
-    celery.close()
-    engine.dispose()
+        await run_in_threadpool(stop_relay, relay, thread)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The gateway's relay: a thread that rings for what was submitted, so that no POST ever waits for the broker."""
+"""The gateway's relay: a thread that rings for what was submitted, so that no POST ever waits for the broker.
+
+It also writes what requests left for later.
+"""
 
 import threading
 from collections.abc import Callable
@@ -20,6 +23,7 @@ class Relay:
 
     sessions: sessionmaker[Session]
     ring: Callable[[], None]
+    write_notes: Callable[[Session], None]
     woken: threading.Event = field(default_factory=threading.Event)
     stopping: bool = False
     healthy: bool = True
@@ -35,6 +39,7 @@ class Relay:
             try:
                 with self.sessions.begin() as session:
                     relay_outbox(session, self.ring)
+                    self.write_notes(session)
             except Exception as error:  # noqa: BLE001  the border of the thread: without it, no job is rung for again
                 self._note(healthy=False, error=f"{type(error).__name__}: {error}")
             else:
@@ -46,9 +51,11 @@ class Relay:
         self.healthy = healthy
 
 
-def start_relay(sessions: sessionmaker[Session], ring: Callable[[], None]) -> tuple[Relay, threading.Thread]:
+def start_relay(
+    sessions: sessionmaker[Session], ring: Callable[[], None], write_notes: Callable[[Session], None]
+) -> tuple[Relay, threading.Thread]:
     """Start the relay. Stop it with `stop_relay`."""
-    relay = Relay(sessions, ring)
+    relay = Relay(sessions, ring, write_notes)
     thread = threading.Thread(target=relay.run, name="outbox-relay", daemon=True)
     thread.start()
     return relay, thread

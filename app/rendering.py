@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import PROBLEMS, problem_type
 from app.schemas import (
+    ApiKeyRead,
     ArtifactRead,
     BlockPage,
     BlockRead,
@@ -21,7 +22,7 @@ from app.schemas import (
 )
 from app.shared.jobs import DONE, queue_position
 from app.shared.models import INSPECTING
-from app.shared.tables import Artifact, Job, JobEvent, Model
+from app.shared.tables import ApiKey, Artifact, Job, JobEvent, Model
 from app.shared.times import rfc3339
 from archrepair_core.spec import format_of_file
 
@@ -166,6 +167,20 @@ def render_blocks(row: Model) -> BlockPage:
         model_id=row.id,
         input_shape=facts["input_shape"],
         input_shape_source=facts["input_shape_source"],
+    )
+
+
+def render_key(row: ApiKey) -> ApiKeyRead:
+    """One API key as the API shows it."""
+    return ApiKeyRead(
+        id=row.id,
+        name=row.name,
+        prefix=row.prefix,
+        scopes=row.scopes,
+        created_at=_time(row.created_at),
+        expires_at=rfc3339(row.expires_at),
+        last_used_at=rfc3339(row.last_used_at),
+        links={"self": f"/v1/api-keys/{row.id}"},
     )
 
 

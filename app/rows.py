@@ -12,6 +12,7 @@ Row = TypeVar("Row")
 WHERE_TO_LOOK = {
     "job": "GET /v1/jobs lists them.",
     "model": "GET /v1/models lists them.",
+    "key": "GET /v1/api-keys lists them.",
     "artifact": "GET /v1/jobs/{id}/artifacts lists them.",
 }
 

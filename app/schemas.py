@@ -1,9 +1,11 @@
 """What goes in and out over HTTP, one schema per direction. Enums are open: clients stop on `done`."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
+from app.keys import SCOPES
 from archrepair_core.spec import RepairSpec
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -27,6 +29,35 @@ class JobCreate(RepairSpec):
 class CancelRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     keep_best: bool = Field(False, description="Keep what the run has found so far, where the method allows it.")
+
+
+def _in_order(scopes: list[str]) -> list[str]:
+    unknown = sorted(set(scopes) - set(SCOPES))
+    if unknown:
+        raise ValueError(f"there is no scope {', '.join(map(repr, unknown))}; there are {', '.join(SCOPES)}")
+    return [scope for scope in SCOPES if scope in scopes]
+
+
+def _in_the_future(when: datetime) -> datetime:
+    if when <= datetime.now(UTC):
+        raise ValueError("lies in the past")
+    return when
+
+
+class ApiKeyCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
+        description="For people: who uses it, where."
+    )
+    scopes: Annotated[list[str], AfterValidator(_in_order)] = Field(
+        min_length=1,
+        max_length=len(SCOPES),
+        json_schema_extra={"items": {"type": "string", "enum": list(SCOPES)}},
+        description="What it may do; only what the key that asks may do itself.",
+    )
+    expires_at: Annotated[AwareDatetime, AfterValidator(_in_the_future)] | None = Field(
+        None, description="From then on it is refused. Without it, never."
+    )
 
 
 class Read(BaseModel):
@@ -184,6 +215,24 @@ class EventRead(Read):
     created_at: Time
 
 
+class ApiKeyRead(Read):
+    """A key without its secret, of which only a hash is kept."""
+
+    object: Literal["api_key"] = "api_key"
+    id: str
+    name: str
+    prefix: str = Field(description="How the key begins: ar_<prefix>_.")
+    scopes: list[str]
+    created_at: Time
+    expires_at: Time | None
+    last_used_at: Time | None = Field(description="To ten minutes.")
+    links: dict[str, str]
+
+
+class ApiKeyCreated(ApiKeyRead):
+    key: str | None = Field(description="The whole key, shown this once; null when the request is answered again.")
+
+
 class Page(Read):
     object: Literal["list"] = "list"
     has_more: bool
@@ -196,6 +245,10 @@ class JobPage(Page):
 
 class ModelPage(Page):
     data: list[ModelRead]
+
+
+class ApiKeyPage(Page):
+    data: list[ApiKeyRead]
 
 
 class BlockPage(Page):

@@ -165,6 +165,11 @@ def digests(files: dict[str, ReceivedFile]) -> dict[str, str]:
     return {name: file.stored.sha256 for name, file in files.items()}
 
 
+def total_bytes(files: dict[str, ReceivedFile]) -> int:
+    """The size of all of them."""
+    return sum(file.stored.size_bytes for file in files.values())
+
+
 def forget_files(files: dict[str, ReceivedFile], store: ObjectStore) -> None:
     """Remove received files that are not to be kept."""
     for file in files.values():

@@ -24,7 +24,7 @@ from app.shared.tables import Artifact, Job, Model
 from app.waiting import RETRY_AFTER_SECONDS
 from archrepair_core.spec import OutputFormat, format_of_file
 
-router = APIRouter(tags=["artifacts"], responses=problem_responses(401, 403, 404, 422, 500, 503))
+router = APIRouter(tags=["artifacts"], responses=problem_responses(401, 403, 404, 422, 429, 500, 503))
 FORMAT_DESCRIPTION = "One of the job's `outputs`; without it the format of the uploaded model."
 JSON_FILE = {200: {"content": {"application/json": {}}, "description": "The file"}}
 

@@ -18,6 +18,7 @@ from app.idempotency import Answer, Once, answer_once, was_answered
 from app.limits import read_small_body
 from app.openapi import CANCEL_BODY, SUBMIT_BODY
 from app.pages import Cursor, Filter, Limit, cut, page_of
+from app.quotas import require_quotas
 from app.rendering import render_event, render_job, render_jobs
 from app.routes.models import add_model, file_columns, usable_model
 from app.rows import find_row
@@ -26,10 +27,19 @@ from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
 from app.shared.models import INSPECT
 from app.shared.tables import Job, JobEvent, JobInput
 from app.specs import UPLOAD
-from app.uploads import MODEL_PART, ReceivedFile, digests, forget_files, keep_files, open_submission, receive_files
+from app.uploads import (
+    MODEL_PART,
+    ReceivedFile,
+    digests,
+    forget_files,
+    keep_files,
+    open_submission,
+    receive_files,
+    total_bytes,
+)
 from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
-router = APIRouter(tags=["jobs"], responses=problem_responses(401, 403, 422, 500, 503))
+router = APIRouter(tags=["jobs"], responses=problem_responses(401, 403, 422, 429, 500, 503))
 
 
 def find_job(session: Session, *, job_id: str, project_id: str) -> Job:
@@ -74,6 +84,8 @@ async def create_job(
 def _submit(
     gateway: Gateway, project_id: str, spec: JobCreate, files: dict[str, ReceivedFile], session: Session
 ) -> Answer:
+    taken = {"queued_jobs": 1, "models": int(MODEL_PART in files), "stored_bytes": total_bytes(files)}
+    require_quotas(session, gateway.settings, project_id, **taken)
     kept = keep_files(session, files, gateway.store)
     if spec.model_id is not None:
         model = usable_model(session, model_id=spec.model_id, project_id=project_id, lock=True)

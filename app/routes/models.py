@@ -16,16 +16,26 @@ from app.errors import ApiProblem, problem_responses
 from app.idempotency import Answer, Once, answer_once
 from app.openapi import REGISTER_BODY
 from app.pages import Cursor, Filter, Limit, cut, page_of
+from app.quotas import require_quotas
 from app.rendering import render_blocks, render_model
 from app.rows import find_row
 from app.schemas import BlockPage, ModelPage, ModelRead
 from app.shared.ids import new_id
 from app.shared.models import INSPECTING, REJECTED, ModelInUse, delete_model, free_content, submit_inspection
 from app.shared.tables import Model
-from app.uploads import MODEL_PART, ReceivedFile, digests, forget_files, keep_files, open_form, receive_model
+from app.uploads import (
+    MODEL_PART,
+    ReceivedFile,
+    digests,
+    forget_files,
+    keep_files,
+    open_form,
+    receive_model,
+    total_bytes,
+)
 from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
-router = APIRouter(tags=["models"], responses=problem_responses(401, 403, 422, 500, 503))
+router = APIRouter(tags=["models"], responses=problem_responses(401, 403, 422, 429, 500, 503))
 ACCEPTED_HEADERS = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 
 
@@ -100,6 +110,7 @@ def _register(
     input_shape: Sequence[int] | None,
     session: Session,
 ) -> Answer:
+    require_quotas(session, gateway.settings, project_id, models=1, stored_bytes=total_bytes(files))
     kept = keep_files(session, files, gateway.store)
     model = add_model(session, project_id, kept[MODEL_PART])
     submit_inspection(session, model, input_shape=input_shape, max_attempts=gateway.settings.max_attempts)

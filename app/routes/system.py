@@ -71,7 +71,7 @@ def _check_store(gateway: Gateway) -> str:
 CHECKS = {"database": _check_database, "broker": _check_broker, "store": _check_store}
 
 
-@router.get("/system", response_model=System, responses=problem_responses(401, 403, 500, 503))
+@router.get("/system", response_model=System, responses=problem_responses(401, 403, 429, 500, 503))
 def get_system(gateway: CurrentGateway, _: SystemReader) -> System:
     """How long the queue is, and which workers were seen in the last hour."""
     with gateway.readers() as session:

@@ -15,18 +15,25 @@ GIB = 1024**3
 class Settings(BaseSettings):
     """One process's settings. `broker_url` is None only when embedded without `archrepair up` around it."""
 
-    model_config = SettingsConfigDict(env_prefix="ARCHREPAIR_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ARCHREPAIR_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     state_dir: Path = Field(default_factory=lambda: Path.home() / ".archrepair")
-    database_url: str
+    # Two with passwords: neither a repr nor a validation error shows them.
+    database_url: str = Field(repr=False)
     store_url: str
-    broker_url: str | None = None
+    broker_url: str | None = Field(None, repr=False)
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     lease_seconds: float = Field(gt=0, description="A silent worker loses its job after this; renewed every third.")
     max_attempts: int = Field(3, ge=1)
     one_shot_body_bytes: int = Field(GIB, gt=0)
     spec_bytes: int = Field(256 * 1024, gt=0)
+    # What a project may have at once, unless the operator gave it numbers of its own (python -m app.projects).
+    quota_queued_jobs: int = Field(1000, ge=0)
+    quota_running_jobs: int = Field(100, ge=0)
+    quota_stored_bytes: int = Field(1024 * GIB, ge=0)
+    quota_models: int = Field(10_000, ge=0)
+    quota_open_uploads: int = Field(100, ge=0)
     log_level: str = "INFO"
 
     @model_validator(mode="before")

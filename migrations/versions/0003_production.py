@@ -3,6 +3,9 @@
 Only adds, with defaults by the server: the code before it goes on writing while this one comes up.
 """
 
+import json
+from collections.abc import Callable
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -22,6 +25,12 @@ TABLES = (
     "idempotency_keys",
     "workers",
 )
+# What keys could do before by scopes that were wider then: data came and was seen with jobs.
+IMPLIED_SCOPES = {
+    "jobs:read": ("datasets:read", "uploads:read"),
+    "jobs:write": ("datasets:write", "uploads:write"),
+}
+KEYS = sa.table("api_keys", sa.column("id", sa.String), sa.column("scopes", sa.JSON))
 ADDED_INDEXES = (("jobs", "project_id", "cache_key"), ("jobs", "expires_at"))
 
 
@@ -54,9 +63,12 @@ def upgrade() -> None:
     create_uploads()
     create_datasets()
     create_webhooks()
+    change_scopes(lambda scopes: [*scopes, *(new for old in scopes for new in IMPLIED_SCOPES.get(old, ()))])
 
 
 def downgrade() -> None:
+    added_scopes = ("datasets:", "uploads:", "webhooks:", "keys:")
+    change_scopes(lambda scopes: [scope for scope in scopes if not scope.startswith(added_scopes)])
     for table in TABLES:
         op.drop_table(table)
     for table, *columns in ADDED_INDEXES:
@@ -64,6 +76,13 @@ def downgrade() -> None:
     for table, columns in added().items():
         for column in columns:
             op.drop_column(table, column.name)
+
+
+def change_scopes(change: Callable[[list[str]], list[str]]) -> None:
+    connection = op.get_bind()
+    for row in connection.execute(sa.select(KEYS)).all():
+        scopes = json.loads(row.scopes) if isinstance(row.scopes, str) else row.scopes
+        connection.execute(KEYS.update().where(KEYS.c.id == row.id).values(scopes=change(scopes)))
 
 
 def text(name: str, length: int, *, nullable: bool = False) -> sa.Column[str]:

@@ -13,8 +13,9 @@ def test_a_key_is_found_again_and_its_secret_is_not_kept(sessions: sessionmaker[
     with sessions.begin() as session:
         key = create_api_key(session, project_id=project_id, name="ci")
     with sessions() as session:
-        row = find_api_key(session, key)
-        assert row is not None
+        found = find_api_key(session, key)
+        assert found is not None
+        row = found.row
         assert (row.project_id, row.name) == (project_id, "ci")
         stored = {column.name: getattr(row, column.name) for column in ApiKey.__table__.columns}
         assert key.split("_", 2)[2] not in repr(stored)

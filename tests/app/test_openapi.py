@@ -51,5 +51,5 @@ def test_every_reference_leads_somewhere(document):
 def test_every_code_belongs_to_a_family_and_a_refusal():
     for code, kind in PROBLEMS.items():
         assert code.partition(".")[0] in {"auth", "request", "spec", "model", "dataset", "upload", "job", "artifact",
-                                          "worker", "platform"}  # fmt: skip
+                                          "key", "quota", "worker", "platform"}  # fmt: skip
         assert 400 <= kind.status < 600

@@ -62,7 +62,12 @@ def test_models_of_an_older_service_wait_for_inspection_and_its_keys_may_registe
     with make_sessions(engine)() as session:
         assert session.get_one(Model, "mdl").state == "inspecting"
         keys = {row.id: row.scopes for row in session.scalars(select(ApiKey))}
-    assert keys == {"key_1": ["jobs:read", "jobs:write", "models:write"], "key_2": ["jobs:read"]}
+    # No key may make keys or webhooks that could not before.
+    assert keys == {
+        "key_1": ["jobs:read", "jobs:write", "models:write", "datasets:read", "uploads:read", "datasets:write",
+                  "uploads:write"],
+        "key_2": ["jobs:read", "datasets:read", "uploads:read"],
+    }  # fmt: skip
     command.downgrade(migration_config(url), "0001")
     with engine.connect() as connection:
         scopes = connection.exec_driver_sql("SELECT scopes FROM api_keys ORDER BY id").scalars().all()
