@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     quota_models: int = Field(10_000, ge=0)
     quota_open_uploads: int = Field(100, ge=0)
     log_level: str = "INFO"
+    # Hosts, addresses and networks inside that webhooks and datasets may be called at, e.g. ["10.1.0.0/16"].
+    egress_allow: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
