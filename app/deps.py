@@ -12,9 +12,10 @@ from typing import Annotated
 
 from celery import Celery
 from fastapi import Depends, Request
-from obstore.store import ObjectStore
+from obstore.store import ObjectStore, S3Store
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.completions import Completions
 from app.keys import KeyUses
 from app.relay import Relay
 from app.shared.settings import Settings
@@ -24,7 +25,10 @@ IDENTIFIER = re.compile(r"[a-z]{2,4}_[0-9A-Z]{26}")
 
 @dataclass(frozen=True)
 class Gateway:
-    """The process's connections, made at start. `readers` are sessions that never wait for SQLite's writer."""
+    """The process's connections, made at start. `readers` are sessions that never wait for SQLite's writer.
+
+    `signer` is the store as clients name it; None where URLs cannot be signed.
+    """
 
     settings: Settings
     sessions: sessionmaker[Session]
@@ -33,6 +37,8 @@ class Gateway:
     celery: Celery
     relay: Relay
     key_uses: KeyUses
+    completions: Completions
+    signer: S3Store | None
     stopping: threading.Event
 
 

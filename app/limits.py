@@ -38,12 +38,12 @@ async def read_spec_bytes(chunks: AsyncIterator[bytes], *, max_bytes: int) -> by
     return bytes(raw)
 
 
-async def read_small_body(stream: AsyncIterator[bytes]) -> bytes:
+async def read_small_body(stream: AsyncIterator[bytes], *, max_bytes: int = JSON_BODY_BYTES) -> bytes:
     """A body that is never more than a few fields."""
     raw = bytearray()
     async for chunk in stream:
         raw += chunk
-        if len(raw) > JSON_BODY_BYTES:
-            detail = f"The body is larger than the {JSON_BODY_BYTES:,} bytes this path takes."
+        if len(raw) > max_bytes:
+            detail = f"The body is larger than the {max_bytes:,} bytes this path takes."
             raise ApiProblem("request.too_large", detail, hint="See /docs for the fields it has.")
     return bytes(raw)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
+from app.completions import Completions
 from app.deps import Gateway
 from app.errors import install_error_handlers
 from app.keys import KeyUses
@@ -21,11 +22,11 @@ from app.middleware import RequestBorder
 from app.openapi import install_openapi
 from app.prepare import prepare
 from app.relay import start_relay, stop_relay
-from app.routes import artifacts, jobs, keys, models, system
+from app.routes import artifacts, jobs, keys, models, system, uploads
 from app.shared.db import make_engine, make_sessions, read_only
 from app.shared.queue import make_celery, ring
 from app.shared.settings import Settings
-from app.shared.storage import open_store
+from app.shared.storage import open_signer, open_store
 from app.shared.tables import ApiKey
 
 
@@ -39,7 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestBorder)
     install_error_handlers(app)
     install_openapi(app)
-    modules = (jobs, artifacts, models, keys, system)
+    modules = (jobs, artifacts, models, uploads, keys, system)
     app.state.api_routes = [route for module in modules for route in module.router.routes]
     for module in modules:
         app.include_router(module.router, prefix="/v1")
@@ -62,17 +63,22 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
                 raise RuntimeError("the database has no API key yet: run `python -m app.prepare` once")
         key_uses = KeyUses()
         relay, thread = start_relay(sessions, partial(ring, celery), key_uses.write)
+        store = open_store(settings.store_url)
+        completions = Completions(sessions, store, keep_seconds=settings.upload_seconds)
         app.state.gateway = Gateway(
             settings=settings,
             sessions=sessions,
             readers=readers,
-            store=open_store(settings.store_url),
+            store=store,
             celery=celery,
             relay=relay,
             key_uses=key_uses,
+            completions=completions,
+            signer=open_signer(settings.store_url, public_endpoint=settings.store_public_endpoint),
             stopping=closing.enter_context(_told_of_stop()),
         )
         yield
+        await run_in_threadpool(completions.stop)
         await run_in_threadpool(stop_relay, relay, thread)
 
 

@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.limits import MAX_DIMENSIONS
-from app.schemas import CancelRequest, JobCreate, Problem
+from app.schemas import CancelRequest, JobCreate, Problem, UploadComplete, UploadCreate
 
 BINARY = {"type": "string", "format": "binary"}
 SUBMIT_BODY: dict[str, Any] = {
@@ -65,8 +65,35 @@ CANCEL_BODY: dict[str, Any] = {
     "required": False,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CancelRequest"}}},
 }
+UPLOAD_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/UploadCreate"}}},
+}
+COMPLETE_BODY: dict[str, Any] = {
+    "required": False,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/UploadComplete"}}},
+}
+PART_BODY: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Content-Digest",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string", "pattern": "^sha-256=:[A-Za-z0-9+/]{43}=:$"},
+            "description": "RFC 9530: the part is kept only if it has this sha256.",
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "description": "The bytes of the part and nothing else, exactly as many as the part has.",
+        "content": {"application/octet-stream": {"schema": BINARY}},
+    },
+}
 DESCRIPTION = """Repair as a service for trained classifiers: send a TorchScript or `.pt2` model and the inputs it fails
 on, get back a repaired model with the evidence that it is better. Every path also answers without `/v1`."""
+
+
+BODIES = (JobCreate, CancelRequest, UploadCreate, UploadComplete)
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -85,7 +112,7 @@ def install_openapi(app: FastAPI) -> None:
 def _add_schemas(document: dict[str, Any]) -> None:
     """Add the schemas no route names in its signature, and drop FastAPI's error schemas, which are never sent."""
     _, added = models_json_schema(
-        [(JobCreate, "validation"), (CancelRequest, "validation"), (Problem, "serialization")],
+        [(body, "validation") for body in BODIES] + [(Problem, "serialization")],
         ref_template="#/components/schemas/{model}",
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})

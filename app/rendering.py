@@ -1,6 +1,7 @@
 """From rows to what the API shows."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -16,14 +17,18 @@ from app.schemas import (
     JobError,
     JobRead,
     ModelRead,
+    PartUrl,
     Phase,
     Progress,
     QueuePlace,
+    UploadPartRead,
+    UploadRead,
 )
 from app.shared.jobs import DONE, queue_position
 from app.shared.models import INSPECTING
-from app.shared.tables import ApiKey, Artifact, Job, JobEvent, Model
+from app.shared.tables import ApiKey, Artifact, Job, JobEvent, Model, Upload, UploadPart
 from app.shared.times import rfc3339
+from app.shared.uploads import COMPLETING, OPEN, part_sizes, state_of
 from archrepair_core.spec import format_of_file
 
 MODEL_FACTS = (
@@ -182,6 +187,42 @@ def render_key(row: ApiKey) -> ApiKeyRead:
         last_used_at=rfc3339(row.last_used_at),
         links={"self": f"/v1/api-keys/{row.id}"},
     )
+
+
+def render_upload(row: Upload, parts: Sequence[UploadPart], *, now: float) -> UploadRead:
+    """One upload with the parts that have arrived; without signed URLs."""
+    path, state = f"/v1/uploads/{row.id}", state_of(row, now)
+    return UploadRead(
+        id=row.id,
+        filename=row.filename,
+        size_bytes=row.size_bytes,
+        part_bytes=row.part_bytes,
+        part_count=len(part_sizes(row)),
+        sha256=row.sha256,
+        state=state,
+        done=state not in (OPEN, COMPLETING),
+        parts=[render_part(part) for part in parts],
+        part_urls=None,
+        error=_error(row.error),
+        created_at=_time(row.created_at),
+        expires_at=_time(row.expires_at),
+        completed_at=rfc3339(row.completed_at),
+        links={"self": path, "parts": f"{path}/parts/{{number}}", "complete": f"{path}/complete"},
+    )
+
+
+def render_part(row: UploadPart) -> UploadPartRead:
+    """One part that has arrived."""
+    return UploadPartRead(number=row.number, size_bytes=row.size_bytes, sha256=row.sha256)
+
+
+def render_part_urls(urls: Mapping[int, str], sizes: Sequence[int], *, seconds: float) -> list[PartUrl]:
+    """Signed URLs by part number, made just now."""
+    expires_at = _time(time.time() + seconds)
+    return [
+        PartUrl(number=number, size_bytes=sizes[number - 1], url=url, expires_at=expires_at)
+        for number, url in urls.items()
+    ]
 
 
 def render_event(row: JobEvent) -> EventRead:

@@ -60,6 +60,36 @@ class ApiKeyCreate(BaseModel):
     )
 
 
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+MAX_PARTS = 1000
+
+
+class UploadCreate(BaseModel):
+    """A large file that will come in parts."""
+
+    model_config = ConfigDict(extra="forbid")
+    filename: str = Field(min_length=1, max_length=255)
+    size_bytes: int = Field(ge=1, lt=2**53, strict=True)
+    sha256: Sha256 | None = Field(None, description="Of the whole file: completing it checks this.")
+    part_bytes: int | None = Field(
+        None, ge=1, lt=2**53, strict=True, description="Of every part but the last; without it, the largest allowed."
+    )
+    presigned: bool = Field(False, description="Also give URLs by which the parts go to the S3 store directly.")
+
+
+class SentPart(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    number: int = Field(ge=1, le=MAX_PARTS, strict=True)
+    sha256: Sha256
+
+
+class UploadComplete(BaseModel):
+    """`parts` names those that went to signed URLs; the others are known already."""
+
+    model_config = ConfigDict(extra="forbid")
+    parts: list[SentPart] = Field([], max_length=MAX_PARTS)
+
+
 class Read(BaseModel):
     """Answers may grow fields; what is here stays."""
 
@@ -205,6 +235,43 @@ class BlockRead(Read):
     num_params: int
     macs: int = Field(description="Multiply-adds of one input.")
     latency_share: float = Field(description="Part of the model's time, 0 to 1, as measured.")
+
+
+class UploadPartRead(Read):
+    object: Literal["upload_part"] = "upload_part"
+    number: int = Field(description="From 1.")
+    size_bytes: int
+    sha256: str | None = Field(description="null for a part at a signed URL: the service has not read it yet.")
+
+
+class PartUrl(Read):
+    """Where to PUT a part that is missing: anybody who has the URL may, until it expires."""
+
+    number: int
+    size_bytes: int
+    url: str
+    expires_at: Time
+
+
+class UploadRead(Read):
+    """A file on its way in. Send the parts that are not in `parts`, in any order, then complete it."""
+
+    object: Literal["upload"] = "upload"
+    id: str
+    filename: str
+    size_bytes: int
+    part_bytes: int = Field(description="The size of every part but the last, which has the rest.")
+    part_count: int
+    sha256: str | None = Field(description="As it was given; of a completed upload, as it is.")
+    state: str = Field(description="open, completing, completed, failed, expired")
+    done: bool
+    parts: list[UploadPartRead] = Field(description="Those that have arrived.")
+    part_urls: list[PartUrl] | None = Field(description="For the parts that are missing, when asked for.")
+    error: JobError | None = Field(description="Why the upload failed.")
+    created_at: Time
+    expires_at: Time = Field(description="Until then it waits for its parts, and once completed for a use.")
+    completed_at: Time | None
+    links: dict[str, str]
 
 
 class EventRead(Read):

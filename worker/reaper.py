@@ -13,6 +13,7 @@ from app.shared.jobs import queued_without_ring, reap_expired
 from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
 from app.shared.storage import sweep_uploads
+from app.shared.uploads import free_expired_uploads
 
 SWEEP_SECONDS = 2.0
 # A store is asked rarely, listing costs; and the slowest of uploads must never be taken for a forgotten one.
@@ -43,6 +44,7 @@ def sweep_until(
             reaped = sweep(sessions, ring)
             if time.monotonic() - swept_store_at >= STORE_SWEEP_SECONDS:
                 sweep_uploads(store, older_than_seconds=FORGOTTEN_UPLOAD_SECONDS)
+                free_expired_uploads(sessions, store)
                 with sessions.begin() as session:
                     forget_old_answers(session)
                 swept_store_at = time.monotonic()

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from obstore.store import ObjectStore
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.shared import storage
 from app.shared.db import db_now
 from app.shared.jobs import DONE, LIVE, Claim, JobAlreadyDone, fence, request_cancel, submit_job
-from app.shared.tables import Job, JobInput, Model
+from app.shared.tables import Dataset, Job, JobInput, Model, Upload
 
 INSPECT = "inspect"
 INSPECTING, READY, REJECTED = "inspecting", "ready", "rejected"
@@ -126,9 +126,12 @@ def delete_model(session: Session, model: Model) -> None:
 def free_content(session: Session, store: ObjectStore, *, sha256: str, storage_key: str) -> bool:
     """Delete a content's bytes when nothing refers to them any more. Call it after the deletion is committed."""
     lock_contents(session, [sha256])
-    of_models = exists().where(Model.storage_key == storage_key, Model.deleted_at.is_(None))
+    owned = [
+        exists().where(table.storage_key == storage_key, table.deleted_at.is_(None))
+        for table in (Model, Upload, Dataset)
+    ]
     of_inputs = exists().where(JobInput.storage_key == storage_key)
-    unused = bool(session.scalar(select(~of_models & ~of_inputs)))
+    unused = not session.scalar(select(or_(*owned, of_inputs)))
     if unused:
         storage.delete(store, storage_key)
     return unused

@@ -72,7 +72,8 @@ def _models(project_id: str) -> Select[Any]:
 
 
 def _open_uploads(project_id: str) -> Select[Any]:
-    return select(func.count()).select_from(Upload).where(Upload.project_id == project_id, Upload.state == "open")
+    unfinished = (Upload.state.in_(("open", "completing")), Upload.deleted_at.is_(None))
+    return select(func.count()).select_from(Upload).where(Upload.project_id == project_id, *unfinished)
 
 
 def _stored_bytes(project_id: str) -> Select[Any]:

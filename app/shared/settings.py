@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 SERVER_URLS = ("database_url", "broker_url", "store_url")
 EMBEDDED_LEASE_SECONDS = 10.0
 PRODUCTION_LEASE_SECONDS = 60.0
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
 
 
 class Settings(BaseSettings):
@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     quota_stored_bytes: int = Field(1024 * GIB, ge=0)
     quota_models: int = Field(10_000, ge=0)
     quota_open_uploads: int = Field(100, ge=0)
+    upload_bytes: int = Field(8 * GIB, gt=0, description="The largest file that comes in parts.")
+    part_bytes: int = Field(64 * MIB, gt=0, description="The largest part of an upload.")
+    upload_seconds: float = Field(24 * 3600, gt=0, description="How long an upload waits for its parts, and for use.")
+    store_public_endpoint: str | None = Field(None, description="How clients reach the S3 store, for signed URLs.")
     log_level: str = "INFO"
     # Hosts, addresses and networks inside that webhooks and datasets may be called at, e.g. ["10.1.0.0/16"].
     egress_allow: tuple[str, ...] = ()

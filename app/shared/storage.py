@@ -1,9 +1,11 @@
 """The object store: uploads by their content's hash, artifacts by job and attempt. Local directory or S3, one code."""
 
 import hashlib
+import shutil
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -21,6 +23,15 @@ CHUNK_BYTES = 5 * 1024 * 1024
 CONCURRENT_CHUNKS = 3
 READ_BYTES = 256 * 1024
 UPLOADS = "tmp"
+
+
+class DigestDiffers(Exception):
+    """What was read is not what it should have been."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(f"sha256 {expected} was expected, the bytes have {found}")
+        self.expected = expected
+        self.found = found
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,16 @@ def artifact_key(job_id: str, attempt: int, name: str) -> str:
     return f"jobs/{job_id}/attempt-{attempt}/{name}"
 
 
-async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes]) -> StoredFile:
-    """Store a stream under a temporary key while hashing it. If `chunks` raises, nothing is left in the store."""
+def blob_key(sha256: str) -> str:
+    """Where a content is, whoever it belongs to: equal files share one object."""
+    return f"blobs/sha256/{sha256}"
+
+
+async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes], *, key: str | None = None) -> StoredFile:
+    """Store a stream, under a temporary key if none is given, while hashing it.
+
+    If `chunks` raises, nothing is left in the store.
+    """
     digest, size = hashlib.sha256(), 0
 
     async def hashed() -> AsyncIterator[bytes]:
@@ -58,16 +77,63 @@ async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes]) -> Stored
             size += len(chunk)
             yield chunk
 
-    key = f"{UPLOADS}/{ULID()}"
+    key = key or f"{UPLOADS}/{ULID()}"
     await obstore.put_async(store, key, hashed(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS)
     return StoredFile(key, digest.hexdigest(), size)
 
 
 def keep_upload(store: ObjectStore, upload: StoredFile) -> StoredFile:
     """Move a finished upload to the key of its content, where equal files share one object."""
-    key = f"blobs/sha256/{upload.sha256}"
+    key = blob_key(upload.sha256)
     obstore.rename(store, upload.storage_key, key)
     return StoredFile(key, upload.sha256, upload.size_bytes)
+
+
+async def assemble(store: ObjectStore, chunks: AsyncIterable[bytes], *, key: str, sha256: str | None) -> StoredFile:
+    """Store one object of many chunks while hashing it, for `keep_assembled`; `chunks` may be iterated twice.
+
+    Raises DigestDiffers when a `sha256` is given and the bytes have another; whatever is raised, no object is left.
+    A local file is renamed in the end. On S3 that would be a copy, limited to 5 GiB: there the object is written where
+    it stays, for which its digest has to be known before.
+    """
+    if not isinstance(store, LocalStore):
+        sha256 = sha256 or await _digest(chunks)
+        key = blob_key(sha256)
+    digest, size = hashlib.sha256(), 0
+
+    async def checked() -> AsyncIterator[bytes]:
+        nonlocal size
+        async for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
+        if sha256 not in (None, digest.hexdigest()):
+            raise DigestDiffers(str(sha256), digest.hexdigest())
+
+    await obstore.put_async(store, key, checked(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS)
+    return StoredFile(key, digest.hexdigest(), size)
+
+
+def keep_assembled(store: ObjectStore, whole: StoredFile) -> None:
+    """Put an assembled object where its content belongs. Raises FileNotFoundError when it is gone by now."""
+    if whole.storage_key == blob_key(whole.sha256):
+        obstore.head(store, whole.storage_key)
+    else:
+        keep_upload(store, whole)
+
+
+async def _digest(chunks: AsyncIterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    async for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+async def read_chunks(store: ObjectStore, key: str) -> AsyncIterator[bytes]:
+    """An object in pieces. Raises FileNotFoundError when there is none."""
+    found = await obstore.get_async(store, key)
+    async for piece in found.stream(min_chunk_size=CHUNK_BYTES):
+        yield bytes(piece)
 
 
 def put_file(store: ObjectStore, key: str, path: Path) -> StoredFile:
@@ -106,6 +172,33 @@ def delete(store: ObjectStore, key: str) -> None:
         obstore.delete(store, key)
     except FileNotFoundError:
         return
+
+
+def delete_prefix(store: ObjectStore, prefix: str) -> None:
+    """Remove all objects under `prefix`; on a local store also what was never finished, which `list` hides."""
+    if isinstance(store, LocalStore) and store.prefix is not None:
+        shutil.rmtree(Path(store.prefix) / prefix, ignore_errors=True)
+        return
+    for page in obstore.list(store, prefix):
+        for item in page:
+            delete(store, item["path"])
+
+
+def sizes_under(store: ObjectStore, prefix: str) -> dict[str, int]:
+    """Key to bytes of all objects under `prefix`."""
+    return {item["path"]: item["size"] for page in obstore.list(store, prefix) for item in page}
+
+
+def open_signer(url: str, *, public_endpoint: str | None) -> S3Store | None:
+    """The store as clients will name it, to sign URLs with; None where there is nothing to sign."""
+    if urlsplit(url).scheme != "s3":
+        return None
+    return S3Store.from_url(url, endpoint=public_endpoint) if public_endpoint else S3Store.from_url(url)
+
+
+def sign_puts(signer: S3Store, keys: Sequence[str], *, seconds: float) -> list[str]:
+    """A URL for each key with which anybody may write it, for so long."""
+    return list(obstore.sign(signer, "PUT", list(keys), timedelta(seconds=seconds))) if keys else []
 
 
 def sweep_uploads(store: ObjectStore, *, older_than_seconds: float) -> int:

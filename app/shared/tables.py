@@ -217,7 +217,7 @@ class IdempotencyKey(Base):
 
 
 class Upload(Base):
-    """A large file that comes in parts: `open → completed | expired`. A completed one has the key of its content."""
+    """A large file that comes in parts, see `app.shared.uploads`. A completed one has the key of its content."""
 
     __tablename__ = "uploads"
     __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "expires_at"), Index(None, "storage_key"))
@@ -229,7 +229,10 @@ class Upload(Base):
     # What the client says the whole is, and then what it was.
     sha256: Mapped[str | None] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(String(40), default="open")
+    # While a gateway makes one file of the parts, until when it holds them.
+    lease_until: Mapped[float | None] = mapped_column(Double)
     storage_key: Mapped[str | None] = mapped_column(String(1024))
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[float] = mapped_column(Double, default=db_now())
     expires_at: Mapped[float] = mapped_column(Double)
     completed_at: Mapped[float | None] = mapped_column(Double)

@@ -17,7 +17,7 @@ from app.shared.models import (
     submit_inspection,
 )
 from app.shared.storage import open_store
-from app.shared.tables import Job, JobInput, Model
+from app.shared.tables import Dataset, Job, JobInput, Model, Upload
 
 Sessions = sessionmaker[Session]
 BLOCK = {"name": "layer1.0", "level": "block"}
@@ -167,7 +167,11 @@ def test_a_model_is_not_deleted_under_a_job(sessions: Sessions, project_id: str,
         delete_model(session, session.get_one(Model, model_id))
 
 
-@pytest.mark.parametrize("user", ["nothing", "model", "deleted model", "input"])
+@pytest.mark.parametrize(
+    "user",
+    ["nothing", "model", "deleted model", "input", "upload", "deleted upload", "dataset",
+     "deleted dataset"],
+)  # fmt: skip
 def test_bytes_are_freed_when_nothing_else_refers_to_them(
     sessions: Sessions, project_id: str, model_id: str, tmp_path: Path, user: str
 ):
@@ -180,9 +184,19 @@ def test_bytes_are_freed_when_nothing_else_refers_to_them(
         if user == "input":
             session.add(JobInput(job_id=job_id, name="upload:repair", **file))
         elif user != "nothing":
-            deleted_at = 1.0 if user == "deleted model" else None
-            session.add(Model(id="mdl_other", project_id=project_id, deleted_at=deleted_at, **file))
+            columns = {
+                "id": "other",
+                "project_id": project_id,
+                "deleted_at": 1.0 if "deleted" in user else None,
+                **file,
+            }
+            made = {
+                "model": lambda: Model(**columns),
+                "upload": lambda: Upload(**columns, part_bytes=7, expires_at=1.0),
+                "dataset": lambda: Dataset(**columns, name="d", reference="upload:file"),
+            }
+            session.add(made[user.rpartition(" ")[2]]())
     with sessions.begin() as session:
         freed = free_content(session, store, sha256="0" * 64, storage_key="blobs/none")
-    assert freed == (user in ("nothing", "deleted model"))
+    assert freed == (user == "nothing" or user.startswith("deleted"))
     assert (tmp_path / "blobs" / "none").exists() != freed

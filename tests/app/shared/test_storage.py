@@ -12,13 +12,18 @@ import pytest
 from obstore.store import MemoryStore
 
 from app.shared.storage import (
+    DigestDiffers,
+    assemble,
     delete,
+    delete_prefix,
     download,
+    keep_assembled,
     keep_upload,
     open_range,
     open_store,
     put_file,
     put_stream,
+    read_chunks,
     sweep_uploads,
 )
 
@@ -118,3 +123,28 @@ def test_a_range_is_just_those_bytes(tmp_path: Path):
 def test_a_store_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="ftp://host"):
         open_store("ftp://host/x")
+
+
+def test_one_object_is_made_of_many_and_only_if_it_is_the_right_one(tmp_path: Path):
+    store = open_store(tmp_path.as_uri())
+    obstore.put(store, "parts/1", b"abc")
+    obstore.put(store, "parts/2", b"defg")
+    sha256 = hashlib.sha256(b"abcdefg").hexdigest()
+
+    class Chunks:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for number in (1, 2):
+                async for chunk in read_chunks(store, f"parts/{number}"):
+                    yield chunk
+
+    with pytest.raises(DigestDiffers, match=sha256):
+        asyncio.run(assemble(store, Chunks(), key="parts/whole", sha256="0" * 64))
+    assert files_in(tmp_path) == ["parts/1", "parts/2"]
+    whole = asyncio.run(assemble(store, Chunks(), key="parts/whole", sha256=None))
+    keep_assembled(store, whole)
+    assert (whole.sha256, whole.size_bytes) == (sha256, 7)
+    assert (tmp_path / "blobs" / "sha256" / sha256).read_bytes() == b"abcdefg"
+    delete_prefix(store, "parts")
+    assert files_in(tmp_path) == [f"blobs/sha256/{sha256}"]
+    with pytest.raises(FileNotFoundError):
+        keep_assembled(store, whole)
