@@ -7,7 +7,7 @@ they use it, in one call of one thread.
 
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from celery import Celery
@@ -40,6 +40,7 @@ class Gateway:
     completions: Completions
     signer: S3Store | None
     stopping: threading.Event
+    service_secret: bytes = field(repr=False)
 
 
 def _gateway(request: Request) -> Gateway:

@@ -22,9 +22,10 @@ from app.middleware import RequestBorder
 from app.openapi import install_openapi
 from app.prepare import prepare
 from app.relay import start_relay, stop_relay
-from app.routes import artifacts, jobs, keys, models, system, uploads
+from app.routes import artifacts, jobs, keys, models, system, uploads, webhooks
 from app.shared.db import make_engine, make_sessions, read_only
 from app.shared.queue import make_celery, ring
+from app.shared.secret import service_secret
 from app.shared.settings import Settings
 from app.shared.storage import open_signer, open_store
 from app.shared.tables import ApiKey
@@ -40,7 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestBorder)
     install_error_handlers(app)
     install_openapi(app)
-    modules = (jobs, artifacts, models, uploads, keys, system)
+    modules = (jobs, artifacts, models, uploads, keys, webhooks, system)
     app.state.api_routes = [route for module in modules for route in module.router.routes]
     for module in modules:
         app.include_router(module.router, prefix="/v1")
@@ -61,6 +62,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         with readers() as session:
             if session.scalar(select(ApiKey.id).limit(1)) is None:
                 raise RuntimeError("the database has no API key yet: run `python -m app.prepare` once")
+        secret = service_secret(settings)
         key_uses = KeyUses()
         relay, thread = start_relay(sessions, partial(ring, celery), key_uses.write)
         store = open_store(settings.store_url)
@@ -76,6 +78,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             completions=completions,
             signer=open_signer(settings.store_url, public_endpoint=settings.store_public_endpoint),
             stopping=closing.enter_context(_told_of_stop()),
+            service_secret=secret,
         )
         yield
         await run_in_threadpool(completions.stop)

@@ -23,10 +23,23 @@ from app.schemas import (
     QueuePlace,
     UploadPartRead,
     UploadRead,
+    WebhookAttempt,
+    WebhookDeliveryRead,
+    WebhookEndpointRead,
 )
 from app.shared.jobs import DONE, queue_position
 from app.shared.models import INSPECTING
-from app.shared.tables import ApiKey, Artifact, Job, JobEvent, Model, Upload, UploadPart
+from app.shared.tables import (
+    ApiKey,
+    Artifact,
+    Job,
+    JobEvent,
+    Model,
+    Upload,
+    UploadPart,
+    WebhookDelivery,
+    WebhookEndpoint,
+)
 from app.shared.times import rfc3339
 from app.shared.uploads import COMPLETING, OPEN, part_sizes, state_of
 from archrepair_core.spec import format_of_file
@@ -223,6 +236,38 @@ def render_part_urls(urls: Mapping[int, str], sizes: Sequence[int], *, seconds: 
         PartUrl(number=number, size_bytes=sizes[number - 1], url=url, expires_at=expires_at)
         for number, url in urls.items()
     ]
+
+
+def render_endpoint(row: WebhookEndpoint) -> WebhookEndpointRead:
+    """One webhook endpoint as the API shows it."""
+    path = f"/v1/webhook-endpoints/{row.id}"
+    return WebhookEndpointRead(
+        id=row.id,
+        url=row.url,
+        events=row.events,
+        description=row.description,
+        enabled=row.enabled,
+        created_at=_time(row.created_at),
+        rotated_at=rfc3339(row.rotated_at),
+        links={"self": path, "deliveries": f"{path}/deliveries", "test": f"{path}/test"},
+    )
+
+
+def render_delivery(row: WebhookDelivery) -> WebhookDeliveryRead:
+    """One delivery as the API shows it."""
+    return WebhookDeliveryRead(
+        id=row.id,
+        endpoint_id=row.endpoint_id,
+        job_id=row.job_id,
+        url=row.url,
+        event=row.event,
+        payload=row.payload,
+        state=row.state,
+        attempts=[WebhookAttempt.model_validate({**entry, "at": _time(entry["at"])}) for entry in row.attempts],
+        next_attempt_at=rfc3339(row.next_attempt_at),
+        created_at=_time(row.created_at),
+        finished_at=rfc3339(row.finished_at),
+    )
 
 
 def render_event(row: JobEvent) -> EventRead:

@@ -14,6 +14,8 @@ WHERE_TO_LOOK = {
     "model": "GET /v1/models lists them.",
     "key": "GET /v1/api-keys lists them.",
     "upload": "POST /v1/uploads makes one; it ends a while after it was made or completed.",
+    "endpoint": "GET /v1/webhook-endpoints lists them.",
+    "delivery": "GET /v1/webhook-endpoints/{id}/deliveries lists them.",
     "artifact": "GET /v1/jobs/{id}/artifacts lists them.",
 }
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from app.keys import SCOPES
+from app.shared.webhooks import ENDINGS, EVENTS, JOB_EVENTS, EventName, JobEventName
 from archrepair_core.spec import RepairSpec
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -15,15 +16,30 @@ InputShapeSource: Any = Field(description="given with the upload, written in the
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
+WebhookUrl = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^https?://")]
+
+
+class JobWebhook(BaseModel):
+    """A webhook for one job alone."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: WebhookUrl
+    events: list[JobEventName] = Field(
+        list(ENDINGS), min_length=1, max_length=len(JOB_EVENTS), description="What to hear of; by default its end."
+    )
+
+
 class JobCreate(RepairSpec):
     """A repair, and what belongs to the job around it."""
 
     model_id: str | None = Field(None, max_length=40, description="A registered model, in place of a `model` part.")
     metadata: dict[MetadataKey, MetadataValue] = Field({}, max_length=16, description="Yours to find the job by.")
 
+    webhook: JobWebhook | None = None
+
     def repair_spec(self) -> dict[str, Any]:
         """The part the engine understands, as JSON data."""
-        return self.model_dump(mode="json", exclude={"model_id", "metadata"})
+        return self.model_dump(mode="json", exclude={"model_id", "metadata", "webhook"})
 
 
 class CancelRequest(BaseModel):
@@ -300,6 +316,70 @@ class ApiKeyCreated(ApiKeyRead):
     key: str | None = Field(description="The whole key, shown this once; null when the request is answered again.")
 
 
+class WebhookEndpointCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    url: WebhookUrl
+    events: list[EventName] = Field(list(EVENTS), min_length=1, max_length=len(EVENTS))
+    description: str = Field("", max_length=200)
+
+
+class WebhookEndpointUpdate(BaseModel):
+    """What is not given stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: WebhookUrl | None = None
+    events: list[EventName] | None = Field(None, min_length=1, max_length=len(EVENTS))
+    description: str | None = Field(None, max_length=200)
+    enabled: bool | None = None
+
+
+class WebhookEndpointRead(Read):
+    object: Literal["webhook_endpoint"] = "webhook_endpoint"
+    id: str
+    url: str
+    events: list[str]
+    description: str
+    enabled: bool = Field(description="Off after an answer of 410, or five days in which nothing was taken.")
+    created_at: Time
+    rotated_at: Time | None
+    links: dict[str, str]
+
+
+class WebhookEndpointSecret(WebhookEndpointRead):
+    """An endpoint with the secret its messages are signed with: shown when it is made, and when it is rotated."""
+
+    secret: str
+
+
+class WebhookSigningSecret(Read):
+    object: Literal["webhook_signing_secret"] = "webhook_signing_secret"
+    secret: str = Field(description="What the webhooks of single jobs of your project are signed with.")
+
+
+class WebhookAttempt(Read):
+    at: Time
+    asked_again: bool = Field(False, description="Not an attempt: somebody asked for the message again.")
+    status: int | None = None
+    error: str | None = None
+    answer: str | None = Field(None, description="The first bytes of what the receiver said.")
+    seconds: float | None = None
+
+
+class WebhookDeliveryRead(Read):
+    object: Literal["webhook_delivery"] = "webhook_delivery"
+    id: str = Field(description="The header webhook-id of the message, the same in every attempt.")
+    endpoint_id: str | None
+    job_id: str | None
+    url: str
+    event: str
+    payload: dict[str, Any]
+    state: str = Field(description="pending, delivered, failed")
+    attempts: list[WebhookAttempt]
+    next_attempt_at: Time | None
+    created_at: Time
+    finished_at: Time | None
+
+
 class Page(Read):
     object: Literal["list"] = "list"
     has_more: bool
@@ -329,6 +409,14 @@ class BlockPage(Page):
 
 class ArtifactPage(Page):
     data: list[ArtifactRead]
+
+
+class WebhookEndpointPage(Page):
+    data: list[WebhookEndpointRead]
+
+
+class WebhookDeliveryPage(Page):
+    data: list[WebhookDeliveryRead]
 
 
 class EventPage(Page):

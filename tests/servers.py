@@ -6,6 +6,7 @@ They need no docker and no apt, and start as root too. `ARCHREPAIR_TEST_POSTGRES
 
 import ctypes
 import importlib.util
+import json
 import os
 import platform
 import secrets
@@ -280,6 +281,8 @@ class Stack:
         shutil.copytree(self.template, state_dir)
         self.count += 1
         urls = self._production_urls() if self.postgres_url else embedded_urls(state_dir)
+        if self.postgres_url:
+            values.setdefault("secret_key", "of-the-tests-" * 4)
         return Settings(state_dir=state_dir, broker_url=broker_url or self.broker_url, **urls, **values)
 
     def _production_urls(self) -> dict[str, str]:
@@ -302,7 +305,11 @@ class Stack:
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that give a process these settings."""
-    return {f"ARCHREPAIR_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_none=True).items()}
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return {
+        f"ARCHREPAIR_{name.upper()}": json.dumps(value) if isinstance(value, list | dict) else str(value)
+        for name, value in values.items()
+    }
 
 
 def embedded_urls(state_dir: Path) -> dict[str, str]:

@@ -10,7 +10,9 @@ import structlog
 from celery import Celery, signals
 
 from app.shared.db import make_engine, make_sessions
+from app.shared.egress import EgressPolicy
 from app.shared.queue import make_celery, ring
+from app.shared.secret import service_secret
 from app.shared.settings import Settings
 from app.shared.storage import open_store
 from archrepair_core.sandbox.sandbox import describe_layers, missing_layers, refuse_gaps
@@ -18,6 +20,7 @@ from worker.limits import EngineLimits
 from worker.reaper import sweep_until
 from worker.scratch import sweep_scratch
 from worker.tasks import scratch_root
+from worker.webhooks import Postbox, deliver_until
 
 # One process per worker, hence per GPU; no chatter between workers, the database knows everything.
 ARGUMENTS = ("worker", "-c", "1", "--pool=prefork", "--without-gossip", "--without-mingle", "--without-heartbeat")
@@ -50,10 +53,13 @@ def connect_main_process(celery: Celery, settings: Settings) -> None:
     """
     stopped = threading.Event()
     pools: list[Any] = []
+    secret = service_secret(settings)
 
     def start(sender: Any, **_: Any) -> None:
         pools.append(sender.pool)
         sessions = make_sessions(make_engine(settings.database_url))
+        postbox = Postbox(sessions, secret, EgressPolicy(settings.egress_allow), settings.webhook_retry_seconds)
+        threading.Thread(target=deliver_until, args=(stopped, postbox), name="webhooks", daemon=True).start()
         threading.Thread(
             target=sweep_until,
             args=(stopped, sessions, partial(ring, celery)),

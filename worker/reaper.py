@@ -14,6 +14,7 @@ from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
 from app.shared.storage import sweep_uploads
 from app.shared.uploads import free_expired_uploads
+from app.shared.webhooks import forget_old_deliveries
 
 SWEEP_SECONDS = 2.0
 # A store is asked rarely, listing costs; and the slowest of uploads must never be taken for a forgotten one.
@@ -26,6 +27,7 @@ def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str
     with sessions.begin() as session:
         reaped = reap_expired(session)
         settle_forgotten_models(session)
+        forget_old_deliveries(session)
         if queued_without_ring(session):
             add_ring(session)
     with sessions() as session:

@@ -21,6 +21,7 @@ from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.quotas import require_quotas
 from app.rendering import render_event, render_job, render_jobs
 from app.routes.models import add_model, file_columns, usable_model
+from app.routes.webhooks import require_callable
 from app.rows import find_row
 from app.schemas import CancelRequest, EventPage, JobCreate, JobPage, JobRead, Validation
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
@@ -70,6 +71,8 @@ async def create_job(
     if spec.model_id is not None and not await run_in_threadpool(was_answered, gateway, once):
         # Before the files are read, not only when the job is made.
         await run_in_threadpool(_check_model, gateway, spec.model_id, project_id=caller.project_id)
+    if spec.webhook is not None:
+        require_callable(gateway, spec.webhook.url, pointer="#/webhook/url")
     if validate_only:
         return JSONResponse(Validation(spec=spec.repair_spec()).model_dump(mode="json"))
     async with receive_files(parts, spec, gateway.store) as received:
@@ -101,6 +104,7 @@ def _submit(
             JobInput(name=f"{UPLOAD}{name}", **file_columns(file)) for name, file in kept.items() if name != MODEL_PART
         ],
         metadata=spec.metadata,
+        webhook=spec.webhook.model_dump() if spec.webhook else None,
         max_attempts=gateway.settings.max_attempts,
     )
     shown = render_job(session, job)

@@ -15,6 +15,7 @@ from app.shared.db import db_now
 from app.shared.ids import new_id
 from app.shared.outbox import add_ring
 from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, Model, OutboxMessage
+from app.shared.webhooks import announce_job
 
 QUEUED = ("queued",)
 HELD = ("running", "cancelling")
@@ -100,6 +101,7 @@ def submit_job(
     metadata: Mapping[str, str] | None = None,
     max_attempts: int = 3,
     priority: int = 0,
+    webhook: dict[str, Any] | None = None,
 ) -> Job:
     """Create a queued job with its input rows, its first event and the ring that will wake a worker."""
     job = Job(
@@ -112,6 +114,7 @@ def submit_job(
         labels=dict(metadata or {}),
         max_attempts=max_attempts,
         priority=priority,
+        webhook=webhook,
     )
     session.add(job)
     session.flush()
@@ -119,6 +122,7 @@ def submit_job(
         job_input.job_id = job.id
         session.add(job_input)
     _record(session, job.id, "job.created", {"status": "queued"})
+    announce_job(session, job.id, "job.created")
     add_ring(session)
     return job
 
@@ -337,6 +341,7 @@ def _take(
     if row is not None:
         data = {"status": transition.target, "attempt": row.attempt, **(event_data or {})}
         _record(session, row.id, transition.event, data)
+        announce_job(session, row.id, transition.event)
     return row
 
 

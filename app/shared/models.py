@@ -18,6 +18,7 @@ from app.shared import storage
 from app.shared.db import db_now
 from app.shared.jobs import DONE, LIVE, Claim, JobAlreadyDone, fence, request_cancel, submit_job
 from app.shared.tables import Dataset, Job, JobInput, Model, Upload
+from app.shared.webhooks import announce_model
 
 INSPECT = "inspect"
 INSPECTING, READY, REJECTED = "inspecting", "ready", "rejected"
@@ -70,7 +71,10 @@ def record_model(session: Session, claim: Claim, found: Mapping[str, Any]) -> bo
         model.state, model.error, model.blocks = READY, None, blocks
         num_blocks = sum(block["level"] == "block" for block in blocks) if blocks else None
         model.facts = {name: value for name, value in found.items() if name != "blocks"} | {"num_blocks": num_blocks}
+        announced = model.inspected_at is not None
         model.inspected_at = session.scalars(select(db_now())).one()
+        if not announced:  # else a job's data has only told more of it
+            announce_model(session, model)
     return True
 
 
@@ -95,6 +99,7 @@ def settle_model(session: Session, model_id: str) -> str | None:
         return INSPECTING
     model.state, model.error = REJECTED, blaming[-1].error or _CANCELLED
     model.inspected_at = session.scalars(select(db_now())).one()
+    announce_model(session, model)
     return REJECTED
 
 

@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     upload_seconds: float = Field(24 * 3600, gt=0, description="How long an upload waits for its parts, and for use.")
     store_public_endpoint: str | None = Field(None, description="How clients reach the S3 store, for signed URLs.")
     log_level: str = "INFO"
+    # Signing secrets of webhooks are derived from it; an embedded service makes one of its own.
+    secret_key: str | None = Field(None, repr=False, min_length=32)
+    # How long to wait after each failed attempt to deliver a webhook.
+    webhook_retry_seconds: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400)
     # Hosts, addresses and networks inside that webhooks and datasets may be called at, e.g. ["10.1.0.0/16"].
     egress_allow: tuple[str, ...] = ()
 

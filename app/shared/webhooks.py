@@ -1,0 +1,254 @@
+"""What is said to customers' endpoints, and how it is signed (standardwebhooks.com). Callers own the transaction.
+
+A delivery is a row, written in the transaction of the change it tells of, so that none is told that did not happen and
+none is forgotten. Whoever delivers takes rows for a while; one that was not brought back is taken again, with the same
+`webhook-id`, by which receivers tell it from a new one.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+from standardwebhooks import Webhook
+
+from app.shared.db import db_now
+from app.shared.ids import new_id
+from app.shared.tables import Job, Model, WebhookDelivery, WebhookEndpoint
+from app.shared.times import rfc3339
+
+JobEventName = Literal["job.created", "job.started", "job.requeued", "job.succeeded", "job.failed", "job.cancelled"]
+EventName = JobEventName | Literal["model.ready", "model.rejected"]
+JOB_EVENTS: tuple[JobEventName, ...] = get_args(JobEventName)
+EVENTS: tuple[EventName, ...] = (*JOB_EVENTS, "model.ready", "model.rejected")
+TEST_EVENT = "webhook.test"
+# Of a job's own webhook, unless it says which.
+ENDINGS: tuple[JobEventName, ...] = ("job.succeeded", "job.failed", "job.cancelled")
+PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
+# A delivery whose deliverer died is taken again after this.
+TAKEN_SECONDS = 60.0
+OLD_SECRET_SECONDS = 24 * 3600.0
+# An endpoint that has taken nothing for so long, while it was tried, is disabled.
+GIVE_UP_SECONDS = 5 * 24 * 3600.0
+KEEP_SECONDS = 30 * 24 * 3600.0
+JITTER = 0.1
+GONE = 410
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message to bring out now, and the secrets it is signed with: two for a day after a rotation."""
+
+    id: str
+    url: str
+    body: bytes
+    secrets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attempt met: an HTTP status, or words about why there was none. `retry_after` in seconds."""
+
+    status: int | None
+    error: str | None
+    excerpt: str
+    seconds: float
+    retry_after: float | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Any 2xx."""
+        return self.status is not None and 200 <= self.status < 300
+
+
+def signing_secret(service_secret: bytes, owner: str, version: int = 1) -> str:
+    """`whsec_…` of an endpoint, or of a project for the webhooks of its jobs."""
+    derived = hmac.digest(service_secret, f"webhook:{owner}:{version}".encode(), hashlib.sha256)
+    return f"whsec_{base64.b64encode(derived).decode()}"
+
+
+def signed_headers(delivery: Delivery) -> dict[str, str]:
+    """The three headers of Standard Webhooks, for now."""
+    now = datetime.now(UTC)
+    signatures = [Webhook(secret).sign(delivery.id, now, delivery.body.decode()) for secret in delivery.secrets]
+    return {
+        "webhook-id": delivery.id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": " ".join(signatures),
+        "Content-Type": "application/json",
+    }
+
+
+def announce_job(session: Session, job_id: str, event: str) -> None:
+    """Tell all who want to hear of this change of a job."""
+    if event not in JOB_EVENTS:
+        return
+    session.flush()
+    job = session.scalars(select(Job).where(Job.id == job_id).execution_options(populate_existing=True)).one()
+    if job.kind not in ("repair", "localize", "evaluate"):
+        return  # the service's own
+    told = _subscribed(session, job.project_id, event)
+    own = job.webhook
+    if not told and not (own and event in (own.get("events") or ENDINGS)):
+        return
+    payload = _payload(session, event, _job_data(job))
+    for endpoint in told:
+        _add(session, job.project_id, event, payload, url=endpoint.url, endpoint_id=endpoint.id, job_id=job.id)
+    if own and event in (own.get("events") or ENDINGS):
+        _add(session, job.project_id, event, payload, url=own["url"], job_id=job.id)
+
+
+def announce_model(session: Session, model: Model) -> None:
+    """Tell all who want to hear that a model was inspected."""
+    event = f"model.{model.state}"
+    told = _subscribed(session, model.project_id, event)
+    if not told:
+        return
+    links = {"self": f"/v1/models/{model.id}"}
+    data = {"object": "model", "id": model.id, "state": model.state, "filename": model.filename, "links": links}
+    payload = _payload(session, event, data)
+    for endpoint in told:
+        _add(session, model.project_id, event, payload, url=endpoint.url, endpoint_id=endpoint.id)
+
+
+def send_test(session: Session, endpoint: WebhookEndpoint) -> WebhookDelivery:
+    """A message that says nothing, to see whether it arrives; sent to a disabled endpoint too."""
+    payload = _payload(session, TEST_EVENT, {"object": "webhook_endpoint", "id": endpoint.id})
+    return _add(session, endpoint.project_id, TEST_EVENT, payload, url=endpoint.url, endpoint_id=endpoint.id)
+
+
+def redeliver(session: Session, delivery: WebhookDelivery, *, url: str) -> None:
+    """Send it again, to where its endpoint is now, with a whole schedule of attempts before it."""
+    now = session.scalars(select(db_now())).one()
+    delivery.state, delivery.finished_at, delivery.url, delivery.next_attempt_at = PENDING, None, url, now
+    delivery.attempts = [*delivery.attempts, {"at": now, "asked_again": True}]
+
+
+def take_due(session: Session, service_secret: bytes, *, limit: int) -> list[Delivery]:
+    """Deliveries whose time has come, taken so that nobody else brings them out meanwhile."""
+    due = (WebhookDelivery.state == PENDING, WebhookDelivery.next_attempt_at <= db_now())
+    rows = select(WebhookDelivery).where(*due).order_by(WebhookDelivery.next_attempt_at).limit(limit)
+    found = session.scalars(rows.with_for_update(skip_locked=True)).all()
+    taken = []
+    now = session.scalars(select(db_now())).one()
+    for row in found:
+        row.next_attempt_at = now + TAKEN_SECONDS
+        taken.append(Delivery(row.id, row.url, _body(row.payload), _secrets(session, row, service_secret, now)))
+    return taken
+
+
+def record_attempt(session: Session, delivery_id: str, attempt: Attempt, *, retry_seconds: Sequence[float]) -> None:
+    """Note what happened, and when it is tried again, if it is."""
+    row = session.get(WebhookDelivery, delivery_id, with_for_update=True)
+    if row is None:  # its job was deleted
+        return
+    now = session.scalars(select(db_now())).one()
+    noted = {"at": now, "status": attempt.status, "error": attempt.error, "answer": attempt.excerpt}
+    row.attempts = [*row.attempts, {**noted, "seconds": round(attempt.seconds, 3)}]
+    endpoint = session.get(WebhookEndpoint, row.endpoint_id) if row.endpoint_id else None
+    if attempt.succeeded:
+        row.state, row.finished_at, row.next_attempt_at = DELIVERED, now, None
+        return
+    failures = _failures_in_a_row(row.attempts)
+    over = failures > len(retry_seconds) or attempt.status == GONE or (endpoint is not None and not endpoint.enabled)
+    if not over:
+        pause = retry_seconds[failures - 1] * random.uniform(1 - JITTER, 1 + JITTER)
+        row.next_attempt_at = now + max(pause, attempt.retry_after or 0)
+        return
+    row.state, row.finished_at, row.next_attempt_at = FAILED, now, None
+    if endpoint is not None and (attempt.status == GONE or _has_taken_nothing(session, endpoint, now)):
+        endpoint.enabled = False
+
+
+def _failures_in_a_row(attempts: Sequence[Mapping[str, Any]]) -> int:
+    """Attempts since the delivery was made, or since somebody asked for it again."""
+    asked_again = [place for place, entry in enumerate(attempts) if entry.get("asked_again")]
+    return len(attempts) - (asked_again[-1] + 1 if asked_again else 0)
+
+
+def forget_old_deliveries(session: Session) -> None:
+    """The log is kept for thirty days."""
+    old = (WebhookDelivery.state != PENDING, WebhookDelivery.created_at < db_now() - KEEP_SECONDS)
+    session.execute(delete(WebhookDelivery).where(*old))
+
+
+def close_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
+    """Delete an endpoint; what was still to be sent to it is not sent."""
+    now = session.scalars(select(db_now())).one()
+    endpoint.deleted_at, endpoint.enabled = now, False
+    waiting = (WebhookDelivery.endpoint_id == endpoint.id, WebhookDelivery.state == PENDING)
+    values = {"state": FAILED, "finished_at": now, "next_attempt_at": None}
+    session.execute(update(WebhookDelivery).where(*waiting).values(**values))
+
+
+def _subscribed(session: Session, project_id: str, event: str) -> list[WebhookEndpoint]:
+    alive = (WebhookEndpoint.project_id == project_id, WebhookEndpoint.enabled, WebhookEndpoint.deleted_at.is_(None))
+    return [row for row in session.scalars(select(WebhookEndpoint).where(*alive)) if event in row.events]
+
+
+def _job_data(job: Job) -> dict[str, Any]:
+    """Thin: who wants more asks for the job, and is then told the truth of that moment."""
+    outcome = (job.result or {}).get("outcome")
+    links = {"self": f"/v1/jobs/{job.id}"}
+    return {"object": "job", "id": job.id, "kind": job.kind, "status": job.status, "verdict": job.verdict,
+            "outcome": outcome, "model_id": job.model_id, "metadata": job.labels, "links": links}  # fmt: skip
+
+
+def _payload(session: Session, event: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    now = session.scalars(select(db_now())).one()
+    return {"type": event, "timestamp": rfc3339(now), "data": dict(data)}
+
+
+def _add(
+    session: Session,
+    project_id: str,
+    event: str,
+    payload: dict[str, Any],
+    *,
+    url: str,
+    endpoint_id: str | None = None,
+    job_id: str | None = None,
+) -> WebhookDelivery:
+    row = WebhookDelivery(
+        id=new_id("whd"),
+        project_id=project_id,
+        endpoint_id=endpoint_id,
+        job_id=job_id,
+        url=url,
+        event=event,
+        payload=payload,
+        next_attempt_at=db_now(),
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _body(payload: Mapping[str, Any]) -> bytes:
+    return json.dumps(payload, separators=(",", ":")).encode()
+
+
+def _secrets(session: Session, row: WebhookDelivery, service_secret: bytes, now: float) -> tuple[str, ...]:
+    endpoint = session.get(WebhookEndpoint, row.endpoint_id) if row.endpoint_id else None
+    if endpoint is None:
+        return (signing_secret(service_secret, row.project_id),)
+    versions = [endpoint.secret_version]
+    if endpoint.rotated_at is not None and now - endpoint.rotated_at < OLD_SECRET_SECONDS:
+        versions.append(endpoint.secret_version - 1)
+    return tuple(signing_secret(service_secret, endpoint.id, version) for version in versions)
+
+
+def _has_taken_nothing(session: Session, endpoint: WebhookEndpoint, now: float) -> bool:
+    """Whether its first delivery is long ago, and none since came through."""
+    since = now - GIVE_UP_SECONDS
+    mine = select(WebhookDelivery.id).where(WebhookDelivery.endpoint_id == endpoint.id)
+    came = session.scalar(mine.where(WebhookDelivery.state == DELIVERED, WebhookDelivery.finished_at > since).limit(1))
+    tried_before = session.scalar(mine.where(WebhookDelivery.created_at < since).limit(1))
+    return came is None and tried_before is not None

@@ -1,0 +1,309 @@
+"""Webhooks from the change of a job to a receiver that checks the signature, over real HTTP."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from sqlalchemy import select, update
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from app.shared.db import db_now
+from app.shared.egress import EgressPolicy
+from app.shared.ids import new_id
+from app.shared.jobs import claim_job, finish_job, request_cancel
+from app.shared.tables import Job, WebhookDelivery, WebhookEndpoint
+from app.shared.webhooks import (
+    EVENTS,
+    GIVE_UP_SECONDS,
+    TAKEN_SECONDS,
+    close_endpoint,
+    forget_old_deliveries,
+    redeliver,
+    signing_secret,
+    take_due,
+)
+from worker.webhooks import Postbox, deliver_due, deliver_until
+
+SECRET = b"of the service"
+RETRIES = (0.0, 0.0)
+
+
+@dataclass
+class Receiver:
+    """A customer's endpoint: keeps what it got, answers as it is told."""
+
+    url: str = ""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"thanks"
+    pause_seconds: float = 0.0
+    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+    def handler(self):
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                time.sleep(receiver.pause_seconds)
+                self.send_response(receiver.status)
+                for name, value in {**receiver.headers, "Content-Length": str(len(receiver.body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(receiver.body)
+
+            def log_message(self, *_):
+                return
+
+        return Handler
+
+
+@pytest.fixture
+def receiver():
+    receiver = Receiver()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), receiver.handler())
+    receiver.url = f"http://127.0.0.1:{server.server_port}/hooks"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield receiver
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def postbox(service):
+    return Postbox(service.bench.sessions, SECRET, EgressPolicy(("127.0.0.0/8",)), RETRIES, answer_seconds=2)
+
+
+@pytest.fixture
+def deliver(postbox):
+    """Rounds until nothing is due; returns how many messages went out."""
+
+    def rounds(postbox=postbox):
+        with ThreadPoolExecutor(4) as pool:
+            sent = 0
+            while count := deliver_due(postbox, pool):
+                sent += count
+            return sent
+
+    return rounds
+
+
+@pytest.fixture
+def endpoint(service, receiver):
+    row = WebhookEndpoint(id=new_id("whk"), project_id=service.project_id, url=receiver.url, events=list(EVENTS))
+    with service.bench.sessions.begin() as session:
+        session.add(row)
+    return row.id
+
+
+def deliveries(service):
+    with service.bench.sessions() as session:
+        return list(session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.id)))
+
+
+def run_job(service, status="succeeded", **submitted):
+    job_id = service.submit("succeed", **submitted)
+    with service.bench.sessions.begin() as session:
+        claim = claim_job(session, owner="w", lease_seconds=60)
+    with service.bench.sessions.begin() as session:
+        assert finish_job(session, claim, status=status, verdict="pass", cause=status)
+    return job_id
+
+
+def verified(receiver, place, secret):
+    headers, body = receiver.got[place]
+    return Webhook(secret).verify(body, headers)
+
+
+def test_every_change_of_a_job_arrives_in_order_and_signed(service, endpoint, receiver, deliver):
+    job_id = run_job(service)
+    assert deliver() == 3
+    secret = signing_secret(SECRET, endpoint)
+    told = sorted((verified(receiver, place, secret) for place in range(3)), key=lambda said: said["timestamp"])
+    assert {said["type"] for said in told} == {"job.created", "job.started", "job.succeeded"}
+    last = next(said for said in told if said["type"] == "job.succeeded")
+    assert (last["data"]["id"], last["data"]["status"], last["data"]["verdict"]) == (job_id, "succeeded", "pass")
+    assert last["data"]["links"] == {"self": f"/v1/jobs/{job_id}"}
+    with pytest.raises(WebhookVerificationError):
+        verified(receiver, 0, signing_secret(SECRET, "another"))
+    assert [row.state for row in deliveries(service)] == ["delivered"] * 3
+    assert deliveries(service)[0].attempts[0]["answer"] == "thanks"
+
+
+def test_a_change_that_is_rolled_back_is_not_told(service, endpoint):
+    job_id = service.submit("succeed")
+    with service.bench.sessions() as session:
+        request_cancel(session, session.get_one(Job, job_id), keep_best=False)
+        session.rollback()
+    assert [row.event for row in deliveries(service)] == ["job.created"]
+
+
+def test_only_what_was_asked_for_is_sent_and_other_projects_hear_nothing(service, endpoint, receiver, deliver):
+    with service.bench.sessions.begin() as session:
+        session.get_one(WebhookEndpoint, endpoint).events = ["job.failed"]
+    run_job(service)
+    run_job(service, status="failed")
+    assert deliver() == 1
+    assert verified(receiver, 0, signing_secret(SECRET, endpoint))["type"] == "job.failed"
+
+
+def test_a_job_may_bring_its_own_webhook(service, receiver, deliver):
+    run_job(service, webhook={"url": receiver.url, "events": ["job.succeeded"]})
+    assert deliver() == 1
+    said = verified(receiver, 0, signing_secret(SECRET, service.project_id))
+    assert said["type"] == "job.succeeded"
+
+
+def test_a_receiver_that_fails_is_tried_again_with_the_same_id(service, endpoint, receiver, deliver):
+    receiver.status = 500
+    service.submit("succeed")
+    assert deliver() == 3
+    (row,) = deliveries(service)
+    assert (row.state, [entry["status"] for entry in row.attempts]) == ("failed", [500, 500, 500])
+    assert {headers["webhook-id"] for headers, _ in receiver.got} == {row.id}
+    receiver.status = 204
+    with service.bench.sessions.begin() as session:
+        redeliver(session, session.get_one(WebhookDelivery, row.id), url=receiver.url)
+    assert deliver() == 1
+    (row,) = deliveries(service)
+    assert (row.state, row.attempts[3]["asked_again"], row.attempts[-1]["status"]) == ("delivered", True, 204)
+
+
+def test_nobody_there_is_a_failed_attempt_in_words(service, endpoint, receiver, deliver, postbox):
+    with service.bench.sessions.begin() as session:
+        session.get_one(WebhookEndpoint, endpoint).url = "http://127.0.0.1:9/"
+    service.submit("succeed")
+    deliver(replace(postbox, retry_seconds=()))
+    assert deliveries(service)[0].attempts[0]["error"].startswith("unreachable: 127.0.0.1 could not be called")
+
+
+def test_an_address_inside_is_not_called(service, endpoint, receiver, deliver, postbox):
+    service.submit("succeed")
+    deliver(replace(postbox, policy=EgressPolicy(), retry_seconds=()))
+    (row,) = deliveries(service)
+    assert row.attempts[0]["error"].startswith("url_refused")
+    assert receiver.got == []
+
+
+@pytest.mark.parametrize(("status", "headers"), [(302, {"Location": "http://127.0.0.1:9/"}), (400, {})])
+def test_anything_but_success_counts_as_a_failure_and_no_redirect_is_followed(
+    service, endpoint, receiver, deliver, postbox, status, headers
+):
+    receiver.status, receiver.headers = status, headers
+    service.submit("succeed")
+    assert deliver(replace(postbox, retry_seconds=())) == 1
+    assert deliveries(service)[0].attempts[0]["status"] == status
+
+
+def test_patience_that_is_asked_for_is_given(service, endpoint, receiver, deliver, postbox):
+    receiver.status, receiver.headers = 503, {"Retry-After": "120"}
+    service.submit("succeed")
+    assert deliver() == 1
+    (row,) = deliveries(service)
+    assert row.next_attempt_at - row.attempts[0]["at"] == pytest.approx(120)
+
+
+def test_a_slow_receiver_and_a_huge_answer_hold_nobody_up(service, endpoint, receiver, deliver, postbox):
+    receiver.body, receiver.pause_seconds = b"x" * 5_000_000, 0.5
+    service.submit("succeed")
+    started = time.monotonic()
+    deliver(replace(postbox, answer_seconds=0.2, retry_seconds=()))
+    assert time.monotonic() - started < 2
+    assert deliveries(service)[0].attempts[0]["error"].startswith("timed_out")
+    receiver.pause_seconds = 0
+    service.submit("succeed")
+    deliver()
+    assert len(deliveries(service)[1].attempts[0]["answer"]) == 500
+
+
+def test_an_endpoint_that_says_gone_is_disabled(service, endpoint, receiver, deliver):
+    receiver.status = 410
+    service.submit("succeed")
+    assert deliver() == 1
+    service.submit("succeed")
+    assert deliver() == 0
+    with service.bench.sessions() as session:
+        assert session.get_one(WebhookEndpoint, endpoint).enabled is False
+
+
+def test_an_endpoint_that_takes_nothing_for_days_is_disabled(service, endpoint, receiver, deliver, postbox):
+    receiver.status = 500
+    service.submit("succeed")
+    deliver(replace(postbox, retry_seconds=()))
+    with service.bench.sessions.begin() as session:
+        assert session.get_one(WebhookEndpoint, endpoint).enabled
+        session.execute(update(WebhookDelivery).values(created_at=db_now() - GIVE_UP_SECONDS - 1))
+    service.submit("succeed")
+    deliver(replace(postbox, retry_seconds=()))
+    with service.bench.sessions() as session:
+        assert not session.get_one(WebhookEndpoint, endpoint).enabled
+
+
+def test_for_a_day_after_a_rotation_both_secrets_sign(service, endpoint, receiver, deliver):
+    with service.bench.sessions.begin() as session:
+        row = session.get_one(WebhookEndpoint, endpoint)
+        row.secret_version, row.rotated_at = 2, session.scalars(select(db_now())).one()
+    service.submit("succeed")
+    deliver()
+    for version in (1, 2):
+        verified(receiver, 0, signing_secret(SECRET, endpoint, version))
+    with service.bench.sessions.begin() as session:
+        session.get_one(WebhookEndpoint, endpoint).rotated_at -= 25 * 3600
+    service.submit("succeed")
+    deliver()
+    with pytest.raises(WebhookVerificationError):
+        verified(receiver, 1, signing_secret(SECRET, endpoint, 1))
+
+
+def test_two_deliverers_do_not_take_the_same_and_a_dead_ones_is_taken_again(service, endpoint, receiver, deliver):
+    for _ in range(6):
+        service.submit("succeed")
+    with service.bench.sessions.begin() as session:
+        lost = take_due(session, SECRET, limit=4)  # this deliverer dies now
+    assert deliver() == 2
+    with service.bench.sessions.begin() as session:
+        session.execute(update(WebhookDelivery).values(next_attempt_at=WebhookDelivery.next_attempt_at - TAKEN_SECONDS))
+    assert deliver() == 4
+    assert {headers["webhook-id"] for headers, _ in receiver.got} == {row.id for row in deliveries(service)}
+    assert {delivery.id for delivery in lost} < {row.id for row in deliveries(service)}
+
+
+def test_a_deleted_endpoint_gets_nothing_more(service, endpoint, receiver, deliver):
+    service.submit("succeed")
+    with service.bench.sessions.begin() as session:
+        close_endpoint(session, session.get_one(WebhookEndpoint, endpoint))
+    service.submit("succeed")
+    assert deliver() == 0
+    assert [row.state for row in deliveries(service)] == ["failed"]
+
+
+def test_the_log_is_kept_for_thirty_days(service, endpoint, receiver, deliver):
+    service.submit("succeed")
+    deliver()
+    with service.bench.sessions.begin() as session:
+        forget_old_deliveries(session)
+        assert len(session.scalars(select(WebhookDelivery)).all()) == 1
+        session.execute(update(WebhookDelivery).values(created_at=db_now() - 31 * 24 * 3600))
+        forget_old_deliveries(session)
+        assert session.scalars(select(WebhookDelivery)).all() == []
+
+
+def test_the_thread_delivers_and_goes_on_after_an_outage(service, endpoint, receiver, postbox, monkeypatch, eventually):
+    monkeypatch.setattr("worker.webhooks.LOOK_SECONDS", 0.01)
+    broken = replace(postbox, sessions=None)
+    stopped = threading.Event()
+    thread = threading.Thread(target=deliver_until, args=(stopped, broken))
+    thread.start()
+    time.sleep(0.05)
+    object.__setattr__(broken, "sessions", postbox.sessions)
+    service.submit("succeed")
+    eventually(lambda: receiver.got)
+    stopped.set()
+    thread.join(5)
+    assert not thread.is_alive()
