@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from app.deps import CurrentGateway
+from app.deps import CurrentGateway, Gateway
 from app.errors import ApiProblem
 from app.keys import find_api_key
+from app.ratelimits import client_network, kind_of
 from app.shared.times import rfc3339
 
 HINT = "Send the header Authorization: Bearer ar_…; `archrepair up` writes a key to STATE_DIR/api-key."
@@ -27,7 +28,9 @@ class Caller:
 
 
 def authenticate(
-    gateway: CurrentGateway, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    request: Request,
+    gateway: CurrentGateway,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Caller:
     """The caller of this request. Raises ApiProblem `auth.*`."""
     if credentials is None:
@@ -35,6 +38,7 @@ def authenticate(
     with gateway.readers() as session:
         found = find_api_key(session, credentials.credentials)
     if found is None:
+        _count_failure(request, gateway)
         detail = "This API key is not known here, or was revoked."
         raise ApiProblem("auth.invalid_key", detail, hint=HINT, headers=CHALLENGE)
     if found.expired:
@@ -42,7 +46,23 @@ def authenticate(
         raise ApiProblem("auth.expired_key", detail, hint="POST /v1/api-keys makes a new one.", headers=CHALLENGE)
     if found.to_note:
         gateway.key_uses.note(found.row.id)
+    _count_request(request, gateway, found.row.id)
     return Caller(found.row.project_id, found.row.id, frozenset(found.row.scopes))
+
+
+def _count_failure(request: Request, gateway: Gateway) -> None:
+    """Only reached with a wrong key: whoever has a good one is never kept out by others at the same address."""
+    address = client_network(request.client.host if request.client else None)
+    limit = gateway.settings.rate_limit_failed_authentications
+    if allowance := gateway.rate_limiter.take("failed authentications", address, limit):
+        allowance.require()
+
+
+def _count_request(request: Request, gateway: Gateway, key_id: str) -> None:
+    kind = kind_of(request.method, request.headers.get("content-type", ""))
+    if allowance := gateway.rate_limiter.take(kind, key_id, getattr(gateway.settings, f"rate_limit_{kind}")):
+        request.state.answer_headers = allowance.headers()
+        allowance.require()
 
 
 def requires(scope: str) -> Callable[[Caller], Caller]:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.completions import Completions
 from app.keys import KeyUses
+from app.ratelimits import RateLimiter
 from app.relay import Relay
 from app.shared.settings import Settings
 
@@ -39,6 +40,7 @@ class Gateway:
     key_uses: KeyUses
     completions: Completions
     signer: S3Store | None
+    rate_limiter: RateLimiter
     stopping: threading.Event
     service_secret: bytes = field(repr=False)
 

@@ -12,15 +12,18 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
 from app.completions import Completions
 from app.deps import Gateway
 from app.errors import install_error_handlers
 from app.keys import KeyUses
+from app.limits import JSON_BODY_BYTES
 from app.logs import configure_logs
 from app.middleware import RequestBorder
 from app.openapi import install_openapi
 from app.prepare import prepare
+from app.ratelimits import RateLimiter
 from app.relay import start_relay, stop_relay
 from app.routes import artifacts, jobs, keys, models, system, uploads, webhooks
 from app.shared.db import make_engine, make_sessions, read_only
@@ -30,6 +33,15 @@ from app.shared.settings import Settings
 from app.shared.storage import open_signer, open_store
 from app.shared.tables import ApiKey
 
+# For browsers of the origins an operator names. No cookies: a key in a header is the only credential there is.
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Range",
+                      "X-Request-Id"],
+    "expose_headers": ["Content-Disposition", "ETag", "Idempotent-Replayed", "Location", "RateLimit",
+                       "RateLimit-Policy", "Repr-Digest", "Retry-After", "X-Request-Id"],
+}  # fmt: skip
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The ASGI app. Connections are made when it starts, not here."""
@@ -38,7 +50,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="ArchRepair", version=version("archrepair"), lifespan=partial(_lifespan, settings), redirect_slashes=False
     )
-    app.add_middleware(RequestBorder)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins.split(), **CORS)
+    app.add_middleware(RequestBorder, small_body_bytes=settings.spec_bytes + JSON_BODY_BYTES)
     install_error_handlers(app)
     install_openapi(app)
     modules = (jobs, artifacts, models, uploads, keys, webhooks, system)
@@ -63,6 +77,9 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             if session.scalar(select(ApiKey.id).limit(1)) is None:
                 raise RuntimeError("the database has no API key yet: run `python -m app.prepare` once")
         secret = service_secret(settings)
+        assert settings.broker_url is not None, "make_celery has refused it"
+        rate_limiter = RateLimiter(settings.broker_url)
+        closing.callback(rate_limiter.close)
         key_uses = KeyUses()
         relay, thread = start_relay(sessions, partial(ring, celery), key_uses.write)
         store = open_store(settings.store_url)
@@ -77,6 +94,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             key_uses=key_uses,
             completions=completions,
             signer=open_signer(settings.store_url, public_endpoint=settings.store_public_endpoint),
+            rate_limiter=rate_limiter,
             stopping=closing.enter_context(_told_of_stop()),
             service_secret=secret,
         )

@@ -3,9 +3,11 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,13 +18,26 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # How much of a refused upload is still read, so that the client hears the answer before its connection is cut.
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_SECONDS = 10.0
+# An answer is data: nothing in it runs, nobody frames it, no cache shares it, whatever a browser takes it for.
+DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+SECURITY_HEADERS = {
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
 
 
 class RequestBorder:
-    """ASGI middleware: `X-Request-Id` in and out, one log line per request, no exception beyond it."""
+    """ASGI middleware: `X-Request-Id` in and out, one log line per request, no exception beyond it.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Bodies that are no upload are cut off beyond `small_body_bytes`, whatever a route does with them.
+    """
+
+    def __init__(self, app: ASGIApp, small_body_bytes: int) -> None:
         self.app = app
+        self.small_body_bytes = small_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,7 +47,7 @@ class RequestBorder:
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        exchange = Exchange(receive, send, request_id)
+        exchange = Exchange(scope, receive, send, max_bytes=None if _is_upload(scope) else self.small_body_bytes)
         started = time.perf_counter()
         try:
             await self.app(scope, exchange.receive, exchange.send)
@@ -46,25 +61,33 @@ class RequestBorder:
 class Exchange:
     """One request's two channels. Holds the end of an early answer back until the client has stopped sending."""
 
-    def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, max_bytes: int | None) -> None:
         self.status = 0
+        self._scope = scope
         self._receive = receive
         self._send = send
-        self._request_id = request_id
+        self._max_bytes = max_bytes
+        self._received_bytes = 0
         self._body_ended = False
 
     async def receive(self) -> Message:
-        """The next piece of the request."""
+        """The next piece of the request. Raises HTTPException 413, which the framework lets through everywhere."""
+        message = await self._next()
+        if self._max_bytes is not None and self._received_bytes > self._max_bytes:
+            raise HTTPException(413, f"The body is larger than the {self._max_bytes:,} bytes this path takes.")
+        return message
+
+    async def _next(self) -> Message:
         message = await self._receive()
+        self._received_bytes += len(message.get("body", b""))
         self._body_ended = self._body_ended or not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """A piece of the answer; the request id goes with the first."""
+        """A piece of the answer; what every answer has goes with the first."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", []), (b"x-request-id", self._request_id.encode())]
-            message = {**message, "headers": headers}
+            message = {**message, "headers": _complete(message.get("headers", []), self._scope["state"])}
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
         if is_last and self.status >= 400 and not self._body_ended:
             # The whole answer is out; closing now would reset a connection on which the client still writes.
@@ -78,9 +101,30 @@ class Exchange:
         try:
             async with asyncio.timeout(LINGER_SECONDS):
                 while unread > 0 and not self._body_ended:
-                    unread -= len((await self.receive()).get("body", b""))
+                    unread -= len((await self._next()).get("body", b""))
         except TimeoutError:
             return
+
+
+def _complete(headers: Iterable[tuple[bytes, bytes]], state: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer with those that every answer has, where it has none of its own of that name."""
+    given = list(headers)
+    names = {name.lower() for name, _ in given}
+    is_page = any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in given)
+    added = {
+        "x-request-id": state["request_id"],
+        "content-security-policy": PAGE_POLICY if is_page else DATA_POLICY,
+        **SECURITY_HEADERS,
+        **state.get("answer_headers", {}),
+    }
+    missing = {name: value for name, value in added.items() if name.lower().encode() not in names}
+    return given + [(name.encode(), value.encode()) for name, value in missing.items()]
+
+
+def _is_upload(scope: Scope) -> bool:
+    """Whether the body is streamed, with limits of its own."""
+    content_type = dict(scope["headers"]).get(b"content-type", b"").lower()
+    return scope["method"] == "PUT" or content_type.startswith(b"multipart/")
 
 
 def _request_id(scope: Scope) -> str:

@@ -10,6 +10,13 @@ SERVER_URLS = ("database_url", "broker_url", "store_url")
 EMBEDDED_LEASE_SECONDS = 10.0
 PRODUCTION_LEASE_SECONDS = 60.0
 MIB, GIB = 1024**2, 1024**3
+# A minute. Far above what a client needs that waits with ?wait=, and below what keeps others from being served.
+PRODUCTION_RATE_LIMITS = {
+    "rate_limit_reads": 12_000,
+    "rate_limit_writes": 3_000,
+    "rate_limit_uploads": 3_000,
+    "rate_limit_failed_authentications": 300,
+}
 
 
 class Settings(BaseSettings):
@@ -38,6 +45,12 @@ class Settings(BaseSettings):
     part_bytes: int = Field(64 * MIB, gt=0, description="The largest part of an upload.")
     upload_seconds: float = Field(24 * 3600, gt=0, description="How long an upload waits for its parts, and for use.")
     store_public_endpoint: str | None = Field(None, description="How clients reach the S3 store, for signed URLs.")
+    # Requests a minute, 0 for no limit: per key, and of wrong keys per address. See PRODUCTION_RATE_LIMITS.
+    rate_limit_reads: int = Field(0, ge=0)
+    rate_limit_writes: int = Field(0, ge=0)
+    rate_limit_uploads: int = Field(0, ge=0)
+    rate_limit_failed_authentications: int = Field(0, ge=0)
+    cors_origins: str = Field("", description="Origins whose web pages may call the API, apart by spaces; none.")
     log_level: str = "INFO"
     # Signing secrets of webhooks are derived from it; an embedded service makes one of its own.
     secret_key: str | None = Field(None, repr=False, min_length=32)
@@ -63,4 +76,4 @@ class Settings(BaseSettings):
             }
         on_sqlite = values["database_url"].startswith("sqlite")
         values.setdefault("lease_seconds", EMBEDDED_LEASE_SECONDS if on_sqlite else PRODUCTION_LEASE_SECONDS)
-        return values
+        return values if on_sqlite else PRODUCTION_RATE_LIMITS | values
