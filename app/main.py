@@ -35,7 +35,7 @@ from app.shared.tables import ApiKey
 
 # For browsers of the origins an operator names. No cookies: a key in a header is the only credential there is.
 CORS: dict[str, Any] = {
-    "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+    "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Range",
                       "X-Request-Id"],
     "expose_headers": ["Content-Disposition", "ETag", "Idempotent-Replayed", "Location", "RateLimit",

@@ -55,7 +55,7 @@ def _endpoints(project_id: str) -> Select[WebhookEndpoint]:
 
 
 @router.post(
-    "/webhook-endpoints", status_code=201, response_model=WebhookEndpointSecret, responses=problem_responses(413)
+    "/webhook-endpoints", status_code=201, response_model=WebhookEndpointSecret, responses=problem_responses(409, 413)
 )
 def create_endpoint(
     asked: WebhookEndpointCreate, gateway: CurrentGateway, caller: WebhooksWriter, once: Once
@@ -131,7 +131,7 @@ def delete_endpoint(endpoint_id: str, gateway: CurrentGateway, caller: WebhooksW
 @router.post(
     "/webhook-endpoints/{endpoint_id}/rotate-secret",
     response_model=WebhookEndpointSecret,
-    responses=problem_responses(404),
+    responses=problem_responses(404, 409),
 )
 def rotate_secret(endpoint_id: str, gateway: CurrentGateway, caller: WebhooksWriter, once: Once) -> Response:
     """A new secret. For a day every message carries a signature by the old one too."""

@@ -81,7 +81,8 @@ def test_an_answer_keeps_the_cache_control_of_its_own(gateway, submit):
 def test_json_has_a_limit_on_every_route(gateway):
     paths = gateway.client.get("/openapi.json").json()["paths"]
     large = b'{"name": "' + b"x" * (16 * 1024 + 64 * 1024) + b'"}'
-    posts = [path for path, operations in paths.items() if "post" in operations]
+    # A body that nobody asked for is never read.
+    posts = [path for path, operations in paths.items() if "requestBody" in operations.get("post", {})]
     assert len(posts) >= 4
     for path in posts:
         for headers in ({"Content-Type": "application/json"}, {}):

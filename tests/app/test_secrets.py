@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from app.shared.db import make_engine
+from app.shared.secret import service_secret
 from app.shared.settings import Settings
 from app.shared.tables import Base
 from archrepair_client.processes import Child, Program
@@ -20,6 +21,7 @@ from tests.servers import environment_of, free_port
 
 WORKER = Path(__file__).parents[1] / "worker" / "worker_with_double.py"
 WRONG = "ar_0badc0de_WRONG-SECRET-7f3a91"
+HOOK, ROTATE = {"Idempotency-Key": "make a hook"}, {"Idempotency-Key": "rotate its secret"}
 ELSEWHERE = "SECRET-IN-THE-WRONG-PLACE-55d0c1"
 
 
@@ -34,6 +36,10 @@ def use(client: httpx.Client, submission) -> tuple[set[str], list[httpx.Response
     client.post("/v1/api-keys", json={"name": "ci", "scopes": ["jobs:read"]}, headers=once)
     revoked = client.post("/v1/api-keys", json={"name": "old", "scopes": ["jobs:read"]}).json()
     client.delete(f"/v1/api-keys/{revoked['id']}")
+    hook = client.post("/v1/webhook-endpoints", json={"url": "https://127.0.0.1/hook"}, headers=HOOK).json()
+    rotated = client.post(f"/v1/webhook-endpoints/{hook['id']}/rotate-secret", headers=ROTATE).json()
+    of_jobs = client.post("/v1/webhook-endpoints/job-secret").json()
+    signing = {answer["secret"].removeprefix("whsec_") for answer in (hook, rotated, of_jobs)}
     new, old, wrong = ({"Authorization": f"Bearer {key}"} for key in (made["key"], revoked["key"], WRONG))
     refusals = [
         client.post("/v1/jobs", files=submission(), headers=new),
@@ -49,7 +55,7 @@ def use(client: httpx.Client, submission) -> tuple[set[str], list[httpx.Response
         client.post("/v1/jobs", content=b"x", headers={"Content-Type": "text/plain", "X-Api-Key": ELSEWHERE}),
     ]
     assert {answer.status_code // 100 for answer in refusals} == {4}
-    return {secret_of(made["key"]), secret_of(revoked["key"]), secret_of(WRONG), ELSEWHERE}, refusals
+    return signing | {secret_of(made["key"]), secret_of(revoked["key"]), secret_of(WRONG), ELSEWHERE}, refusals
 
 
 def run_a_job_that_fails(client: httpx.Client, settings: Settings, log: Path, submission, eventually) -> httpx.Response:
@@ -84,13 +90,14 @@ def passwords_of(settings: Settings) -> set[str]:
 
 def test_no_secret_is_in_a_log_an_error_or_the_database(settings, start_gateway, submission, eventually, tmp_path):
     logs = {name: tmp_path / f"{name}.log" for name in ("gateway", "worker")}
+    settings = settings.model_copy(update={"egress_allow": ("127.0.0.1",)})
     with start_gateway(settings) as gateway:
         secrets, refusals = use(gateway.client, submission)
         refusals.append(run_a_job_that_fails(gateway.client, settings, logs["worker"], submission, eventually))
         job_id = refusals[-1].json()["id"]
         refusals += [gateway.client.get(f"/v1/jobs/{job_id}/{part}") for part in ("logs", "events", "model")]
-    secrets |= {secret_of(gateway.key)} | passwords_of(settings)
-    assert len(secrets) >= 6
+    secrets |= {secret_of(gateway.key)} | passwords_of(settings) | {service_secret(settings).decode()}
+    assert len(secrets) >= 10
     places = {f"refusal {number}": answer.text for number, answer in enumerate(refusals)}
     places |= {name: log.read_text() for name, log in logs.items()} | {"database": everything_in(settings)}
     assert all(places.values())
@@ -108,6 +115,7 @@ def test_servers_that_are_not_there_are_named_without_their_passwords(program, t
         "ARCHREPAIR_DATABASE_URL": f"postgresql+psycopg://archrepair:PASSWORD-1@127.0.0.1:{port}/archrepair",
         "ARCHREPAIR_BROKER_URL": f"redis://:PASSWORD-2@127.0.0.1:{port}/0",
         "ARCHREPAIR_STORE_URL": (tmp_path / "objects").as_uri(),
+        "ARCHREPAIR_SECRET_KEY": "PASSWORD-3" * 4,
     }
     words = ["list"] if program == "app.projects" else []
     try:
