@@ -46,14 +46,15 @@ def standing_out(drift: Drift, names: Sequence[str], *, among: Sequence[int]) ->
     if not drift.layers:
         return None, {}
     best = max(among, key=lambda place: drift.score_BN[0, place])
-    jump, error = float(drift.score_BN[0, best]), float(drift.score_BN[:, best].std())
+    jump, error = float(drift.jump_BN[0, best]), float(drift.jump_BN[:, best].std())
     before = float(drift.before_N[best])
     evidence: Evidence = {
         "drift_block": names[best],
+        "drift_onset": float(drift.score_BN[0, best]),
         "drift_jump": jump,
         "drift_jump_sd": error,
         "drift_before": before,
-        "drift_robust_z": _robust_z(drift.score_BN[0, list(among)], jump),
+        "drift_robust_z": _robust_z(drift.jump_BN[0, list(among)], jump),
         "drift_first_layer": float(drift.divergence_BL[0, 0]),
         "drift_largest": float(drift.divergence_BL[0].max()),
     }

@@ -19,6 +19,8 @@ from archrepair_core.fingerprint import MIN_VARIANCE, ChannelStatistics, Fingerp
 from archrepair_core.localize.rank import Floats, LayerDrift
 from archrepair_core.modes import eval_mode
 
+# Nats per channel that 30 inputs like the training data are away from the record at most layers: what is below is noise.
+NOISE_NATS = 0.02
 # A map that is the reference's up to rounding has not changed.
 MIN_CHANGE = 1e-9
 
@@ -35,12 +37,14 @@ class Moments:
 class Drift:
     """`layers` in execution order, whose divergences over resampled inputs are `divergence_BL`; block scores [B, N].
 
-    `before_N` is the largest divergence of any layer before the block, over all inputs.
+    `jump_BN` is the largest step, in nats, from one layer to the next within a block; `before_N` the largest divergence
+    of any layer before the block, over all inputs.
     """
 
     layers: tuple[str, ...]
     divergence_BL: Floats
     score_BN: Floats
+    jump_BN: Floats
     before_N: Floats
 
     def rows(self) -> tuple[LayerDrift, ...]:
@@ -61,19 +65,33 @@ def measure_drift(
 ) -> Drift:
     """Divergence from `reference` at its layers, one forward pass per batch, no labels.
 
-    A block's score is the largest jump, over the layer before it, that the divergence makes in one of its layers;
-    minus the largest divergence where it has none.
+    A block's score says where the divergence *begins*: the logarithm of how many times its largest layer diverges more
+    than every layer before that one. What comes after a damaged block often diverges more than the block itself does,
+    but by a smaller factor. A block without a layer comes last.
     """
     moments = _observe_moments(model, batches, reference)
     weights = torch.from_numpy(weights_BI / weights_BI.sum(1, keepdims=True))
     divergences = [_divergence(seen, weights, reference[name]) for name, seen in moments.items()]
     divergence_BL = torch.stack(divergences, dim=1).double().numpy()
-    before_BL = np.concatenate([np.zeros((len(divergence_BL), 1)), divergence_BL[:, :-1]], axis=1)
-    jumps_BL, layers = divergence_BL - before_BL, tuple(moments)
+    layers = tuple(moments)
     columns = [[i for i, layer in enumerate(layers) if owns(block, layer)] for block in blocks]
-    scores = [jumps_BL[:, own].max(1) if own else -divergence_BL.max(1) for own in columns]
     before = [max(divergence_BL[0, : own[0]], default=0.0) if own else 0.0 for own in columns]
-    return Drift(layers, divergence_BL, np.stack(scores, axis=1), np.array(before))
+    jumps_BL = np.diff(divergence_BL, axis=1, prepend=0.0)
+    score_BN, jump_BN = (_largest_within(values_BL, columns) for values_BL in (onset_of(divergence_BL), jumps_BL))
+    return Drift(layers, divergence_BL, score_BN, jump_BN, np.array(before))
+
+
+def onset_of(divergence_BL: Floats) -> Floats:
+    """Logarithm of how many times each layer diverges more than every layer before it, beyond the noise; [B, L]."""
+    running_BL = np.maximum.accumulate(divergence_BL, axis=1)
+    before_BL = np.concatenate([np.zeros((len(running_BL), 1)), running_BL[:, :-1]], axis=1)
+    return np.log((divergence_BL + NOISE_NATS) / (before_BL + NOISE_NATS))
+
+
+def _largest_within(values_BL: Floats, columns: Sequence[Sequence[int]]) -> Floats:
+    """Per block the largest value of its layers [B, N]; below all others for a block that has none."""
+    lowest_B = values_BL.min(1) - 1.0
+    return np.stack([values_BL[:, own].max(1) if own else lowest_B for own in columns], axis=1)
 
 
 def compare_with_reference(

@@ -11,7 +11,7 @@ from archrepair_core.blocks import find_blocks
 from archrepair_core.demo.digits import DigitsNet
 from archrepair_core.fingerprint import measure_fingerprint, recorded_fingerprint
 from archrepair_core.localize.diagnosis import standing_apart, standing_out
-from archrepair_core.localize.drift import compare_with_reference, measure_drift
+from archrepair_core.localize.drift import compare_with_reference, measure_drift, onset_of
 from archrepair_core.localize.rank import resample_weights
 
 
@@ -88,3 +88,10 @@ def test_against_a_reference_only_the_block_whose_own_map_changed_counts(healthy
     assert standing_apart(scores, names)[0] == name
     same = compare_with_reference(copy.deepcopy(healthy), healthy, inputs.split(20), blocks=blocks, weights_BI=weights)
     assert standing_apart(same, names)[0] is None
+
+
+def test_a_divergence_begins_where_it_grows_most_by_factor_not_where_it_is_largest():
+    onset_BL = onset_of(np.array([[0.01, 0.5, 5.0, 4.0], [0.001, 0.002, 0.001, 0.002]]))
+    assert onset_BL[0].argmax() == 1
+    assert onset_BL[0, 3] < 0, "less than a layer before it"
+    assert np.abs(onset_BL[1]).max() < 0.2, "what is below the noise is no beginning"
