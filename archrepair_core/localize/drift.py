@@ -19,7 +19,7 @@ from archrepair_core.fingerprint import MIN_VARIANCE, ChannelStatistics, Fingerp
 from archrepair_core.localize.rank import Floats, LayerDrift
 from archrepair_core.modes import eval_mode
 
-# Nats per channel that 30 inputs like the training data are away from the record at most layers: what is below is noise.
+# Nats per channel by which 30 inputs like the training data differ from the record at most layers: below is noise.
 NOISE_NATS = 0.02
 # A map that is the reference's up to rounding has not changed.
 MIN_CHANGE = 1e-9
