@@ -16,6 +16,7 @@ from obstore.store import ObjectStore, S3Store
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.completions import Completions
+from app.feed import Feed
 from app.keys import KeyUses
 from app.ratelimits import RateLimiter
 from app.relay import Relay
@@ -39,6 +40,7 @@ class Gateway:
     relay: Relay
     key_uses: KeyUses
     completions: Completions
+    feed: Feed
     signer: S3Store | None
     rate_limiter: RateLimiter
     stopping: threading.Event

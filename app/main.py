@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
 from types import FrameType
@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app.completions import Completions
 from app.deps import Gateway
 from app.errors import install_error_handlers
+from app.feed import running_feed
 from app.keys import KeyUses
 from app.limits import JSON_BODY_BYTES
 from app.logs import configure_logs
@@ -25,7 +26,7 @@ from app.openapi import install_openapi
 from app.prepare import prepare
 from app.ratelimits import RateLimiter
 from app.relay import start_relay, stop_relay
-from app.routes import artifacts, jobs, keys, models, system, uploads, webhooks
+from app.routes import artifacts, events, jobs, keys, models, system, uploads, webhooks
 from app.shared.db import make_engine, make_sessions, read_only
 from app.shared.queue import make_celery, ring
 from app.shared.secret import service_secret
@@ -55,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestBorder, small_body_bytes=settings.spec_bytes + JSON_BODY_BYTES)
     install_error_handlers(app)
     install_openapi(app)
-    modules = (jobs, artifacts, models, uploads, keys, webhooks, system)
+    modules = (jobs, events, artifacts, models, uploads, keys, webhooks, system)
     app.state.api_routes = [route for module in modules for route in module.router.routes]
     for module in modules:
         app.include_router(module.router, prefix="/v1")
@@ -65,7 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
-    with ExitStack() as closing:
+    async with AsyncExitStack() as closing:
         celery = make_celery(settings)
         closing.callback(celery.close)
         if settings.database_url.startswith("sqlite"):
@@ -84,6 +85,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         relay, thread = start_relay(sessions, partial(ring, celery), key_uses.write)
         store = open_store(settings.store_url)
         completions = Completions(sessions, store, keep_seconds=settings.upload_seconds)
+        stopping = closing.enter_context(_told_of_stop())
         app.state.gateway = Gateway(
             settings=settings,
             sessions=sessions,
@@ -95,7 +97,8 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             completions=completions,
             signer=open_signer(settings.store_url, public_endpoint=settings.store_public_endpoint),
             rate_limiter=rate_limiter,
-            stopping=closing.enter_context(_told_of_stop()),
+            feed=await closing.enter_async_context(running_feed(readers, stopping)),
+            stopping=stopping,
             service_secret=secret,
         )
         yield

@@ -19,14 +19,14 @@ from app.limits import read_small_body
 from app.openapi import CANCEL_BODY, SUBMIT_BODY
 from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.quotas import require_quotas
-from app.rendering import render_event, render_job, render_jobs
+from app.rendering import render_job, render_jobs
 from app.routes.models import add_model, file_columns, usable_model
 from app.routes.webhooks import require_callable
 from app.rows import find_row
-from app.schemas import CancelRequest, EventPage, JobCreate, JobPage, JobRead, Validation
+from app.schemas import CancelRequest, JobCreate, JobPage, JobRead, Validation
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
 from app.shared.models import INSPECT
-from app.shared.tables import Job, JobEvent, JobInput
+from app.shared.tables import Job, JobInput
 from app.specs import UPLOAD
 from app.uploads import (
     MODEL_PART,
@@ -218,22 +218,3 @@ def _cancel(project_id: str, job_id: str, asked: CancelRequest, session: Session
     except JobAlreadyDone as error:
         raise ApiProblem("job.already_done", f"Job {job_id}: {error}.", hint="There is nothing to cancel.") from None
     return Answer(202, render_job(session, cancelled).model_dump(mode="json"))
-
-
-@router.get("/jobs/{job_id}/events", response_model=EventPage, responses=problem_responses(404))
-def list_events(
-    job_id: str,
-    gateway: CurrentGateway,
-    caller: JobsReader,
-    *,
-    after: Annotated[int, Query(ge=0, lt=2**53, description="Only events with a greater `seq`.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> EventPage:
-    """What happened to the job, oldest first; `next_cursor` is the `after` of the next page."""
-    rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after)
-    with gateway.readers() as session:
-        find_job(session, job_id=job_id, project_id=caller.project_id)
-        found = session.scalars(rows.order_by(JobEvent.seq).limit(limit + 1)).all()
-    has_more = len(found) > limit
-    events = [render_event(row) for row in found[:limit]]
-    return EventPage(data=events, has_more=has_more, next_cursor=str(events[-1].seq) if has_more else None)
