@@ -11,6 +11,7 @@ from app.errors import PROBLEMS, problem_type
 from app.schemas import (
     ApiKeyRead,
     ArtifactRead,
+    AttemptRead,
     BlockPage,
     BlockRead,
     EventRead,
@@ -27,11 +28,13 @@ from app.schemas import (
     WebhookDeliveryRead,
     WebhookEndpointRead,
 )
-from app.shared.jobs import DONE, queue_position
+from app.shared.jobs import DONE
 from app.shared.models import INSPECTING
+from app.shared.queueing import Place, queue_places
 from app.shared.tables import (
     ApiKey,
     Artifact,
+    Attempt,
     Job,
     JobEvent,
     Model,
@@ -42,6 +45,7 @@ from app.shared.tables import (
 )
 from app.shared.times import rfc3339
 from app.shared.uploads import COMPLETING, OPEN, part_sizes, state_of
+from app.shared.workers import name_of_owner
 from archrepair_core.spec import format_of_file
 
 MODEL_FACTS = (
@@ -56,21 +60,25 @@ MODEL_FACTS = (
 JOB_LINKS = ("cancel", "events", "logs", "artifacts", "model", "localization", "report")
 
 
-def render_job(session: Session, job: Job) -> JobRead:
+def render_job(session: Session, job: Job, *, running_jobs: int | None = None) -> JobRead:
     """One job as the API shows it."""
-    return render_jobs(session, [job])[0]
+    return render_jobs(session, [job], running_jobs=running_jobs)[0]
 
 
-def render_jobs(session: Session, jobs: Sequence[Job]) -> list[JobRead]:
-    """Jobs as the API shows them, with one query for all their artifacts."""
+def render_jobs(session: Session, jobs: Sequence[Job], *, running_jobs: int | None = None) -> list[JobRead]:
+    """Jobs as the API shows them, with one query for all their artifacts. `running_jobs`: the service's quota."""
     artifacts: dict[str, list[ArtifactRead]] = {job.id: [] for job in jobs}
     rows = select(Artifact).where(Artifact.job_id.in_(artifacts)).order_by(Artifact.created_at, Artifact.id)
     for row in session.scalars(rows):
         artifacts[row.job_id].append(render_artifact(row))
-    return [_job(job, artifacts[job.id], queue_position(session, job)) for job in jobs]
+    attempts: dict[str, list[AttemptRead]] = {job.id: [] for job in jobs}
+    for attempt in session.scalars(select(Attempt).where(Attempt.job_id.in_(attempts)).order_by(Attempt.id)):
+        attempts[attempt.job_id].append(_attempt(attempt))
+    places = queue_places(session, jobs, running_jobs=running_jobs)
+    return [_job(job, artifacts[job.id], attempts[job.id], places[job.id]) for job in jobs]
 
 
-def _job(job: Job, artifacts: list[ArtifactRead], position: int | None) -> JobRead:
+def _job(job: Job, artifacts: list[ArtifactRead], attempts: list[AttemptRead], place: Place) -> JobRead:
     path = f"/v1/jobs/{job.id}"
     return JobRead(
         id=job.id,
@@ -87,8 +95,12 @@ def _job(job: Job, artifacts: list[ArtifactRead], position: int | None) -> JobRe
             for phase in job.phases
         ],
         progress=_progress(job),
-        queue=QueuePlace(position=position) if position is not None else None,
+        queue=_queue(job, place),
+        hardware=job.hardware,
+        deadline_at=rfc3339(job.deadline_at),
+        estimated_finish_at=rfc3339(place.finish_at),
         attempt=job.attempt,
+        attempts=attempts,
         max_attempts=job.max_attempts,
         model_id=job.model_id,
         spec=job.spec,
@@ -103,6 +115,22 @@ def _job(job: Job, artifacts: list[ArtifactRead], position: int | None) -> JobRe
         started_at=rfc3339(job.started_at),
         finished_at=rfc3339(job.finished_at),
         updated_at=_time(job.updated_at),
+    )
+
+
+def _queue(job: Job, place: Place) -> QueuePlace | None:
+    if place.position is None:
+        return None
+    return QueuePlace(name=job.queue, position=place.position, estimated_start_at=rfc3339(place.start_at))
+
+
+def _attempt(row: Attempt) -> AttemptRead:
+    return AttemptRead(
+        number=row.number,
+        worker=name_of_owner(row.owner),
+        started_at=_time(row.started_at),
+        ended_at=rfc3339(row.ended_at),
+        cause=row.cause,
     )
 
 

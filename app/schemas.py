@@ -34,12 +34,18 @@ class JobCreate(RepairSpec):
 
     model_id: str | None = Field(None, max_length=40, description="A registered model, in place of a `model` part.")
     metadata: dict[MetadataKey, MetadataValue] = Field({}, max_length=16, description="Yours to find the job by.")
+    hardware: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="What it must run on; auto takes a GPU where a worker has one, and waits for none."
+    )
+    timeout_seconds: float | None = Field(
+        None, gt=0, le=30 * 24 * 3600, description="The job fails when it is not done by then, waiting included."
+    )
 
     webhook: JobWebhook | None = None
 
     def repair_spec(self) -> dict[str, Any]:
         """The part the engine understands, as JSON data."""
-        return self.model_dump(mode="json", exclude={"model_id", "metadata", "webhook"})
+        return self.model_dump(mode="json", exclude=set(JobCreate.model_fields) - set(RepairSpec.model_fields))
 
 
 class CancelRequest(BaseModel):
@@ -161,7 +167,26 @@ class Progress(Read):
 
 
 class QueuePlace(Read):
+    """Priority comes first, then projects that run few jobs, then age: a job can be overtaken."""
+
+    name: str = Field(description="cpu, gpu")
     position: int = Field(description="1 for the job the next free worker takes.")
+    estimated_start_at: Time | None = Field(
+        description="At the earliest; null without a worker for it, or where runs like those ahead are not known yet."
+    )
+
+
+class AttemptRead(Read):
+    """One run by a worker. A `preempted` one is not counted, so its number comes twice."""
+
+    number: int
+    worker: str
+    started_at: Time
+    ended_at: Time | None
+    cause: str | None = Field(
+        description="Why it ended: succeeded, cancelled, user_error, oom, engine_crashed, platform_error, deadline, "
+        "worker_lost, preempted; null while it runs."
+    )
 
 
 class ArtifactRead(Read):
@@ -191,8 +216,14 @@ class JobRead(Read):
     phases: list[Phase]
     progress: Progress | None
     queue: QueuePlace | None
+    hardware: str = Field(description="auto, cpu, gpu")
+    deadline_at: Time | None
+    estimated_finish_at: Time | None = Field(
+        description="From the last runs of its kind and its budget; null where they are not known, or are exceeded."
+    )
     attempt: int
     max_attempts: int
+    attempts: list[AttemptRead]
     model_id: str
     spec: dict[str, Any]
     resolved_spec: dict[str, Any] | None
@@ -438,6 +469,16 @@ class Readiness(Read):
     checks: dict[str, str]
 
 
+class NamedQueue(Read):
+    name: str = Field(description="cpu, gpu")
+    queued: int
+    running: int
+    workers: int = Field(description="Workers that serve it and may take a job any moment.")
+    expected_wait_seconds: float | None = Field(
+        description="For a job submitted now; null without a worker, or where runs like those ahead are not known yet."
+    )
+
+
 class QueueState(Read):
     queued: int
     running: int
@@ -447,7 +488,12 @@ class QueueState(Read):
 
 class WorkerSeen(Read):
     name: str
-    busy: bool
+    queues: list[str]
+    device: str
+    version: str
+    state: str = Field(description="idle, busy, draining, silent")
+    job_id: str | None = Field(description="What it runs, when that is a job of the caller's project.")
+    started_at: Time
     last_seen_at: Time
 
 
@@ -455,4 +501,5 @@ class System(Read):
     object: Literal["system"] = "system"
     version: str
     queue: QueueState
+    queues: list[NamedQueue]
     workers: list[WorkerSeen]

@@ -19,8 +19,9 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.keys import ensure_project
+from app.shared.claims import claim_job
 from app.shared.db import make_engine, make_sessions
-from app.shared.jobs import StoredArtifact, claim_job, finish_job
+from app.shared.jobs import StoredArtifact, finish_job
 from app.shared.settings import Settings
 from app.shared.storage import artifact_key, open_store, put_file
 from app.shared.tables import Job, Model

@@ -9,12 +9,14 @@ from obstore.store import ObjectStore
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.idempotency import forget_old_answers
-from app.shared.jobs import queued_without_ring, reap_expired
 from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
+from app.shared.queueing import queued_without_ring
+from app.shared.reaping import end_overdue, reap_expired
 from app.shared.storage import sweep_uploads
 from app.shared.uploads import free_expired_uploads
 from app.shared.webhooks import forget_old_deliveries
+from app.shared.workers import rehome_jobs
 
 SWEEP_SECONDS = 2.0
 # A store is asked rarely, listing costs; and the slowest of uploads must never be taken for a forgotten one.
@@ -26,6 +28,8 @@ def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str
     """Take back the jobs of silent workers, settle their models, ring for what waits. Returns the reaped."""
     with sessions.begin() as session:
         reaped = reap_expired(session)
+        end_overdue(session)
+        rehome_jobs(session)
         settle_forgotten_models(session)
         forget_old_deliveries(session)
         if queued_without_ring(session):

@@ -20,15 +20,8 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared import storage
-from app.shared.jobs import (
-    Claim,
-    StoredArtifact,
-    claim_job,
-    finish_job,
-    record_progress,
-    record_resolved_spec,
-    release_job,
-)
+from app.shared.claims import claim_job
+from app.shared.jobs import Claim, StoredArtifact, finish_job, record_progress, record_resolved_spec, release_job
 from app.shared.models import INSPECT, record_model, settle_model
 from worker.engine_events import ModelFound, NamedArtifact, Progress, Result
 from worker.engine_process import EngineProcess, ProtocolError

@@ -106,8 +106,10 @@ def _submit(
         metadata=spec.metadata,
         webhook=spec.webhook.model_dump() if spec.webhook else None,
         max_attempts=gateway.settings.max_attempts,
+        hardware=spec.hardware,
+        timeout_seconds=spec.timeout_seconds,
     )
-    shown = render_job(session, job)
+    shown = render_job(session, job, running_jobs=gateway.settings.quota_running_jobs)
     headers = {"Location": shown.links["self"], "Retry-After": str(RETRY_AFTER_SECONDS)}
     return Answer(202, shown.model_dump(mode="json"), headers)
 
@@ -142,7 +144,7 @@ def list_jobs(
     page = page_of(rows, Job, limit=limit, cursor=cursor)
     with gateway.readers() as session:
         jobs, next_cursor = cut(session.scalars(page).all(), limit)
-        data = render_jobs(session, jobs)
+        data = render_jobs(session, jobs, running_jobs=gateway.settings.quota_running_jobs)
     return JobPage(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
 
 
@@ -179,7 +181,7 @@ async def get_job(
 def _look(gateway: Gateway, job_id: str, *, project_id: str) -> tuple[JobRead, str]:
     with gateway.readers() as session:
         row = find_job(session, job_id=job_id, project_id=project_id)
-        job = render_job(session, row)
+        job = render_job(session, row, running_jobs=gateway.settings.quota_running_jobs)
         # The place in the queue changes without a change of the job itself.
         return job, f'W/"{row.version}.{job.queue.position if job.queue else 0}"'
 

@@ -15,14 +15,14 @@ from starlette.responses import JSONResponse
 from app.auth import SystemReader
 from app.deps import CurrentGateway, Gateway
 from app.errors import problem_responses
-from app.schemas import Health, QueueState, Readiness, System, WorkerSeen
-from app.shared.db import db_now
+from app.schemas import Health, NamedQueue, QueueState, Readiness, System, WorkerSeen
 from app.shared.jobs import HELD, LIVE
-from app.shared.tables import Attempt, Job
+from app.shared.queueing import expected_wait_seconds
+from app.shared.tables import Job, WorkerRow
 from app.shared.times import rfc3339
+from app.shared.workers import QUEUES, is_live, live_queues, name_of_owner
 
 router = APIRouter(tags=["system"])
-SEEN_WITHIN_SECONDS = 3600.0
 BROKER_TIMEOUT_SECONDS = 2
 
 
@@ -36,6 +36,8 @@ def healthz() -> Health:
 def readyz(gateway: CurrentGateway) -> JSONResponse:
     """Database, broker and store answer. A missing worker is not unready: jobs can still be taken in."""
     checks = {name: check(gateway) for name, check in CHECKS.items()}
+    if gateway.stopping.is_set():
+        checks["gateway"] = "stopping"
     ready = all(answer == "ok" for answer in checks.values())
     body = Readiness(status="ready" if ready else "unready", checks=checks)
     return JSONResponse(body.model_dump(), 200 if ready else 503)
@@ -72,10 +74,15 @@ CHECKS = {"database": _check_database, "broker": _check_broker, "store": _check_
 
 
 @router.get("/system", response_model=System, responses=problem_responses(401, 403, 429, 500, 503))
-def get_system(gateway: CurrentGateway, _: SystemReader) -> System:
-    """How long the queue is, and which workers were seen in the last hour."""
+def get_system(gateway: CurrentGateway, caller: SystemReader) -> System:
+    """How long each queue is, how long one waits in it, and the workers of the last day."""
     with gateway.readers() as session:
-        return System(version=version("archrepair"), queue=_queue(session), workers=_workers(session))
+        return System(
+            version=version("archrepair"),
+            queue=_queue(session),
+            queues=_queues(session),
+            workers=_workers(session, project_id=caller.project_id),
+        )
 
 
 def _queue(session: Session) -> QueueState:
@@ -90,12 +97,45 @@ def _queue(session: Session) -> QueueState:
     )
 
 
-def _workers(session: Session) -> list[WorkerSeen]:
-    busy = set(session.scalars(select(Job.owner).where(Job.status.in_(HELD), Job.lease_until > db_now())))
-    last_seen = func.max(func.coalesce(Attempt.ended_at, db_now())).label("last_seen")
-    rows = select(Attempt.owner, last_seen).group_by(Attempt.owner).order_by(Attempt.owner)
-    recent = rows.having(last_seen > db_now() - SEEN_WITHIN_SECONDS)
+def _queues(session: Session) -> list[NamedQueue]:
+    rows = select(Job.queue, Job.status, func.count()).where(Job.status.in_(LIVE)).group_by(Job.queue, Job.status)
+    counts = {(row[0], row[1]): row[2] for row in session.execute(rows)}
+    live = live_queues(session)
     return [
-        WorkerSeen(name=row.owner, busy=row.owner in busy, last_seen_at=rfc3339(row.last_seen) or "")
-        for row in session.execute(recent)
+        NamedQueue(
+            name=name,
+            queued=counts.get((name, "queued"), 0),
+            running=sum(counts.get((name, status), 0) for status in HELD),
+            workers=sum(name in served for served in live),
+            expected_wait_seconds=expected_wait_seconds(session, name),
+        )
+        for name in QUEUES
     ]
+
+
+def _workers(session: Session, *, project_id: str) -> list[WorkerSeen]:
+    """Whose job another worker runs is nobody else's business."""
+    held = session.execute(select(Job.owner, Job.id, Job.project_id).where(Job.status.in_(HELD)))
+    runs = {name_of_owner(row.owner): row for row in held}
+    rows = session.execute(select(WorkerRow, is_live().label("live")).order_by(WorkerRow.name))
+    return [
+        WorkerSeen(
+            name=worker.name,
+            queues=worker.queues,
+            device=worker.device,
+            version=worker.version,
+            state=_state(worker, live=live, busy=worker.name in runs),
+            job_id=runs[worker.name].id if worker.name in runs and runs[worker.name].project_id == project_id else None,
+            started_at=rfc3339(worker.started_at) or "",
+            last_seen_at=rfc3339(worker.seen_at) or "",
+        )
+        for worker, live in rows
+    ]
+
+
+def _state(worker: WorkerRow, *, live: bool, busy: bool) -> str:
+    if worker.draining:
+        return "draining"
+    if not live:
+        return "silent"
+    return "busy" if busy else "idle"

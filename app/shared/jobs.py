@@ -2,28 +2,33 @@
 
 Every change bumps `version` and writes a row to `job_events`. A worker's writes are *fenced*: they only touch the row
 while this worker's claim (owner and attempt) still holds, and say so when it does not.
+
+How a worker gets its claim is in `claims`, what is done to jobs nobody holds in `reaping`, who is next in `queueing`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Row, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from app.shared.causes import cause_of, retries_of
 from app.shared.db import db_now
 from app.shared.ids import new_id
 from app.shared.outbox import add_ring
-from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, Model, OutboxMessage
+from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput
 from app.shared.webhooks import announce_job
+from app.shared.workers import queue_for
 
 QUEUED = ("queued",)
 HELD = ("running", "cancelling")
 LIVE = QUEUED + HELD
 DONE = ("succeeded", "failed", "cancelled")
-RERING_AFTER_SECONDS = 5.0
+# The kind of job that only looks at a model.
+INSPECT = "inspect"
 
-Lease = Literal["held", "cancel_requested", "lost"]
+Lease = Literal["held", "wind_up_requested", "cancel_requested", "lost"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,15 @@ class Transition:
 TRANSITIONS = {
     "claim": Transition(QUEUED, "running", "job.started"),
     "cancel_waiting": Transition(QUEUED, "cancelled", "job.cancelled"),
+    "fail_waiting": Transition(QUEUED, "failed", "job.failed"),
     "ask_to_stop": Transition(("running",), "cancelling", "job.cancelling"),
     "succeeded": Transition(HELD, "succeeded", "job.succeeded"),
     "failed": Transition(HELD, "failed", "job.failed"),
     "cancelled": Transition(HELD, "cancelled", "job.cancelled"),
     "give_back": Transition(("running",), "queued", "job.requeued"),
 }
-_RUN_IS_OVER: dict[str, Any] = {"lease_until": None, "finished_at": db_now()}
-_AS_BEFORE_THE_RUN: dict[str, Any] = {
+RUN_IS_OVER: dict[str, Any] = {"lease_until": None, "finished_at": db_now()}
+AS_BEFORE_THE_RUN: dict[str, Any] = {
     "owner": None,
     "lease_until": None,
     "started_at": None,
@@ -65,7 +71,10 @@ class JobAlreadyDone(Exception):
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's right to run one attempt, and what it needs for it. `inputs`: (name, storage key, filename) each."""
+    """A worker's right to run one attempt, and what it needs for it. `inputs`: (name, storage key, filename) each.
+
+    `seconds_left`: until the job's deadline, when it was claimed. `checkpoint_key`: what an earlier attempt left.
+    """
 
     job_id: str
     attempt: int
@@ -76,6 +85,8 @@ class Claim:
     model_storage_key: str
     model_filename: str
     inputs: tuple[tuple[str, str, str], ...]
+    seconds_left: float | None = None
+    checkpoint_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,13 @@ def submit_job(
     max_attempts: int = 3,
     priority: int = 0,
     webhook: dict[str, Any] | None = None,
+    hardware: str = "auto",
+    timeout_seconds: float | None = None,
 ) -> Job:
-    """Create a queued job with its input rows, its first event and the ring that will wake a worker."""
+    """Create a queued job with its input rows, its first event and the ring that will wake a worker.
+
+    `timeout_seconds` is for the whole job, from now; `hardware` as in `workers.queue_for`.
+    """
     job = Job(
         id=new_id("job"),
         project_id=project_id,
@@ -115,6 +131,9 @@ def submit_job(
         max_attempts=max_attempts,
         priority=priority,
         webhook=webhook,
+        hardware=hardware,
+        queue=queue_for(session, hardware),
+        deadline_at=None if timeout_seconds is None else db_now() + timeout_seconds,
     )
     session.add(job)
     session.flush()
@@ -127,55 +146,15 @@ def submit_job(
     return job
 
 
-def claim_job(session: Session, *, owner: str, lease_seconds: float) -> Claim | None:
-    """Take the next queued job, or None. `owner` must be unique to the worker process: it is half of the fence."""
-    # One statement, so two workers cannot take the same row: Postgres skips locked rows, SQLite has one writer.
-    next_id = (
-        select(Job.id)
-        .where(Job.status == "queued")
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    row = _take(
-        session,
-        "claim",
-        Job.id == next_id,
-        owner=owner,
-        attempt=Job.attempt + 1,
-        lease_until=db_now() + lease_seconds,
-        started_at=db_now(),
-    )
-    if row is None:
-        return None
-    session.add(Attempt(job_id=row.id, number=row.attempt, owner=owner))
-    return _claim_of(session, row, owner)
-
-
-def _claim_of(session: Session, row: Row[Any], owner: str) -> Claim:
-    model = session.get_one(Model, row.model_id)
-    inputs = session.scalars(select(JobInput).where(JobInput.job_id == row.id).order_by(JobInput.name))
-    return Claim(
-        job_id=row.id,
-        attempt=row.attempt,
-        owner=owner,
-        kind=row.kind,
-        spec=row.spec,
-        model_id=row.model_id,
-        model_storage_key=model.storage_key,
-        model_filename=model.filename,
-        inputs=tuple((item.name, item.storage_key, item.filename) for item in inputs),
-    )
-
-
 def renew_lease(session: Session, claim: Claim, *, lease_seconds: float) -> Lease:
     """Heartbeat. Not a change a reader can see, so `version` stays."""
     renewed = update(Job).where(*fence(claim)).values(lease_until=db_now() + lease_seconds)
-    row = session.execute(_unsynchronized(renewed).returning(Job.cancel_requested)).one_or_none()
+    row = session.execute(_unsynchronized(renewed).returning(Job.cancel_requested, Job.keep_best)).one_or_none()
     if row is None:
         return "lost"
-    return "cancel_requested" if row.cancel_requested else "held"
+    if row.cancel_requested:
+        return "wind_up_requested" if row.keep_best else "cancel_requested"
+    return "held"
 
 
 def record_progress(session: Session, claim: Claim, *, phase: str, progress: dict[str, Any]) -> bool:
@@ -185,7 +164,7 @@ def record_progress(session: Session, claim: Claim, *, phase: str, progress: dic
         return False
     phases, entered = row.phases, row.phase != phase
     if entered:
-        phases = [*_closed(row.phases, row.now), {"name": phase, "started_at": row.now, "finished_at": None}]
+        phases = [*closed(row.phases, row.now), {"name": phase, "started_at": row.now, "finished_at": None}]
         _record(session, claim.job_id, "job.phase", {"phase": phase, "attempt": claim.attempt})
     return _write(
         session,
@@ -220,7 +199,7 @@ def finish_job(
         return False
     if error is not None:
         error = {"phase": before.phase, "attempt": claim.attempt, **error}
-    row = _take(
+    row = take(
         session,
         status,
         *fence(claim),
@@ -228,23 +207,45 @@ def finish_job(
         result=result,
         verdict=verdict,
         error=error,
-        phases=_closed(before.phases, before.now),
-        **_RUN_IS_OVER,
+        phases=closed(before.phases, before.now),
+        **RUN_IS_OVER,
     )
     if row is None:
         return False
     for stored in artifacts:
         session.add(Artifact(id=new_id("art"), job_id=claim.job_id, attempt=claim.attempt, **vars(stored)))
-    _end_attempt(session, claim.job_id, claim.attempt, cause)
+    end_attempt(session, claim.job_id, claim.attempt, cause)
     return True
 
 
-def release_job(session: Session, claim: Claim, *, cause: str = "preempted") -> bool:
+def fail_job(
+    session: Session, claim: Claim, *, error: dict[str, Any], artifacts: Sequence[StoredArtifact] = ()
+) -> Literal["failed", "queued", "lost"]:
+    """End the job as failed, or give it back, counted, where `causes` knows that another attempt may do better."""
+    cause = cause_of(error["code"], error.get("category", "platform"))
+    if may_try_again(session, claim.job_id, claim.attempt, cause=cause, code=error["code"]):
+        data = {"cause": cause, "code": error["code"]}
+        if take(session, "give_back", *fence(claim), event_data=data, **AS_BEFORE_THE_RUN) is not None:
+            add_ring(session)
+            end_attempt(session, claim.job_id, claim.attempt, cause)
+            return "queued"
+    written = finish_job(session, claim, status="failed", error=error, artifacts=artifacts, cause=cause)
+    return "failed" if written else "lost"
+
+
+def may_try_again(session: Session, job_id: str, attempt: int, *, cause: str, code: str) -> bool:
+    """Whether an attempt that ends so now is followed by another."""
+    before = session.scalar(select(func.count()).where(Attempt.job_id == job_id, Attempt.cause == cause)) or 0
+    has_attempts = session.scalar(select(Job.max_attempts > attempt).where(Job.id == job_id))
+    return bool(has_attempts) and before < retries_of(cause, code)
+
+
+def release_job(session: Session, claim: Claim) -> bool:
     """Give a running job back, its attempt not counted; a cancelling one is cancelled instead. False: lease lost."""
-    if _take(session, "give_back", *fence(claim), attempt=Job.attempt - 1, **_AS_BEFORE_THE_RUN) is None:
-        return finish_job(session, claim, status="cancelled", cause=cause)
+    if take(session, "give_back", *fence(claim), attempt=Job.attempt - 1, **AS_BEFORE_THE_RUN) is None:
+        return finish_job(session, claim, status="cancelled", cause="cancelled")
     add_ring(session)
-    _end_attempt(session, claim.job_id, claim.attempt, cause)
+    end_attempt(session, claim.job_id, claim.attempt, "preempted")
     return True
 
 
@@ -255,64 +256,10 @@ def request_cancel(session: Session, job: Job, *, keep_best: bool) -> Job:
     session.refresh(job, with_for_update=True)
     if job.status in DONE:
         raise JobAlreadyDone(job.status)
-    if _take(session, "cancel_waiting", Job.id == job.id, **asked, **_RUN_IS_OVER) is None:
-        _take(session, "ask_to_stop", Job.id == job.id, **asked)
+    if take(session, "cancel_waiting", Job.id == job.id, **asked, **RUN_IS_OVER) is None:
+        take(session, "ask_to_stop", Job.id == job.id, **asked)
     session.refresh(job)
     return job
-
-
-def reap_expired(session: Session) -> list[str]:
-    """Take the jobs of silent workers away from them; returns the ids. They wait again while attempts are left."""
-    expired = select(Job).where(Job.status.in_(HELD), Job.lease_until < db_now()).with_for_update(skip_locked=True)
-    return [job.id for job in session.scalars(expired).all() if _reap(session, job)]
-
-
-def _reap(session: Session, job: Job) -> bool:
-    still = (Job.id == job.id, Job.attempt == job.attempt, Job.lease_until < db_now())
-    over = {**_RUN_IS_OVER, "phases": _closed(job.phases, session.scalars(select(db_now())).one())}
-    if job.status == "cancelling":
-        row = _take(session, "cancelled", *still, **over)
-    elif job.attempt < job.max_attempts:
-        row = _take(session, "give_back", *still, event_data={"cause": "worker_lost"}, **_AS_BEFORE_THE_RUN)
-        add_ring(session)
-    else:
-        error = _worker_lost(job)
-        row = _take(session, "failed", *still, event_data={"code": error["code"]}, error=error, **over)
-    if row is not None:
-        _end_attempt(session, job.id, job.attempt, "worker_lost")
-    return row is not None
-
-
-def _worker_lost(job: Job) -> dict[str, Any]:
-    return {
-        "code": "worker.lost",
-        "category": "platform",
-        "detail": f"The worker went silent in each of {job.attempt} attempts, the last time in phase {job.phase}.",
-        "hint": "Submit it again with a smaller model or repair set; if it repeats, ask the operator for worker logs.",
-        "phase": job.phase,
-        "attempt": job.attempt,
-    }
-
-
-def queued_without_ring(session: Session) -> bool:
-    """Whether jobs wait and no ring was on its way for some seconds: a broker may have lost its data.
-
-    Answer it with `outbox.add_ring(session)`, whose row also keeps this from being true again at once.
-    """
-    recent = (OutboxMessage.sent_at.is_(None)) | (OutboxMessage.sent_at > db_now() - RERING_AFTER_SECONDS)
-    waiting = exists().where(Job.status == "queued")
-    return bool(session.scalar(select(waiting & ~exists().where(recent))))
-
-
-def queue_position(session: Session, job: Job) -> int | None:
-    """1 for the job the next free worker takes; None when it does not wait."""
-    if job.status != "queued":
-        return None
-    ahead = (Job.priority > job.priority) | (
-        (Job.priority == job.priority)
-        & ((Job.created_at < job.created_at) | ((Job.created_at == job.created_at) & (Job.id < job.id)))
-    )
-    return 1 + (session.scalar(select(func.count()).select_from(Job).where(Job.status == "queued", ahead)) or 0)
 
 
 def fence(claim: Claim) -> tuple[ColumnElement[bool], ...]:
@@ -325,7 +272,7 @@ def fence(claim: Claim) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _take(
+def take(
     session: Session,
     name: str,
     *conditions: ColumnElement[bool],
@@ -336,8 +283,7 @@ def _take(
     transition = TRANSITIONS[name]
     moved = update(Job).where(Job.status.in_(transition.sources), *conditions)
     moved = moved.values(status=transition.target, version=Job.version + 1, updated_at=db_now(), **values)
-    returned = _unsynchronized(moved).returning(Job.id, Job.attempt, Job.kind, Job.model_id, Job.spec)
-    row = session.execute(returned).one_or_none()
+    row = session.execute(_unsynchronized(moved).returning(Job.id, Job.attempt)).one_or_none()
     if row is not None:
         data = {"status": transition.target, "attempt": row.attempt, **(event_data or {})}
         _record(session, row.id, transition.event, data)
@@ -362,10 +308,12 @@ def _record(session: Session, job_id: str, event: str, data: dict[str, Any]) -> 
     session.execute(insert(JobEvent).values(job_id=job_id, type=event, data=data, created_at=db_now()))
 
 
-def _closed(phases: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
+def closed(phases: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
+    """The phases of a run that ends now."""
     return [phase if phase["finished_at"] is not None else {**phase, "finished_at": now} for phase in phases]
 
 
-def _end_attempt(session: Session, job_id: str, number: int, cause: str) -> None:
+def end_attempt(session: Session, job_id: str, number: int, cause: str) -> None:
+    """Note how the attempt that runs under this number has ended."""
     running = (Attempt.job_id == job_id, Attempt.number == number, Attempt.ended_at.is_(None))
     session.execute(_unsynchronized(update(Attempt).where(*running).values(ended_at=db_now(), cause=cause)))

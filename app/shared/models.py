@@ -16,11 +16,10 @@ from sqlalchemy.orm import Session
 
 from app.shared import storage
 from app.shared.db import db_now
-from app.shared.jobs import DONE, LIVE, Claim, JobAlreadyDone, fence, request_cancel, submit_job
+from app.shared.jobs import DONE, INSPECT, LIVE, Claim, JobAlreadyDone, fence, request_cancel, submit_job
 from app.shared.tables import Dataset, Job, JobInput, Model, Upload
 from app.shared.webhooks import announce_model
 
-INSPECT = "inspect"
 INSPECTING, READY, REJECTED = "inspecting", "ready", "rejected"
 # An inspection takes seconds and somebody waits for it; the jobs it passes take minutes.
 INSPECTION_PRIORITY = 1

@@ -74,7 +74,11 @@ class Job(Base):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        Index(None, "status", "priority", "created_at"),
+        # All that decides who is claimed next: thousands of waiting jobs are read from it alone.
+        Index("ix_jobs_claim", "status", "project_id", "queue", "priority", "created_at", "id", "kind", "deadline_at"),
+        # The newest runs of a kind tell how long the next one takes.
+        Index(None, "kind", "queue", "status", "finished_at"),
+        Index(None, "checkpoint_key"),
         Index(None, "project_id", "created_at"),
         Index(None, "project_id", "cache_key"),
         Index(None, "expires_at"),
@@ -107,9 +111,11 @@ class Job(Base):
     finished_at: Mapped[float | None] = mapped_column(Double)
     updated_at: Mapped[float] = mapped_column(Double, default=db_now())
     version: Mapped[int] = mapped_column(Integer, default=1)
-    # What a worker must have to run it: `cpu` or `gpu`.
+    # What was asked for: `auto`, `cpu` or `gpu`.
+    hardware: Mapped[str] = mapped_column(String(40), default="auto", server_default="auto")
+    # What a worker must serve to run it: `cpu` or `gpu`.
     queue: Mapped[str] = mapped_column(String(40), default="cpu", server_default="cpu")
-    # Past it the job is cancelled by the service, whatever it does then.
+    # Past it the job is failed by the service, whatever it does then.
     deadline_at: Mapped[float | None] = mapped_column(Double)
     # When a job that is done is deleted with its bytes.
     expires_at: Mapped[float | None] = mapped_column(Double)

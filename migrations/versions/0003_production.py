@@ -31,7 +31,12 @@ IMPLIED_SCOPES = {
     "jobs:write": ("datasets:write", "uploads:write"),
 }
 KEYS = sa.table("api_keys", sa.column("id", sa.String), sa.column("scopes", sa.JSON))
-ADDED_INDEXES = (("jobs", "project_id", "cache_key"), ("jobs", "expires_at"))
+ADDED_INDEXES = (
+    ("jobs", "project_id", "cache_key"),
+    ("jobs", "expires_at"),
+    ("jobs", "kind", "queue", "status", "finished_at"),
+    ("jobs", "checkpoint_key"),
+)
 
 
 def added() -> dict[str, tuple[sa.Column, ...]]:
@@ -40,6 +45,7 @@ def added() -> dict[str, tuple[sa.Column, ...]]:
         "projects": (sa.Column("quotas", JSON, nullable=False, server_default="{}"),),
         "api_keys": tuple(sa.Column(name, sa.Double()) for name in ("expires_at", "revoked_at", "last_used_at")),
         "jobs": (
+            sa.Column("hardware", sa.String(40), nullable=False, server_default="auto"),
             sa.Column("queue", sa.String(40), nullable=False, server_default="cpu"),
             sa.Column("deadline_at", sa.Double()),
             sa.Column("expires_at", sa.Double()),
@@ -58,6 +64,9 @@ def upgrade() -> None:
             op.add_column(table, column)
     for index in ADDED_INDEXES:
         create_index(*index)
+    claimed_by = ["status", "project_id", "queue", "priority", "created_at", "id", "kind", "deadline_at"]
+    op.create_index("ix_jobs_claim", "jobs", claimed_by)
+    op.drop_index("ix_jobs_status_priority_created_at", "jobs")
     create_workers()
     create_idempotency_keys()
     create_uploads()
@@ -71,6 +80,8 @@ def downgrade() -> None:
     change_scopes(lambda scopes: [scope for scope in scopes if not scope.startswith(added_scopes)])
     for table in TABLES:
         op.drop_table(table)
+    op.drop_index("ix_jobs_claim", "jobs")
+    create_index("jobs", "status", "priority", "created_at")
     for table, *columns in ADDED_INDEXES:
         op.drop_index(f"ix_{table}_{'_'.join(columns)}", table)
     for table, columns in added().items():

@@ -3,7 +3,7 @@ import time
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from app.shared.jobs import claim_job
+from app.shared.claims import claim_job
 from worker.lease import Lease, kept_lease
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from app.shared.jobs import claim_job, request_cancel
+from app.shared.claims import claim_job
+from app.shared.jobs import request_cancel
 from app.shared.models import submit_inspection
 from app.shared.tables import Job, Model, OutboxMessage
 from worker import reaper

@@ -9,8 +9,10 @@ import obstore
 import pytest
 from sqlalchemy import select, update
 
-from app.shared.jobs import claim_job, reap_expired, request_cancel
+from app.shared.claims import claim_job
+from app.shared.jobs import request_cancel
 from app.shared.models import record_model, submit_inspection
+from app.shared.reaping import reap_expired
 from app.shared.tables import Attempt, Job, Model, OutboxMessage
 from worker.supervisor import run_next_job
 

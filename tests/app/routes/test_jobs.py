@@ -10,7 +10,8 @@ import redis
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.shared.jobs import claim_job, record_progress
+from app.shared.claims import claim_job
+from app.shared.jobs import record_progress
 from app.shared.tables import Job, JobInput
 from tests.servers import stored_bytes
 

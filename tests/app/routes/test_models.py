@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.shared.jobs import claim_job, finish_job
+from app.shared.claims import claim_job
+from app.shared.jobs import finish_job
 from app.shared.models import record_model, settle_model
 from app.shared.tables import Job, JobInput, Model
 from tests.servers import stored_bytes, stored_keys

@@ -5,6 +5,13 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import update
+
+from app.shared.claims import claim_job
+from app.shared.db import db_now
+from app.shared.jobs import finish_job
+from app.shared.tables import Job, WorkerRow
+from app.shared.workers import Worker, forget_worker, note_draining, note_worker
 
 OPEN = ("/healthz", "/readyz", "/openapi.json", "/docs", "/v1/healthz")
 
@@ -47,15 +54,35 @@ def test_a_read_only_key_cannot_submit(gateway, read_only_key, submission):
     assert "jobs:write" in answer.json()["detail"]
 
 
-def test_the_system_shows_queue_and_workers(gateway, submit, finish):
-    finish(submit()["id"])
-    submit()
+def test_the_system_shows_queues_and_what_each_worker_does(gateway, gateway_sessions, submit, stranger_key):
+    job_id = submit()["id"]
+    worker = Worker("box:1:A", ("cpu",), "cpu", "0.1")
+    with gateway_sessions.begin() as session:
+        session.get_one(Job, job_id).priority = 200
+        note_worker(session, worker)
+        note_worker(session, Worker("box:2:B", ("gpu", "cpu"), "NVIDIA T4", "0.1"))
+        note_worker(session, Worker("box:3:C", ("cpu",), "cpu", "0.1"))
+        note_draining(session, "box:3:C")
+        session.execute(update(WorkerRow).where(WorkerRow.name == "box:2:B").values(seen_at=db_now() - 120))
+    with gateway_sessions.begin() as session:
+        held = claim_job(session, owner="box:1:A/x", lease_seconds=600)
+
     body = gateway.client.get("/v1/system").json()
-    assert body["queue"]["queued"] >= 1
-    assert body["queue"]["oldest_queued_at"] is not None
-    assert {"name": "test-worker", "busy": False} in [
-        {name: worker[name] for name in ("name", "busy")} for worker in body["workers"]
-    ]
+    seen = {row["name"]: row for row in body["workers"]}
+    assert held.job_id == job_id
+    assert (seen["box:1:A"]["state"], seen["box:1:A"]["job_id"]) == ("busy", job_id)
+    assert (seen["box:2:B"]["state"], seen["box:2:B"]["device"]) == ("silent", "NVIDIA T4")
+    assert seen["box:3:C"]["state"] == "draining"
+    queues = {row["name"]: row for row in body["queues"]}
+    assert queues["cpu"]["workers"] == 1
+    assert queues["cpu"]["running"] >= 1
+    assert (queues["gpu"]["workers"], queues["gpu"]["expected_wait_seconds"]) == (0, None)
+    other = httpx.get(gateway.url + "/v1/system", headers={"Authorization": f"Bearer {stranger_key}"}).json()
+    assert {row["name"]: row["job_id"] for row in other["workers"]}["box:1:A"] is None, "whose job it is, is private"
+    with gateway_sessions.begin() as session:
+        assert finish_job(session, held, status="cancelled", cause="cancelled")
+        for name in seen:
+            forget_worker(session, name)
 
 
 def test_without_a_broker_jobs_are_still_taken_in(stack, tmp_path: Path, submission, in_process_gateway):

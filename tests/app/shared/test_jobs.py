@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.shared.claims import claim_job
 from app.shared.db import db_now
 from app.shared.jobs import (
     DONE,
@@ -15,11 +16,7 @@ from app.shared.jobs import (
     Claim,
     JobAlreadyDone,
     StoredArtifact,
-    claim_job,
     finish_job,
-    queue_position,
-    queued_without_ring,
-    reap_expired,
     record_progress,
     record_resolved_spec,
     release_job,
@@ -28,6 +25,8 @@ from app.shared.jobs import (
     submit_job,
 )
 from app.shared.outbox import relay_outbox
+from app.shared.queueing import queue_places, queued_without_ring
+from app.shared.reaping import reap_expired
 from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, OutboxMessage
 
 Submit = Callable[..., str]
@@ -136,7 +135,9 @@ def test_jobs_are_claimed_by_priority_then_age(sessions: sessionmaker[Session], 
         session.get_one(Job, urgent).priority = 1
         session.get_one(Job, second).created_at += 0.001
     with sessions() as session:
-        places = [queue_position(session, session.get_one(Job, job_id)) for job_id in (urgent, first, second)]
+        places = [
+            queue_places(session, [session.get_one(Job, job_id)])[job_id].position for job_id in (urgent, first, second)
+        ]
     assert places == [1, 2, 3]
     assert [claimed(sessions).job_id for _ in range(3)] == [urgent, first, second]
 
@@ -338,7 +339,7 @@ def test_a_running_job_is_asked_to_stop_and_its_worker_hears_it(sessions: sessio
     assert cancel(sessions, job_id, keep_best=True) == "cancelling"
     assert cancel(sessions, job_id, keep_best=True) == "cancelling", "asking twice is no error"
     with sessions.begin() as session:
-        assert renew_lease(session, held, lease_seconds=60) == "cancel_requested"
+        assert renew_lease(session, held, lease_seconds=60) == "wind_up_requested"
         assert finish_job(session, held, status="cancelled", cause="cancelled")
     job = load(sessions, job_id)
     assert (job.status, job.keep_best) == ("cancelled", True)

@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.shared.jobs import Claim, claim_job, finish_job, request_cancel, submit_job
+from app.shared.claims import claim_job
+from app.shared.jobs import Claim, finish_job, request_cancel, submit_job
 from app.shared.models import (
     ModelInUse,
     delete_model,
