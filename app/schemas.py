@@ -50,7 +50,7 @@ class JobCreate(RepairSpec):
 
 class CancelRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    keep_best: bool = Field(False, description="Keep what the run has found so far, where the method allows it.")
+    keep_best: bool = Field(False, description="Asked for, and noted; no method can hand over what it has so far yet.")
 
 
 def _in_order(scopes: list[str]) -> list[str]:

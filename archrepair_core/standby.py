@@ -72,12 +72,12 @@ def run_job(request: Mapping[str, Any], events: EventPipe) -> None:
 def problem_of_crash(error: Exception) -> dict[str, str]:
     """An unexpected exception as problem fields: its type only, since messages may quote the customer's data."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        detail = "the engine ran out of memory"
+        code, detail = "worker.out_of_memory", "the engine ran out of memory"
         hint = "use a smaller model or fewer samples, or a machine with more memory"
     else:
-        detail = f"the engine stopped with an unexpected {type(error).__name__}"
+        code, detail = "platform.engine_failed", f"the engine stopped with an unexpected {type(error).__name__}"
         hint = "this is a defect of the service, not of your upload; the last lines of the log say where"
-    return {"code": "platform.engine_failed", "detail": detail, "hint": hint, "category": "platform"}
+    return {"code": code, "detail": detail, "hint": hint, "category": "platform"}
 
 
 def _repair(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress") -> None:

@@ -1,13 +1,16 @@
 """`python -m worker.celery_app`: a worker. Its main process listens for rings and sweeps, a pool process runs jobs."""
 
+import contextlib
 import os
 import signal
 import threading
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import structlog
 from celery import Celery, signals
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.shared.db import make_engine, make_sessions
 from app.shared.egress import EgressPolicy
@@ -15,13 +18,16 @@ from app.shared.queue import make_celery, ring
 from app.shared.secret import service_secret
 from app.shared.settings import Settings
 from app.shared.storage import open_store
+from app.shared.workers import CPU, GPU, Worker, forget_worker
 from archrepair_core.sandbox.sandbox import describe_layers, missing_layers, refuse_gaps
+from worker.hardware import WorkerSettings, choose_device, queues_of
 from worker.limits import EngineLimits
 from worker.reaper import sweep_until
 from worker.scratch import sweep_scratch
-from worker.tasks import scratch_root
+from worker.tasks import NAME_VARIABLE, new_worker_name, scratch_root
 from worker.webhooks import Postbox, deliver_until
 
+LEAVING_SECONDS = 2.0
 # One process per worker, hence per GPU; no chatter between workers, the database knows everything.
 ARGUMENTS = ("worker", "-c", "1", "--pool=prefork", "--without-gossip", "--without-mingle", "--without-heartbeat")
 
@@ -30,11 +36,22 @@ def main() -> None:
     """Run a worker until SIGTERM, then give a running job back and end."""
     settings = Settings()
     check_sandbox(EngineLimits())
+    worker = describe_worker(WorkerSettings())
     celery = make_celery(settings)
     celery.conf.update(imports=("worker.tasks",), worker_redirect_stdouts=False)
     sweep_scratch(scratch_root(settings))
-    connect_main_process(celery, settings)
+    connect_main_process(celery, settings, worker)
     celery.worker_main([*ARGUMENTS, f"--loglevel={settings.log_level}"])
+
+
+def describe_worker(settings: WorkerSettings) -> Worker:
+    """What this worker is; its pool process finds name and device in the environment it inherits."""
+    device, name = choose_device(settings), new_worker_name()
+    queues = queues_of(settings, device)
+    if device == CPU and GPU in queues:
+        structlog.get_logger().warning("serves the queue of GPUs without one", queues=queues)
+    os.environ[NAME_VARIABLE] = name
+    return Worker(name, queues, device, version("archrepair"))
 
 
 def check_sandbox(limits: EngineLimits) -> None:
@@ -46,7 +63,7 @@ def check_sandbox(limits: EngineLimits) -> None:
         structlog.get_logger().warning("engines run with gaps in their sandbox", gaps=describe_layers(gaps))
 
 
-def connect_main_process(celery: Celery, settings: Settings) -> None:
+def connect_main_process(celery: Celery, settings: Settings, worker: Worker) -> None:
     """Sweep while the worker is up, and pass a shutdown on to the pool process.
 
     Celery's warm shutdown waits for the task, which may take hours; SIGTERM to the pool process makes the task end.
@@ -54,19 +71,20 @@ def connect_main_process(celery: Celery, settings: Settings) -> None:
     stopped = threading.Event()
     pools: list[Any] = []
     secret = service_secret(settings)
+    sessions = make_sessions(make_engine(settings.database_url))
+    sweeps = threading.Thread(
+        target=sweep_until,
+        args=(stopped, sessions, partial(ring, celery)),
+        kwargs={"store": open_store(settings.store_url), "worker": worker},
+        name="sweeps",
+        daemon=True,
+    )
 
     def start(sender: Any, **_: Any) -> None:
         pools.append(sender.pool)
-        sessions = make_sessions(make_engine(settings.database_url))
+        sweeps.start()
         postbox = Postbox(sessions, secret, EgressPolicy(settings.egress_allow), settings.webhook_retry_seconds)
         threading.Thread(target=deliver_until, args=(stopped, postbox), name="webhooks", daemon=True).start()
-        threading.Thread(
-            target=sweep_until,
-            args=(stopped, sessions, partial(ring, celery)),
-            kwargs={"store": open_store(settings.store_url)},
-            name="sweeps",
-            daemon=True,
-        ).start()
 
     def stop(**_: Any) -> None:
         if stopped.is_set():  # a second signal; the pool may be gone already
@@ -76,6 +94,13 @@ def connect_main_process(celery: Celery, settings: Settings) -> None:
             for pid in pool.info["processes"]:
                 os.kill(pid, signal.SIGTERM)
 
+    def leave(**_: Any) -> None:
+        sweeps.join(LEAVING_SECONDS)
+        # Without a database the others will see that it is silent.
+        with contextlib.suppress(SQLAlchemyError), sessions.begin() as session:
+            forget_worker(session, worker.name)
+
+    signals.worker_shutdown.connect(leave, weak=False)
     signals.worker_ready.connect(start, weak=False)
     signals.worker_shutting_down.connect(stop, weak=False)
 

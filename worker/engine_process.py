@@ -27,6 +27,7 @@ from worker.scratch import scratch_directory
 # -P: the working directory must never be searched for modules.
 STANDBY = (sys.executable, "-P", "-m", "archrepair_core.standby")
 MAX_LINE_BYTES = 8 << 20
+ENGINE_CRASHED = "worker.engine_crashed"
 _CHUNK_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
 
@@ -207,7 +208,7 @@ def problem_of_exit(returncode: int) -> dict[str, str]:
         return {"code": code, "detail": detail, "hint": hint, "category": "user"}
     elif returncode < 0:
         name = signal.Signals(-returncode).name
-        code, detail = "worker.engine_crashed", f"the engine process crashed ({name})"
+        code, detail = ENGINE_CRASHED, f"the engine process crashed ({name})"
         hint = "the last lines of the log may say where; if it happens again, report it with the job id"
     else:
         code, detail = "platform.engine_failed", f"the engine process ended with code {returncode} and no result"

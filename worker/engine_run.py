@@ -3,7 +3,7 @@
 Ending
 ├── Result        the engine's last word on success
 ├── Failure       the problem of a failed job, the engine's or ours
-└── Interruption  we stopped it: cancelled, lost (somebody else has the job) or stopped (the worker goes down)
+└── Interruption  we stopped it: cancelled, overdue, lost (somebody else has the job) or stopped (the worker goes down)
 """
 
 import time
@@ -16,7 +16,6 @@ from worker.engine_process import EngineProcess, ProtocolError, problem_of_exit
 from worker.limits import EngineLimits
 
 POLL_SECONDS = 0.1
-INTERRUPTIONS = ("cancelled", "lost", "stopped")
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Failure:
 class Interruption:
     """Why we ended the engine before it was done."""
 
-    reason: Literal["cancelled", "lost", "stopped"]
+    reason: Literal["cancelled", "overdue", "lost", "stopped"]
 
 
 Ending = Result | Failure | Interruption

@@ -32,6 +32,7 @@ class EngineLimits(BaseSettings):
     open_files: int = Field(4096, gt=0, description="RLIMIT_NOFILE.")
     threads: int = Field(8192, gt=0, description="RLIMIT_NPROC: all threads of this user; the kernel exempts root.")
     sandbox: Mode = Field("best_effort", description="Whether an engine that cannot close itself off may run.")
+    checkpoint_bytes: int = Field(16 * GIB, ge=0, description="Of what one attempt may leave for the next.")
     log_bytes: int = Field(8 * MIB, ge=64 * 1024, description="What is kept of the engine's stderr.")
 
 

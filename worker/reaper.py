@@ -8,6 +8,7 @@ import structlog
 from obstore.store import ObjectStore
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.shared.checkpoints import free_checkpoints
 from app.shared.idempotency import forget_old_answers
 from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
@@ -16,7 +17,7 @@ from app.shared.reaping import end_overdue, reap_expired
 from app.shared.storage import sweep_uploads
 from app.shared.uploads import free_expired_uploads
 from app.shared.webhooks import forget_old_deliveries
-from app.shared.workers import rehome_jobs
+from app.shared.workers import Worker, note_draining, note_worker, rehome_jobs
 
 SWEEP_SECONDS = 2.0
 # A store is asked rarely, listing costs; and the slowest of uploads must never be taken for a forgotten one.
@@ -41,13 +42,21 @@ def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str
 
 
 def sweep_until(
-    stopped: threading.Event, sessions: sessionmaker[Session], ring: Callable[[], None], *, store: ObjectStore
+    stopped: threading.Event,
+    sessions: sessionmaker[Session],
+    ring: Callable[[], None],
+    *,
+    store: ObjectStore,
+    worker: Worker,
 ) -> None:
     """Sweep every two seconds, the store and old answers every hour. An outage is logged once, and the sweeps go on."""
     healthy, swept_store_at = True, float("-inf")
-    while not stopped.wait(SWEEP_SECONDS):
+    while True:
         try:
+            with sessions.begin() as session:
+                note_worker(session, worker)
             reaped = sweep(sessions, ring)
+            free_checkpoints(sessions, store)
             if time.monotonic() - swept_store_at >= STORE_SWEEP_SECONDS:
                 sweep_uploads(store, older_than_seconds=FORGOTTEN_UPLOAD_SECONDS)
                 free_expired_uploads(sessions, store)
@@ -62,3 +71,7 @@ def sweep_until(
             healthy = True
             if reaped:
                 structlog.get_logger().warning("took jobs back from silent workers", job_ids=reaped)
+        if stopped.wait(SWEEP_SECONDS):
+            break
+    with sessions.begin() as session:
+        note_draining(session, worker.name)

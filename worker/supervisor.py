@@ -3,9 +3,11 @@
 All knowledge about repairing is in the engine; all knowledge about jobs is in `app.shared.jobs`.
 """
 
+import math
 import mimetypes
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,20 +22,34 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared import storage
+from app.shared.causes import OUTAGES
+from app.shared.checkpoints import new_checkpoint_key, record_checkpoint
 from app.shared.claims import claim_job
-from app.shared.jobs import Claim, StoredArtifact, finish_job, record_progress, record_resolved_spec, release_job
+from app.shared.jobs import (
+    Claim,
+    StoredArtifact,
+    fail_job,
+    finish_job,
+    record_progress,
+    record_resolved_spec,
+    release_job,
+)
 from app.shared.models import INSPECT, record_model, settle_model
+from app.shared.reaping import deadline_exceeded
+from app.shared.workers import QUEUES
+from worker.checkpoints import CheckpointKeeper, UnfitCheckpoint, unpack_checkpoints
 from worker.engine_events import ModelFound, NamedArtifact, Progress, Result
-from worker.engine_process import EngineProcess, ProtocolError
+from worker.engine_process import ENGINE_CRASHED, EngineProcess, ProtocolError
 from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
 from worker.lease import Lease, kept_lease
 from worker.limits import EngineLimits
 from worker.progress import ProgressRows
-from worker.scratch import Scratch, begin_job, keep_checkpoints
+from worker.scratch import Scratch, sweep_scratch
 from worker.warm_engine import WarmEngine
 
 LOG_NAME = "engine.log"
 LOG_TAIL_LINES = 40
+OUTAGE_POLL_SECONDS = 2.0
 RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15)
 T = TypeVar("T")
 
@@ -49,12 +65,20 @@ class Workbench:
     owner: str
     lease_seconds: float
     stopping: threading.Event
+    queues: tuple[str, ...] = QUEUES
+    running_jobs: int | None = None
 
 
 def run_next_job(bench: Workbench) -> bool:
     """Claim a job and bring it to an ending. False: no job was waiting."""
     with bench.sessions.begin() as session:
-        claim = claim_job(session, owner=bench.owner, lease_seconds=bench.lease_seconds)
+        claim = claim_job(
+            session,
+            owner=bench.owner,
+            lease_seconds=bench.lease_seconds,
+            queues=bench.queues,
+            running_jobs=bench.running_jobs,
+        )
     if claim is None:
         return False
     log = structlog.get_logger().bind(job_id=claim.job_id, attempt=claim.attempt)
@@ -63,14 +87,25 @@ def run_next_job(bench: Workbench) -> bool:
         kept_lease(bench.sessions, claim, lease_seconds=bench.lease_seconds) as lease,
         closing(bench.engines.take()) as engine,
     ):
-        job = _Job(bench, claim, lease, engine, log)
+        overdue_at = math.inf if claim.seconds_left is None else time.monotonic() + claim.seconds_left
+        job = _Job(bench, claim, lease, engine, log, overdue_at)
         ending, stored = _run(job)
-        if isinstance(ending, Interruption) and ending.reason == "stopped":
-            keep_checkpoints(job.scratch)
         written = _write_ending(job, ending, stored)
         _settle_model(job)
     log.info("job ended", ending=type(ending).__name__, written=written)
+    if isinstance(ending, Failure) and ending.problem["code"] in OUTAGES:
+        _await_store(bench)
     return True
+
+
+def _await_store(bench: Workbench) -> None:
+    """Until it answers, every job claimed would only lose an attempt."""
+    while not bench.stopping.wait(OUTAGE_POLL_SECONDS):
+        try:
+            storage.probe(bench.store)
+        except (StoreError, OSError):
+            continue
+        return
 
 
 @dataclass(frozen=True)
@@ -80,6 +115,7 @@ class _Job:
     lease: Lease
     engine: EngineProcess
     log: Any
+    overdue_at: float
 
     @property
     def scratch(self) -> Scratch:
@@ -91,16 +127,77 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
     engine = job.engine
     try:
         request = _fetch(job)
-        ending = run_engine(engine, request, watcher=_watcher(job), limits=_limits(job))
+        ending = _run_keeping_checkpoints(job, request)
         _warm_next(job)
         named = ending.artifacts if isinstance(ending, Result) else []
         stored = [_store(job, _plain_file(job.scratch.out, item), item.kind) for item in named]
+    except _Interrupted as interrupted:
+        engine.kill()
+        ending, stored = interrupted.interruption, []
     except Exception as error:  # the border of a job: a defect here must end this job, not the worker
         job.log.exception("the worker failed")
         engine.kill()
         # Told to stop while waiting for the store: the job goes back and runs again, it did not fail.
-        ending, stored = _interruption(job.lease, job.bench.stopping) or _failure_of(error), []
+        ending, stored = _interruption(job) or _failure_of(error), []
+    if isinstance(ending, Interruption) and ending.reason == "overdue":
+        ending = Failure(deadline_exceeded(job.claim.timeout_seconds or 0.0))
     return _with_log_tail(ending, engine), [*stored, *_store_log(job, ending, engine)]
+
+
+class _Interrupted(Exception):
+    """The job is to end before its engine has begun."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        super().__init__(interruption.reason)
+        self.interruption = interruption
+
+
+def _run_keeping_checkpoints(job: _Job, request: dict[str, Any]) -> Ending:
+    """Another machine may have to go on from here, if this one dies or gives the job back."""
+    archive = job.scratch.work.parent / "checkpoints.tar"
+    keeper = CheckpointKeeper(
+        job.scratch.work, archive, partial(_store_checkpoint, job), max_bytes=job.bench.limits.checkpoint_bytes
+    )
+    keeper.start()
+    try:
+        ending = run_engine(job.engine, request, watcher=_watcher(job), limits=_limits(job))
+    finally:
+        keeper.close()
+    goes_on = isinstance(ending, Failure) and ending.problem["code"] == ENGINE_CRASHED
+    if goes_on or (isinstance(ending, Interruption) and ending.reason == "stopped"):
+        keeper.keep()
+    return ending
+
+
+def _store_checkpoint(job: _Job, archive: Path) -> bool:
+    key = new_checkpoint_key(job.claim)
+    storage.put_file(job.bench.store, key, archive)
+    with job.bench.sessions.begin() as session:
+        before = record_checkpoint(session, job.claim, key)
+    # The one that the row does not name: the one before, or ours when the job is somebody else's by now.
+    if before is not None:
+        storage.delete(job.bench.store, before)
+    return before != key
+
+
+def _restore_checkpoint(job: _Job) -> None:
+    """Begin where an earlier attempt was; where that cannot be, begin again."""
+    key, archive = job.claim.checkpoint_key, job.scratch.inputs / "checkpoints.tar"
+    if key is None:
+        return
+    try:
+        _persist(job, partial(storage.download, job.bench.store, key, archive, on_chunk=partial(_check, job)))
+        unpack_checkpoints(archive, job.scratch.work, max_bytes=job.bench.limits.checkpoint_bytes)
+    except (FileNotFoundError, UnfitCheckpoint) as error:
+        job.log.warning("beginning again", error=str(error))
+    archive.unlink(missing_ok=True)
+
+
+def _check(job: _Job) -> None:
+    """Raises _Interrupted when the job is not to go on."""
+    interruption = _interruption(job)
+    if interruption is not None:
+        raise _Interrupted(interruption)
 
 
 def _limits(job: _Job) -> EngineLimits:
@@ -123,14 +220,16 @@ def _warm_next(job: _Job) -> None:
 
 def _fetch(job: _Job) -> dict[str, Any]:
     """Copy model and data sets to the scratch directory and return the engine's request."""
-    begin_job(job.scratch, job.claim.job_id)
+    sweep_scratch(job.scratch.root)
+    check = partial(_check, job)
     model = job.scratch.inputs / "model.pt"
-    _persist(job, partial(storage.download, job.bench.store, job.claim.model_storage_key, model))
+    _persist(job, partial(storage.download, job.bench.store, job.claim.model_storage_key, model, on_chunk=check))
     datasets = {}
     # Numbered, not named as uploaded: a customer's file name never becomes a path of ours.
     for number, (name, key, _) in enumerate(job.claim.inputs):
         datasets[name] = str(job.scratch.inputs / f"dataset-{number}")
-        _persist(job, partial(storage.download, job.bench.store, key, Path(datasets[name])))
+        _persist(job, partial(storage.download, job.bench.store, key, Path(datasets[name]), on_chunk=check))
+    _restore_checkpoint(job)
     return {
         "model": str(model),
         "datasets": datasets,
@@ -162,7 +261,7 @@ def _watcher(job: _Job) -> Watcher:
         on_model=write_model,
         on_resolved_spec=lambda spec: write(partial(record_resolved_spec, claim=job.claim, spec=spec)),
         on_tick=rows.flush_due,
-        interruption=partial(_interruption, job.lease, job.bench.stopping),
+        interruption=partial(_interruption, job),
     )
 
 
@@ -180,12 +279,14 @@ def _settle_model(job: _Job) -> None:
         job.log.warning("model not settled", error=str(error))
 
 
-def _interruption(lease: Lease, stopping: threading.Event) -> Interruption | None:
-    if lease.state == "lost":
+def _interruption(job: _Job) -> Interruption | None:
+    if job.lease.state == "lost":
         return Interruption("lost")
-    if lease.state == "cancel_requested":
+    if job.lease.state == "cancel_requested":
         return Interruption("cancelled")
-    return Interruption("stopped") if stopping.is_set() else None
+    if time.monotonic() >= job.overdue_at:
+        return Interruption("overdue")
+    return Interruption("stopped") if job.bench.stopping.is_set() else None
 
 
 def _plain_file(directory: Path, item: NamedArtifact) -> Path:
@@ -233,7 +334,7 @@ def _persist(job: _Job, action: Callable[[], T]) -> T:
             raise
         except (OperationalError, StoreError, OSError) as error:
             job.log.warning("trying again", error=str(error))
-            if job.lease.state == "lost" or job.bench.stopping.wait(pause_seconds):
+            if job.lease.state != "held" or job.bench.stopping.wait(pause_seconds):
                 raise
     return action()
 
@@ -242,6 +343,11 @@ def _failure_of(error: Exception) -> Failure:
     if isinstance(error, FileNotFoundError):
         detail, hint = "an input of the job is no longer in the object store", "upload model and data again"
         return Failure({"code": "platform.input_missing", "detail": detail, "hint": hint, "category": "platform"})
+    if isinstance(error, StoreError | OperationalError):
+        down = "store" if isinstance(error, StoreError) else "database"
+        detail, hint = f"the {down} did not answer for half a minute", "nothing to do: it is tried again when it does"
+        code = f"platform.{down}_unavailable"
+        return Failure({"code": code, "detail": detail, "hint": hint, "category": "platform"})
     return Failure(
         {
             "code": "platform.worker_failed",
@@ -259,14 +365,16 @@ def _with_log_tail(ending: Ending, engine: EngineProcess) -> Ending:
 
 
 def _write_ending(job: _Job, ending: Ending, artifacts: Sequence[StoredArtifact]) -> bool:
-    """Write the last row, fenced. False: the job is no longer ours, and what we stored for it is removed."""
-    if isinstance(ending, Interruption) and ending.reason == "lost":
-        return False
+    """Write the last row, fenced. False: the job is not ours or runs again, and what we stored for it is removed."""
 
     def write() -> bool:
         with job.bench.sessions.begin() as session:
+            if isinstance(ending, Interruption) and ending.reason == "lost":
+                return False
             if isinstance(ending, Interruption) and ending.reason == "stopped":
                 return release_job(session, job.claim)
+            if isinstance(ending, Failure):
+                return fail_job(session, job.claim, error=ending.problem, artifacts=artifacts) == "failed"
             return finish_job(session, job.claim, **_ending_columns(ending), artifacts=artifacts)
 
     written = _persist(job, write)
@@ -280,7 +388,5 @@ def _ending_columns(ending: Ending) -> dict[str, Any]:
     match ending:
         case Result():
             return {"status": "succeeded", "result": ending.result, "verdict": ending.verdict, "cause": "succeeded"}
-        case Failure():
-            return {"status": "failed", "error": ending.problem, "cause": "failed"}
         case _:
             return {"status": "cancelled", "cause": "cancelled"}

@@ -17,10 +17,14 @@ from app.shared.db import make_engine, make_sessions
 from app.shared.queue import RING_TASK
 from app.shared.settings import Settings
 from app.shared.storage import open_store
+from app.shared.workers import CPU
 from worker.engine_process import EngineProcess
+from worker.hardware import WorkerSettings, find_gpu, queues_of
 from worker.limits import EngineLimits
 from worker.supervisor import Workbench, run_next_job
 from worker.warm_engine import WarmEngine
+
+NAME_VARIABLE = "ARCHREPAIR_WORKER_NAME"
 
 
 @shared_task(name=RING_TASK, ignore_result=True)
@@ -35,17 +39,24 @@ def look_for_work() -> None:
 @cache
 def workbench() -> Workbench:
     """This process's connections and warm engine, made when it starts."""
-    settings, limits = Settings(), EngineLimits()
+    settings, limits, worker = Settings(), EngineLimits(), WorkerSettings()
     return Workbench(
         sessions=make_sessions(make_engine(settings.database_url)),
         store=open_store(settings.store_url),
         engines=WarmEngine(lambda: EngineProcess(limits, scratch_root=scratch_root(settings))),
         limits=limits,
         # Unique for ever, not host and pid alone: half of the fence, and pids come again.
-        owner=f"{socket.gethostname()}:{os.getpid()}:{ULID()}",
+        owner=f"{os.environ.get(NAME_VARIABLE) or new_worker_name()}/{ULID()}",
         lease_seconds=settings.lease_seconds,
         stopping=threading.Event(),
+        queues=queues_of(worker, find_gpu(os.environ) or CPU),
+        running_jobs=settings.quota_running_jobs,
     )
+
+
+def new_worker_name() -> str:
+    """A name no worker ever had; the main process passes it on to its pool process by NAME_VARIABLE."""
+    return f"{socket.gethostname()}:{os.getpid()}:{ULID()}"
 
 
 def scratch_root(settings: Settings) -> Any:

@@ -1,9 +1,7 @@
 """Is it alive, is it ready, what is it doing."""
 
-import contextlib
 from importlib.metadata import version
 
-import obstore
 from fastapi import APIRouter
 from kombu.exceptions import OperationalError as BrokerError
 from obstore.exceptions import BaseError as StoreError
@@ -18,6 +16,7 @@ from app.errors import problem_responses
 from app.schemas import Health, NamedQueue, QueueState, Readiness, System, WorkerSeen
 from app.shared.jobs import HELD, LIVE
 from app.shared.queueing import expected_wait_seconds
+from app.shared.storage import probe
 from app.shared.tables import Job, WorkerRow
 from app.shared.times import rfc3339
 from app.shared.workers import QUEUES, is_live, live_queues, name_of_owner
@@ -63,8 +62,7 @@ def _check_broker(gateway: Gateway) -> str:
 
 def _check_store(gateway: Gateway) -> str:
     try:
-        with contextlib.suppress(FileNotFoundError):  # the store said so: it answers
-            obstore.head(gateway.store, "tmp/readyz")
+        probe(gateway.store)
     except (StoreError, OSError) as error:
         return f"failed: {type(error).__name__}"
     return "ok"

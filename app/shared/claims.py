@@ -149,6 +149,7 @@ def _claim_of(session: Session, job_id: str) -> Claim:
         model_storage_key=model.storage_key,
         model_filename=model.filename,
         inputs=tuple((item.name, item.storage_key, item.filename) for item in inputs),
+        timeout_seconds=None if job.deadline_at is None else job.deadline_at - job.created_at,
         seconds_left=seconds_left,
         checkpoint_key=job.checkpoint_key,
     )

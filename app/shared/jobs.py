@@ -28,7 +28,7 @@ DONE = ("succeeded", "failed", "cancelled")
 # The kind of job that only looks at a model.
 INSPECT = "inspect"
 
-Lease = Literal["held", "wind_up_requested", "cancel_requested", "lost"]
+Lease = Literal["held", "cancel_requested", "lost"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class JobAlreadyDone(Exception):
 class Claim:
     """A worker's right to run one attempt, and what it needs for it. `inputs`: (name, storage key, filename) each.
 
-    `seconds_left`: until the job's deadline, when it was claimed. `checkpoint_key`: what an earlier attempt left.
+    `seconds_left` of the job's `timeout_seconds`, when it was claimed. `checkpoint_key`: what an earlier attempt left.
     """
 
     job_id: str
@@ -85,6 +85,7 @@ class Claim:
     model_storage_key: str
     model_filename: str
     inputs: tuple[tuple[str, str, str], ...]
+    timeout_seconds: float | None = None
     seconds_left: float | None = None
     checkpoint_key: str | None = None
 
@@ -149,12 +150,10 @@ def submit_job(
 def renew_lease(session: Session, claim: Claim, *, lease_seconds: float) -> Lease:
     """Heartbeat. Not a change a reader can see, so `version` stays."""
     renewed = update(Job).where(*fence(claim)).values(lease_until=db_now() + lease_seconds)
-    row = session.execute(_unsynchronized(renewed).returning(Job.cancel_requested, Job.keep_best)).one_or_none()
+    row = session.execute(_unsynchronized(renewed).returning(Job.cancel_requested)).one_or_none()
     if row is None:
         return "lost"
-    if row.cancel_requested:
-        return "wind_up_requested" if row.keep_best else "cancel_requested"
-    return "held"
+    return "cancel_requested" if row.cancel_requested else "held"
 
 
 def record_progress(session: Session, claim: Claim, *, phase: str, progress: dict[str, Any]) -> bool:

@@ -1,9 +1,10 @@
 """The object store: uploads by their content's hash, artifacts by job and attempt. Local directory or S3, one code."""
 
+import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -144,11 +145,12 @@ def put_file(store: ObjectStore, key: str, path: Path) -> StoredFile:
     return StoredFile(key, digest, path.stat().st_size)
 
 
-def download(store: ObjectStore, key: str, path: Path) -> None:
-    """Copy an object to a local file. Raises FileNotFoundError when there is none."""
+def download(store: ObjectStore, key: str, path: Path, *, on_chunk: Callable[[], None] = lambda: None) -> None:
+    """Copy an object to a local file. Raises FileNotFoundError when there is none; `on_chunk` may raise to stop it."""
     with path.open("wb") as file:
         for chunk in obstore.get(store, key).stream(min_chunk_size=CHUNK_BYTES):
             file.write(chunk)
+            on_chunk()
 
 
 async def open_range(store: ObjectStore, key: str, *, start: int, stop: int) -> AsyncIterator[bytes]:
@@ -164,6 +166,12 @@ async def _pieces(stream: AsyncIterable[Buffer] | None) -> AsyncIterator[bytes]:
     if stream is not None:
         async for piece in stream:
             yield bytes(piece)
+
+
+def probe(store: ObjectStore) -> None:
+    """Raises what the store's client raises when the store does not answer."""
+    with contextlib.suppress(FileNotFoundError):  # the store said so: it answers
+        obstore.head(store, f"{UPLOADS}/probe")
 
 
 def delete(store: ObjectStore, key: str) -> None:

@@ -13,7 +13,7 @@ from app.shared.db import make_engine, make_sessions
 from app.shared.ids import new_id
 from app.shared.jobs import submit_job
 from app.shared.storage import open_store
-from app.shared.tables import Artifact, Job, JobEvent, JobInput, Model, Project
+from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, Model, Project
 from worker.engine_process import EngineProcess
 from worker.limits import EngineLimits
 from worker.supervisor import Workbench
@@ -54,7 +54,7 @@ class Service:
     model_id: str
     project_id: str
 
-    def submit(self, behave, **options):
+    def submit(self, behave, *, spec=None, **options):
         with self.bench.sessions.begin() as session:
             upload = JobInput(
                 name="upload:repair", filename="data.npz", sha256="0", size_bytes=4, storage_key="blobs/sha256/data"
@@ -62,7 +62,7 @@ class Service:
             return submit_job(
                 session,
                 project_id=self.project_id,
-                spec={"behave": behave},
+                spec={"behave": behave, **(spec or {})},
                 kind="repair",
                 model_id=self.model_id,
                 inputs=[upload],
@@ -72,6 +72,10 @@ class Service:
     def job(self, job_id):
         with self.bench.sessions() as session:
             return session.get_one(Job, job_id)
+
+    def causes(self, job_id):
+        with self.bench.sessions() as session:
+            return list(session.scalars(select(Attempt.cause).where(Attempt.job_id == job_id).order_by(Attempt.id)))
 
     def events(self, job_id, kind):
         with self.bench.sessions() as session:

@@ -106,6 +106,31 @@ def publish_a_link(request):
     say("result", result={}, verdict="pass", artifacts=[{"name": "repaired.pt", "kind": "model"}])
 
 
+def continue_or_wait(request):
+    """The first attempt leaves a checkpoint and hangs; one that finds it is done."""
+    checkpoints = Path(request["work_dir"], "checkpoints")
+    if (checkpoints / "state").is_file():
+        request["model"] = str(checkpoints / "state")
+        succeed(request)
+        return
+    checkpoints.mkdir()
+    (checkpoints / "state").write_text("half done;")
+    (checkpoints / "link").symlink_to("/etc/passwd")
+    progress("repairing", 50, message=str(os.getpid()))
+    time.sleep(600)
+
+
+def wait_for_a_file(request):
+    progress("repairing", 50, message=str(os.getpid()))
+    while not Path(request["spec"]["file"]).exists():
+        time.sleep(0.02)
+    succeed(request)
+
+
+def run_out_of_memory(request):
+    say("error", code="worker.out_of_memory", detail="the engine ran out of memory", hint="use a smaller model")
+
+
 def chatter(request):
     for number in range(200):
         progress("repairing", number / 2)

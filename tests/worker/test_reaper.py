@@ -9,8 +9,11 @@ from app.shared.claims import claim_job
 from app.shared.jobs import request_cancel
 from app.shared.models import submit_inspection
 from app.shared.tables import Job, Model, OutboxMessage
+from app.shared.workers import Worker
 from worker import reaper
 from worker.reaper import sweep, sweep_until
+
+WORKER = Worker("box:1:A", ("cpu",), "cpu", "0.1")
 
 
 def unsent(service):
@@ -80,7 +83,7 @@ def test_the_sweeps_go_on_after_an_outage(service, monkeypatch):
     old.touch()
     os.utime(old, (1.0, 1.0))
 
-    sweep_until(stopped, service.bench.sessions, ring, store=service.bench.store)
+    sweep_until(stopped, service.bench.sessions, ring, store=service.bench.store, worker=WORKER)
     assert service.job(job_id).status == "queued"
     assert not old.exists()
     assert unsent(service) == 0

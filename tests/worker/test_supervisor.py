@@ -113,7 +113,8 @@ def test_a_refused_model_fails_the_job_with_the_engines_problem_and_the_end_of_t
 )
 def test_a_broken_engine_fails_the_job_with_what_happened(service, behave, code, phase):
     job_id = service.submit(behave)
-    run_next_job(service.bench)
+    while run_next_job(service.bench):
+        pass
 
     job = service.job(job_id)
     assert (job.status, job.error["code"], job.error["phase"]) == ("failed", code, phase)
@@ -309,6 +310,8 @@ def test_only_an_error_of_the_model_itself_rejects_it(service, behave, state):
     run_next_job(service.bench)
     model, _ = model_of(service)
     assert model.state == state
+    if behave == "crash":  # which is tried again
+        run_next_job(service.bench)
     if state == "rejected":
         assert (model.error["code"], model.error["hint"]) == ("model.frozen_graph", "unfreeze")
     else:  # nobody really looked at it, so somebody will
@@ -320,7 +323,8 @@ def test_an_engine_that_crashes_on_looking_rejects_the_model_as_ours_to_explain(
     with service.bench.sessions.begin() as session:
         inspection = submit_inspection(session, session.get_one(Model, service.model_id))
         inspection.spec = {"behave": "crash"}
-    run_next_job(service.bench)
+    while run_next_job(service.bench):
+        pass
     model, _ = model_of(service)
     assert (model.state, model.error["code"], model.error["category"]) == (
         "rejected", "worker.engine_crashed", "platform")  # fmt: skip

@@ -339,7 +339,7 @@ def test_a_running_job_is_asked_to_stop_and_its_worker_hears_it(sessions: sessio
     assert cancel(sessions, job_id, keep_best=True) == "cancelling"
     assert cancel(sessions, job_id, keep_best=True) == "cancelling", "asking twice is no error"
     with sessions.begin() as session:
-        assert renew_lease(session, held, lease_seconds=60) == "wind_up_requested"
+        assert renew_lease(session, held, lease_seconds=60) == "cancel_requested"
         assert finish_job(session, held, status="cancelled", cause="cancelled")
     job = load(sessions, job_id)
     assert (job.status, job.keep_best) == ("cancelled", True)
