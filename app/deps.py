@@ -20,6 +20,7 @@ from app.feed import Feed
 from app.keys import KeyUses
 from app.ratelimits import RateLimiter
 from app.relay import Relay
+from app.shared.gauges import DatabaseGauges
 from app.shared.settings import Settings
 
 IDENTIFIER = re.compile(r"[a-z]{2,4}_[0-9A-Z]{26}")
@@ -43,6 +44,7 @@ class Gateway:
     feed: Feed
     signer: S3Store | None
     rate_limiter: RateLimiter
+    gauges: DatabaseGauges
     stopping: threading.Event
     service_secret: bytes = field(repr=False)
 

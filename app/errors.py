@@ -17,6 +17,8 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.shared.metrics import PROBLEM_COUNT
+
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
 
@@ -145,6 +147,7 @@ def problem_type(code: str) -> str:
 def problem_response(request: Request, problem: ApiProblem, *, status: int | None = None) -> JSONResponse:
     """The problem as RFC 9457 JSON."""
     kind = PROBLEMS[problem.code]
+    PROBLEM_COUNT.labels(problem.code).inc()
     headers = dict(problem.headers)
     if kind.retryable:
         headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import ApiProblem, problem_response
 from app.shared.ids import new_id
+from app.shared.metrics import HTTP_REQUESTS, HTTP_SECONDS, OTHER, counted_upload
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # How much of a refused upload is still read, so that the client hears the answer before its connection is cut.
@@ -21,6 +22,8 @@ LINGER_SECONDS = 10.0
 # An answer is data: nothing in it runs, nobody frames it, no cache shares it, whatever a browser takes it for.
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY = "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+# Whatever else a client writes there must not become a label.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SECURITY_HEADERS = {
     "cache-control": "no-store",
     "referrer-policy": "no-referrer",
@@ -47,26 +50,37 @@ class RequestBorder:
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        exchange = Exchange(scope, receive, send, max_bytes=None if _is_upload(scope) else self.small_body_bytes)
-        started = time.perf_counter()
-        try:
-            await self.app(scope, exchange.receive, exchange.send)
-        except Exception:  # noqa: BLE001  the border of the request: whatever it is, the client gets an answer
-            structlog.get_logger().exception("request crashed", path=scope["path"])
-            await _answer_crash(scope, exchange)
-        finally:
-            _log_request(scope, exchange.status, seconds=time.perf_counter() - started)
+        is_upload, started = _is_upload(scope), time.perf_counter()
+        with counted_upload(is_upload) as count_bytes:
+            max_bytes = None if is_upload else self.small_body_bytes
+            exchange = Exchange(scope, receive, send, max_bytes=max_bytes, count_bytes=count_bytes)
+            try:
+                await self.app(scope, exchange.receive, exchange.send)
+            except Exception:  # noqa: BLE001  the border of the request: whatever it is, the client gets an answer
+                structlog.get_logger().exception("request crashed", path=scope["path"])
+                await _answer_crash(scope, exchange)
+            finally:
+                _note_request(scope, exchange.status, seconds=time.perf_counter() - started)
 
 
 class Exchange:
     """One request's two channels. Holds the end of an early answer back until the client has stopped sending."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, max_bytes: int | None) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        max_bytes: int | None,
+        count_bytes: Callable[[int], None],
+    ) -> None:
         self.status = 0
         self._scope = scope
         self._receive = receive
         self._send = send
         self._max_bytes = max_bytes
+        self._count_bytes = count_bytes
         self._received_bytes = 0
         self._body_ended = False
 
@@ -79,7 +93,9 @@ class Exchange:
 
     async def _next(self) -> Message:
         message = await self._receive()
-        self._received_bytes += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._received_bytes += size
+        self._count_bytes(size)
         self._body_ended = self._body_ended or not message.get("more_body", False)
         return message
 
@@ -141,6 +157,11 @@ async def _answer_crash(scope: Scope, exchange: Exchange) -> None:
     await problem_response(Request(scope), problem)(scope, exchange.receive, exchange.send)
 
 
-def _log_request(scope: Scope, status: int, *, seconds: float) -> None:
+def _note_request(scope: Scope, status: int, *, seconds: float) -> None:
+    method = scope["method"] if scope["method"] in METHODS else OTHER
+    # The route's template has no ids in it, and no /v1; of paths that do not exist there are too many.
+    route = getattr(scope.get("route"), "path", OTHER)
+    HTTP_REQUESTS.labels(method, route, str(status)).inc()
+    HTTP_SECONDS.labels(method, route).observe(seconds)
     log: Callable[..., object] = structlog.get_logger().info
     log("request", method=scope["method"], path=scope["path"], status=status, seconds=round(seconds, 4))

@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.errors import ApiProblem
+from app.shared.metrics import RATE_LIMIT_OUTAGES
 
 WINDOW_SECONDS = 60
 # On one machine or in one rack it answers within a millisecond.
@@ -100,6 +101,7 @@ class RateLimiter:
                 return
             self._away = True
             self.outages += 1
+            RATE_LIMIT_OUTAGES.inc()
         cause = type(error.storage_error).__name__
         structlog.get_logger().warning("rate limits are off: Redis does not answer", error=cause)
         threading.Thread(target=self._look_for_redis, name="rate-limits", daemon=True).start()

@@ -11,12 +11,15 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Double, Engine, create_engine, event
+from sqlalchemy import Connection, Double, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+
+from app.shared.metrics import DATABASE_ERRORS
 
 SQLITE_BUSY_SECONDS = 20
 
@@ -42,11 +45,20 @@ def _postgresql_now(_element: db_now, _compiler: SQLCompiler, **_options: Any) -
 def make_engine(url: str) -> Engine:
     """An engine for SQLite or Postgres (psycopg 3). On SQLite every transaction starts as a writer, see `read_only`."""
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url, pool_pre_ping=True)
+        event.listen(engine, "handle_error", _count_error)
+        return engine
     engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
+    event.listen(engine, "handle_error", _count_error)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _count_error(context: ExceptionContext) -> None:
+    """Count what is the database's doing. A broken constraint is ours, and handled where two callers may race."""
+    if isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError):
+        DATABASE_ERRORS.labels(type(context.sqlalchemy_exception).__name__).inc()
 
 
 def read_only(engine: Engine) -> Engine:

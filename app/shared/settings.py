@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     rate_limit_failed_authentications: int = Field(0, ge=0)
     cors_origins: str = Field("", description="Origins whose web pages may call the API, apart by spaces; none.")
     log_level: str = "INFO"
+    metrics_token: str | None = Field(
+        None, repr=False, min_length=16, description="Who asks the gateway for /metrics must send it."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Where a worker tells its metrics, if it has a port for them.")
+    metrics_port: int | None = Field(None, ge=1, le=65535, description="Of a worker; without one it tells none.")
     # Signing secrets of webhooks are derived from it; an embedded service makes one of its own.
     secret_key: str | None = Field(None, repr=False, min_length=32)
     # How long to wait after each failed attempt to deliver a webhook.

@@ -1,0 +1,31 @@
+"""What Prometheus asks for."""
+
+import hmac
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi.security import HTTPAuthorizationCredentials
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.responses import Response
+
+from app.auth import CHALLENGE, bearer
+from app.deps import CurrentGateway
+from app.errors import ApiProblem, problem_responses
+from app.shared.metrics import exposition
+
+router = APIRouter(tags=["system"])
+TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}
+
+
+@router.get("/metrics", response_class=Response, responses={200: TEXT, **problem_responses(401, 500)})
+def get_metrics(
+    gateway: CurrentGateway, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> Response:
+    """Counts and times of this gateway, and the state of the queues. No key: a token of its own, where one is set."""
+    token = gateway.settings.metrics_token
+    if token is not None:
+        given = credentials.credentials if credentials else ""
+        if not hmac.compare_digest(given.encode(), token.encode()):
+            hint = "Send the header Authorization: Bearer with the service's ARCHREPAIR_METRICS_TOKEN."
+            raise ApiProblem("auth.invalid_key", "Metrics need their token.", hint=hint, headers=CHALLENGE)
+    return Response(exposition(gateway.gauges), media_type=CONTENT_TYPE_PLAIN_0_0_4)

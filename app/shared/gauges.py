@@ -1,0 +1,108 @@
+"""What the database says of the service's state, read when Prometheus asks and kept for some seconds.
+
+Every gateway and worker tells the same: rules take `max` over them.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import case, func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.shared.db import db_now
+from app.shared.jobs import LIVE
+from app.shared.tables import Job, OutboxMessage, WebhookDelivery, WorkerRow
+from app.shared.webhooks import PENDING
+
+KEEP_SECONDS = 5.0
+# A worker is seen every few seconds; one that was not for so long is not there.
+WORKER_SEEN_SECONDS = 30.0
+
+
+class DatabaseGauges(Collector):
+    """Prometheus calls `collect`. Without a database it says so and tells nothing that is no longer known."""
+
+    def __init__(self, readers: sessionmaker[Session]) -> None:
+        self._readers = readers
+        self._lock = threading.Lock()
+        self._kept: Sequence[GaugeMetricFamily] = ()
+        self._read_at = float("-inf")
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The families. One reader at a time: the others wait for what it finds."""
+        with self._lock:
+            if time.monotonic() - self._read_at >= KEEP_SECONDS:
+                self._kept, self._read_at = self._read(), time.monotonic()
+            yield from self._kept
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        """Nothing: being registered must not need a database."""
+        return []
+
+    def _read(self) -> Sequence[GaugeMetricFamily]:
+        up = GaugeMetricFamily("archrepair_database_up", "Whether the database answered just now.")
+        try:
+            with self._readers() as session:
+                families = [*_jobs(session), *_outbox(session), *_webhooks(session), _workers(session)]
+        except SQLAlchemyError:  # counted where it happened
+            up.add_metric([], 0)
+            return [up]
+        up.add_metric([], 1)
+        return [up, *families]
+
+
+def _jobs(session: Session) -> Iterator[GaugeMetricFamily]:
+    jobs = GaugeMetricFamily("archrepair_jobs", "Jobs that are not done.", labels=["queue", "kind", "status"])
+    live = select(Job.queue, Job.kind, Job.status, func.count()).where(Job.status.in_(LIVE))
+    for queue, kind, status, count in session.execute(live.group_by(Job.queue, Job.kind, Job.status)):
+        jobs.add_metric([queue, kind, status], count)
+    yield jobs
+    depth = GaugeMetricFamily("archrepair_queue_jobs", "Jobs that wait.", labels=["queue"])
+    age = GaugeMetricFamily(
+        "archrepair_queue_oldest_seconds", "How long the longest waiting job has waited.", labels=["queue"]
+    )
+    # With no job waiting a queue is empty, not unknown: an alert must be able to end.
+    waits = case((Job.status == "queued", 1))
+    rows = select(Job.queue, func.count(waits), db_now() - func.min(case((Job.status == "queued", Job.created_at))))
+    found = {queue: (count, seconds or 0) for queue, count, seconds in session.execute(
+        rows.where(Job.status.in_(LIVE)).group_by(Job.queue))}  # fmt: skip
+    for queue, (count, seconds) in ({"cpu": (0, 0), "gpu": (0, 0)} | found).items():
+        depth.add_metric([queue], count)
+        age.add_metric([queue], seconds)
+    yield from (depth, age)
+
+
+def _outbox(session: Session) -> Iterator[GaugeMetricFamily]:
+    unsent = select(func.count(), db_now() - func.min(OutboxMessage.created_at))
+    count, seconds = session.execute(unsent.where(OutboxMessage.sent_at.is_(None))).one()
+    yield _single("archrepair_outbox_unsent", "Rings the broker has not taken.", count)
+    yield _single("archrepair_outbox_oldest_seconds", "How long the oldest of them waits.", seconds or 0)
+
+
+def _webhooks(session: Session) -> Iterator[GaugeMetricFamily]:
+    pending = WebhookDelivery.state == PENDING
+    overdue = select(func.count(), db_now() - func.min(WebhookDelivery.next_attempt_at))
+    count, seconds = session.execute(overdue.where(pending, WebhookDelivery.next_attempt_at < db_now())).one()
+    yield _single("archrepair_webhooks_due", "Deliveries whose time has come.", count)
+    yield _single("archrepair_webhooks_overdue_seconds", "How long the oldest of them is due.", seconds or 0)
+
+
+def _workers(session: Session) -> GaugeMetricFamily:
+    family = GaugeMetricFamily("archrepair_workers", "Workers seen just now, by queue.", labels=["queue"])
+    counts = {"cpu": 0, "gpu": 0}
+    for queues in session.scalars(select(WorkerRow.queues).where(WorkerRow.seen_at > db_now() - WORKER_SEEN_SECONDS)):
+        for queue in queues:
+            counts[queue] = counts.get(queue, 0) + 1
+    for queue, count in counts.items():
+        family.add_metric([queue], count)
+    return family
+
+
+def _single(name: str, documentation: str, value: float) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, documentation)
+    family.add_metric([], value)
+    return family
