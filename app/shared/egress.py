@@ -21,10 +21,18 @@ import idna
 MAX_URL_CHARACTERS = 2048
 DEFAULT_PORTS = {"https": 443, "http": 80}
 ALLOWED_PORTS = frozenset({80, 443, 8080, 8443})
+_CHARACTERS = re.compile(r"(\w+:)?(//[^/\\\s?#]*)?[!-\[\]-~]*")
+_NETLOC = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
 _HOST = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*\.?")
 # As a last label, what some resolvers read as a number: 127.1, 0x7f000001, 2130706433.
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)\.?")
-_CARRIERS = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")))
+# Never public, whatever this Python's `ipaddress` says: reserved since it was written, obsolete, translated to what the
+# local network decides, and the address at which every machine of Azure finds its host.
+_INSIDE = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.88.99.0/24", "::/96", "::ffff:0:0:0/96",
+                                           "64:ff9b:1::/48", "3fff::/20", "fec0::/10")))  # fmt: skip
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# The interface of an ISATAP address, before the IPv4 address it carries; its u bit may be set or not.
+_ISATAP, _ISATAP_MASK = 0x00005EFE, 0xFDFFFFFF
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Sequence[str]]
@@ -96,21 +104,23 @@ def check_url(url: str, policy: EgressPolicy, *, schemes: Sequence[str] = ("http
 def _split(url: str) -> SplitResult:
     if len(url) > MAX_URL_CHARACTERS:
         raise EgressError("url_invalid", f"The URL has more than {MAX_URL_CHARACTERS} characters.")
-    if not url.isascii() or not url.isprintable() or re.search(r"[\s\\]", url):
-        host_only = re.fullmatch(r"(https?://)([^/\\\s?#]+)([!-~]*)", url)
-        if host_only is None or not host_only[2].isprintable():
-            raise EgressError("url_invalid", "The URL holds characters that do not belong into one.")
+    # Only a host may be written in other letters than ASCII.
+    if not _CHARACTERS.fullmatch(url) or not url.isprintable():
+        raise EgressError("url_invalid", "The URL holds characters that do not belong into one.")
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
         raise EgressError("url_invalid", f"The URL cannot be read: {error}.") from None
+    # What stands beside brackets, others may read as the host.
+    if not _NETLOC.fullmatch(parts.netloc.rpartition("@")[2]):
+        raise EgressError("url_invalid", "The host of the URL is not a name.")
     return parts
 
 
 def _host(parts: SplitResult) -> str:
     host = (parts.hostname or "").lower()
-    if ":" in host:
+    if ":" in host or "[" in parts.netloc:
         return _canonical(host)
     try:
         host = host if host.isascii() else idna.encode(host, uts46=True).decode()
@@ -138,29 +148,33 @@ def _literal(host: str) -> Address | None:
 
 def is_public(address: Address) -> bool:
     """Whether an address is one of the public internet, and so is the one it carries, if it carries another."""
+    if any(address in network for network in _INSIDE):
+        return False
     if isinstance(address, ipaddress.IPv6Address):
+        last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if (int(address) >> 32) & _ISATAP_MASK == _ISATAP and not is_public(last):
+            return False
         carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if any(address in network for network in _CARRIERS):
-            carried.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        found = [inner for inner in carried if inner is not None]
+        found = [inner for inner in (*carried, last if address in _NAT64 else None) if inner is not None]
         if found:
             return all(map(is_public, found))
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 def resolve(target: Target, policy: EgressPolicy, lookup: Resolve | None = None) -> str:
-    """The address to connect to. Refused when any that the name has is: an honest name has none of them inside.
+    """The address to connect to. Refused when any that the name has is inside: an honest name has none there.
 
-    Raises EgressError `unreachable` or `url_refused`.
+    A name without an address is refused in the same words, or one could find out which names there are inside.
+    Raises EgressError `url_refused`, or `unreachable` when nobody knows at the moment.
     """
     try:
         found = (lookup or _lookup)(target.host, target.port)
-    except OSError:
-        raise EgressError("unreachable", f"The host {target.host!r} has no address.") from None
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            raise EgressError("unreachable", f"The host {target.host!r} cannot be looked up now.") from None
+        found = ()
     addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
-    if not addresses:
-        raise EgressError("unreachable", f"The host {target.host!r} has no address.")
-    if not policy.allows_host(target.host) and not all(map(policy.allows_address, addresses)):
+    if not addresses or not (policy.allows_host(target.host) or all(map(policy.allows_address, addresses))):
         raise _refused(target.host)
     return str(addresses[0])
 
@@ -172,8 +186,8 @@ def _lookup(host: str, port: int) -> Sequence[str]:
 def _refused(host: str) -> EgressError:
     return EgressError(
         "url_refused",
-        f"The host {host!r} is not one of the public internet.",
-        hint="Use a public address, or ask the operator to add it to ARCHREPAIR_EGRESS_ALLOW.",
+        f"The host {host!r} has no address of the public internet.",
+        hint="Use one that has, or ask the operator to add it to ARCHREPAIR_EGRESS_ALLOW.",
     )
 
 

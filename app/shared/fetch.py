@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
@@ -83,7 +83,10 @@ def fetch_to_file(
 
 
 def _redirected(target: Target, location: str, policy: EgressPolicy) -> Target:
-    new = check_url(urljoin(target.url, location), policy, schemes=(target.scheme,))
+    try:
+        new = check_url(urljoin(target.url, location), policy, schemes=(target.scheme,))
+    except ValueError:  # of urljoin
+        raise EgressError("redirect_refused", f"{target.host} redirects to what is no URL.") from None
     if (new.host, new.port) != (target.host, target.port):
         hint = "Give the URL that it leads to."
         raise EgressError("redirect_refused", f"{target.host} redirects to another host.", hint=hint)
@@ -119,12 +122,12 @@ def _exchange(
             yield response
     except httpcore.TimeoutException:
         raise EgressError("timed_out", f"{target.host} did not answer in time.") from None
-    except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
         raise EgressError("unreachable", f"{target.host} could not be called: {_in_words(error)}.") from None
 
 
 def _in_words(error: Exception) -> str:
-    """Without addresses: an OSError names the one it was for."""
+    """Without addresses, which errors of the system name."""
     if isinstance(error, httpcore.ConnectError) and "certificate" in str(error).lower():
         return "its certificate is not valid"
     return {"ConnectError": "no connection", "ReadError": "the connection broke", "WriteError": "the connection broke",
@@ -136,11 +139,13 @@ def _headers(response: httpcore.Response) -> dict[str, str]:
 
 
 def _first_bytes(response: httpcore.Response, count: int) -> bytes:
+    """As many as come: the status is the answer, and a body that breaks off takes nothing from it."""
     first = b""
-    for chunk in response.iter_stream():
-        first += chunk
-        if len(first) >= count:
-            break
+    with suppress(httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
+        for chunk in response.iter_stream():
+            first += chunk
+            if len(first) >= count:
+                break
     return first[:count]
 
 

@@ -82,6 +82,24 @@ REFUSED = [
     "http://[::1/",
     "http://①②⑦.⓪.⓪.①/",
     "http://127。0。0。1/",
+    "http://example.com/..//\\x",
+    "http://example.com\\.evil.example/",
+    "http://[2606:4700::1111]x/",
+    "http://x[2606:4700::1111]/",
+    "http://[v1.x]/",
+    "http://[1.1.1.1]:80/",
+    "http://[fec0::1]/",
+    "http://[3fff::1]/",
+    "http://[::8.8.8.8]/",
+    "http://[::ffff:0:8.8.8.8]/",
+    "http://[64:ff9b:1:a00:0:100:808:808]/",
+    "http://[2606:4700::5efe:10.0.0.1]/",
+    "http://[2606:4700::200:5efe:127.0.0.1]/",
+    "http://[fe80::5efe:8.8.8.8]/",
+    "http://192.88.99.1/",
+    "http://168.63.129.16/machine",
+    "http://example.com/é",
+    "http://exam\u00adple.com/",
     "http://" + "a" * 2048 + ".com/",
 ]
 
@@ -121,13 +139,18 @@ def test_a_name_that_leads_inside_is_refused_without_telling_where(found):
     assert not any(address in str(caught.value) for address in found)
 
 
-def test_a_name_without_an_address_is_unreachable():
+@pytest.mark.parametrize(("error", "code"), [(socket.EAI_NONAME, "url_refused"), (socket.EAI_AGAIN, "unreachable")])
+def test_whether_a_name_exists_inside_cannot_be_told(error, code):
     def nobody(_host: str, _port: int) -> list[str]:
-        raise socket.gaierror(-2, "Name or service not known")
+        raise socket.gaierror(error, "Name or service not known")
 
+    target = check_url("https://redis/", NOTHING_INSIDE)
     with pytest.raises(EgressError) as caught:
-        resolve(check_url("https://example.com/", NOTHING_INSIDE), NOTHING_INSIDE, nobody)
-    assert caught.value.code == "unreachable"
+        resolve(target, NOTHING_INSIDE, nobody)
+    with pytest.raises(EgressError) as known:
+        resolve(target, NOTHING_INSIDE, lambda _host, _port: ["10.0.0.1"])
+    assert caught.value.code == code
+    assert (str(caught.value) == str(known.value)) is (code == "url_refused")
 
 
 def test_the_operator_may_allow_hosts_addresses_and_networks():

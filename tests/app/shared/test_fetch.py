@@ -1,7 +1,10 @@
 import hashlib
+import ssl
+import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -41,6 +44,9 @@ class Server(BaseHTTPRequestHandler):
 
     def down(self):
         self.answer(302, b"", Location="http://169.254.169.254/latest")
+
+    def nowhere(self):
+        self.answer(302, b"", Location="http://[")
 
     def missing(self):
         self.answer(404, b"gone")
@@ -121,6 +127,7 @@ def test_a_file_is_fetched_whole_and_hashed(fetch, tmp_path):
 @pytest.mark.parametrize(
     ("path", "options", "code"),
     [
+        ("/nowhere", {}, "redirect_refused"),
         ("/missing", {}, "http_status"),
         ("/circle", {}, "too_many_redirects"),
         ("/elsewhere", {}, "redirect_refused"),
@@ -170,6 +177,62 @@ def test_a_post_goes_out_once_with_its_headers_and_its_answer_comes_back(url, mo
 def test_a_post_follows_no_redirect_and_reads_no_endless_answer(url):
     assert post(url + "/here", b"", {}, policy=INSIDE, seconds=5).status == 302
     assert len(post(url + "/endless", b"", {}, policy=INSIDE, seconds=5).excerpt) == 500
+
+
+def test_the_status_counts_even_when_the_rest_of_an_answer_never_comes(url):
+    assert post(url + "/cut", b"", {}, policy=INSIDE, seconds=5).status == 200
+    answer = post(url + "/drops", b"", {}, policy=INSIDE, seconds=0.5)
+    assert answer.status == 200
+    assert 0 < len(answer.excerpt) < 500
+    assert answer.seconds < 3
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_connection(fetch, tmp_path):
+    (tmp_path / ".file.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        fetch("/file")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of `files.test` that signs itself, with its key, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "files.test.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+               "-days", "2", "-subj", "/CN=files.test", "-addext", "subjectAltName=DNS:files.test"]  # fmt: skip
+    subprocess.run([*command, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def https_port(certificate, monkeypatch):
+    """A server that speaks TLS, and a machine that trusts its certificate."""
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    names = []
+    context.sni_callback = lambda _socket, name, _context: names.append(name)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server.server_port, names
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_certificate_must_be_that_of_the_name(https_port, tmp_path):
+    port, names = https_port
+    policy = EgressPolicy(("files.test", "other.test"))
+    options = {"policy": policy, "max_bytes": 1 << 20, "seconds": 5, "lookup": lambda _host, _port: ["127.0.0.1"]}
+    fetched = fetch_to_file(f"https://files.test:{port}/file", tmp_path / "file", **options)
+    assert fetched.size_bytes == len(CONTENT)
+    assert names == ["files.test"], "the name must be told to the server, not the address"
+    with pytest.raises(EgressError, match="its certificate is not valid"):
+        fetch_to_file(f"https://other.test:{port}/file", tmp_path / "other", **options)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_call_inside_is_refused_without_a_packet(url):
