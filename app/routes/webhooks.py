@@ -14,6 +14,7 @@ from app.deps import CurrentGateway, Gateway
 from app.errors import ApiProblem, problem_responses
 from app.idempotency import Answer, Once, answer_once
 from app.pages import Cursor, Limit, cut, page_of
+from app.quotas import require_quotas
 from app.rendering import render_delivery, render_endpoint
 from app.rows import find_row
 from app.schemas import (
@@ -66,6 +67,7 @@ def create_endpoint(
 
 
 def _create(gateway: Gateway, project_id: str, asked: WebhookEndpointCreate, session: Session) -> Answer:
+    require_quotas(session, gateway.settings, project_id, webhook_endpoints=1)
     row = WebhookEndpoint(id=new_id("whk"), project_id=project_id, **asked.model_dump())
     session.add(row)
     session.flush()

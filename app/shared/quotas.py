@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.shared.models import INSPECT
 from app.shared.settings import Settings
-from app.shared.tables import Artifact, Dataset, Job, JobInput, Model, Project, Upload, UploadPart
+from app.shared.tables import Artifact, Dataset, Job, JobInput, Model, Project, Upload, UploadPart, WebhookEndpoint
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ def _open_uploads(project_id: str) -> Select[Any]:
     return select(func.count()).select_from(Upload).where(Upload.project_id == project_id, *unfinished)
 
 
+def _webhook_endpoints(project_id: str) -> Select[Any]:
+    alive = (WebhookEndpoint.project_id == project_id, WebhookEndpoint.deleted_at.is_(None))
+    return select(func.count()).select_from(WebhookEndpoint).where(*alive)
+
+
 def _stored_bytes(project_id: str) -> Select[Any]:
     """Equal contents of a project are one object in the store, and counted once."""
     completed = (Upload.project_id == project_id, Upload.deleted_at.is_(None))
@@ -101,4 +106,5 @@ QUOTAS = {
     "stored_bytes": Quota(_stored_bytes, "Delete jobs, models, datasets or uploads that are no longer needed."),
     "models": Quota(_models, "Delete models that are no longer needed: DELETE /v1/models/{id}."),
     "open_uploads": Quota(_open_uploads, "Complete the uploads that are open, or let them expire."),
+    "webhook_endpoints": Quota(_webhook_endpoints, "Delete endpoints that are no longer needed."),
 }

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     quota_stored_bytes: int = Field(1024 * GIB, ge=0)
     quota_models: int = Field(10_000, ge=0)
     quota_open_uploads: int = Field(100, ge=0)
+    # Each gets a message for every change of every job.
+    quota_webhook_endpoints: int = Field(20, ge=0)
     upload_bytes: int = Field(8 * GIB, gt=0, description="The largest file that comes in parts.")
     part_bytes: int = Field(64 * MIB, gt=0, description="The largest part of an upload.")
     upload_seconds: float = Field(24 * 3600, gt=0, description="How long an upload waits for its parts, and for use.")

@@ -10,12 +10,12 @@ import hashlib
 import hmac
 import json
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 from standardwebhooks import Webhook
 
@@ -39,17 +39,26 @@ OLD_SECRET_SECONDS = 24 * 3600.0
 GIVE_UP_SECONDS = 5 * 24 * 3600.0
 KEEP_SECONDS = 30 * 24 * 3600.0
 JITTER = 0.1
+# Standard Webhooks: receivers take 20 kB for sure.
+MAX_PAYLOAD_BYTES = 20_000
+# Who asks again and again does not make a row grow without end.
+MAX_ATTEMPTS_SHOWN = 50
 GONE = 410
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One message to bring out now, and the secrets it is signed with: two for a day after a rotation."""
+    """One message to bring out now, and the secrets it is signed with: two for a day after a rotation.
+
+    Its deliverer has it until `taken_until`, by the database's clock; it is also the fence of what is noted of it.
+    """
 
     id: str
+    project_id: str
     url: str
     body: bytes
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
+    taken_until: float
 
 
 @dataclass(frozen=True)
@@ -128,30 +137,50 @@ def redeliver(session: Session, delivery: WebhookDelivery, *, url: str) -> None:
     """Send it again, to where its endpoint is now, with a whole schedule of attempts before it."""
     now = session.scalars(select(db_now())).one()
     delivery.state, delivery.finished_at, delivery.url, delivery.next_attempt_at = PENDING, None, url, now
-    delivery.attempts = [*delivery.attempts, {"at": now, "asked_again": True}]
+    if not (delivery.attempts and delivery.attempts[-1].get("asked_again")):
+        _note(delivery, {"at": now, "asked_again": True})
 
 
-def take_due(session: Session, service_secret: bytes, *, limit: int) -> list[Delivery]:
-    """Deliveries whose time has come, taken so that nobody else brings them out meanwhile."""
-    due = (WebhookDelivery.state == PENDING, WebhookDelivery.next_attempt_at <= db_now())
-    rows = select(WebhookDelivery).where(*due).order_by(WebhookDelivery.next_attempt_at).limit(limit)
-    found = session.scalars(rows.with_for_update(skip_locked=True)).all()
-    taken = []
+def take_due(
+    session: Session, service_secret: bytes, *, limit: int, per_project: int, busy: Collection[str] = ()
+) -> list[Delivery]:
+    """Deliveries whose time has come, taken so that nobody else brings them out meanwhile.
+
+    Of one project `per_project` at most, and none of those that are `busy`: its slow receivers hold up only its own.
+    """
+    due = (WebhookDelivery.state == PENDING, WebhookDelivery.next_attempt_at <= db_now(),
+           WebhookDelivery.project_id.not_in(busy))  # fmt: skip
+    of_project = func.row_number().over(
+        partition_by=WebhookDelivery.project_id, order_by=(WebhookDelivery.next_attempt_at, WebhookDelivery.id)
+    )
+    ranked = select(WebhookDelivery.id, of_project.label("place")).where(*due).subquery()
+    next_ids = select(ranked.c.id).where(ranked.c.place <= per_project)
+    rows = select(WebhookDelivery).where(*due, WebhookDelivery.id.in_(next_ids))
+    rows = rows.order_by(WebhookDelivery.next_attempt_at).limit(limit).with_for_update(skip_locked=True)
+    found = session.scalars(rows).all()
     now = session.scalars(select(db_now())).one()
-    for row in found:
-        row.next_attempt_at = now + TAKEN_SECONDS
-        taken.append(Delivery(row.id, row.url, _body(row.payload), _secrets(session, row, service_secret, now)))
-    return taken
+    return [_taken(session, row, service_secret, now) for row in found]
 
 
-def record_attempt(session: Session, delivery_id: str, attempt: Attempt, *, retry_seconds: Sequence[float]) -> None:
-    """Note what happened, and when it is tried again, if it is."""
-    row = session.get(WebhookDelivery, delivery_id, with_for_update=True)
+def _taken(session: Session, row: WebhookDelivery, service_secret: bytes, now: float) -> Delivery:
+    endpoint = session.get(WebhookEndpoint, row.endpoint_id) if row.endpoint_id else None
+    if endpoint is not None:
+        row.url = endpoint.url  # it may have moved since
+    row.next_attempt_at = now + TAKEN_SECONDS
+    secrets = _secrets(endpoint, row.project_id, service_secret, now)
+    return Delivery(row.id, row.project_id, row.url, _body(row.payload), secrets, row.next_attempt_at)
+
+
+def record_attempt(session: Session, delivery: Delivery, attempt: Attempt, *, retry_seconds: Sequence[float]) -> None:
+    """Note what happened, and when it is tried again, if it is. Who was too slow with it decides nothing any more."""
+    row = session.get(WebhookDelivery, delivery.id, with_for_update=True)
     if row is None:  # its job was deleted
         return
     now = session.scalars(select(db_now())).one()
     noted = {"at": now, "status": attempt.status, "error": attempt.error, "answer": attempt.excerpt}
-    row.attempts = [*row.attempts, {**noted, "seconds": round(attempt.seconds, 3)}]
+    _note(row, {**noted, "seconds": round(attempt.seconds, 3)})
+    if row.state != PENDING or row.next_attempt_at != delivery.taken_until:
+        return
     endpoint = session.get(WebhookEndpoint, row.endpoint_id) if row.endpoint_id else None
     if attempt.succeeded:
         row.state, row.finished_at, row.next_attempt_at = DELIVERED, now, None
@@ -165,6 +194,10 @@ def record_attempt(session: Session, delivery_id: str, attempt: Attempt, *, retr
     row.state, row.finished_at, row.next_attempt_at = FAILED, now, None
     if endpoint is not None and (attempt.status == GONE or _has_taken_nothing(session, endpoint, now)):
         endpoint.enabled = False
+
+
+def _note(row: WebhookDelivery, entry: Mapping[str, Any]) -> None:
+    row.attempts = [*row.attempts, dict(entry)][-MAX_ATTEMPTS_SHOWN:]
 
 
 def _failures_in_a_row(attempts: Sequence[Mapping[str, Any]]) -> int:
@@ -203,7 +236,10 @@ def _job_data(job: Job) -> dict[str, Any]:
 
 def _payload(session: Session, event: str, data: Mapping[str, Any]) -> dict[str, Any]:
     now = session.scalars(select(db_now())).one()
-    return {"type": event, "timestamp": rfc3339(now), "data": dict(data)}
+    payload = {"type": event, "timestamp": rfc3339(now), "data": dict(data)}
+    if len(_body(payload)) > MAX_PAYLOAD_BYTES:
+        payload["data"] = {**data, "metadata": None}
+    return payload
 
 
 def _add(
@@ -232,13 +268,12 @@ def _add(
 
 
 def _body(payload: Mapping[str, Any]) -> bytes:
-    return json.dumps(payload, separators=(",", ":")).encode()
+    return json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _secrets(session: Session, row: WebhookDelivery, service_secret: bytes, now: float) -> tuple[str, ...]:
-    endpoint = session.get(WebhookEndpoint, row.endpoint_id) if row.endpoint_id else None
+def _secrets(endpoint: WebhookEndpoint | None, project_id: str, service_secret: bytes, now: float) -> tuple[str, ...]:
     if endpoint is None:
-        return (signing_secret(service_secret, row.project_id),)
+        return (signing_secret(service_secret, project_id),)
     versions = [endpoint.secret_version]
     if endpoint.rotated_at is not None and now - endpoint.rotated_at < OLD_SECRET_SECONDS:
         versions.append(endpoint.secret_version - 1)

@@ -118,3 +118,15 @@ def test_equal_contents_are_counted_once_and_deleted_ones_not(sessions, project_
         assert usage(session, "prj_other", "stored_bytes") == 0
         assert [usage(session, project_id, name) for name in ("queued_jobs", "running_jobs", "models", "open_uploads")
                 ] == [1, 0, 1, 1]  # fmt: skip
+
+
+def test_a_project_has_so_many_webhook_endpoints(tenant):
+    client, _, set_quotas = tenant
+    set_quotas(webhook_endpoints=1)
+    body = {"url": "https://hooks.example.com/"}
+    made = client.post("/v1/webhook-endpoints", json=body)
+    assert made.status_code == 201
+    refused = client.post("/v1/webhook-endpoints", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota.webhook_endpoints")
+    assert client.delete(made.json()["links"]["self"]).status_code == 204
+    assert client.post("/v1/webhook-endpoints", json=body).status_code == 201

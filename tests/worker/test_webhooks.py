@@ -2,8 +2,10 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,18 +16,21 @@ from app.shared.db import db_now
 from app.shared.egress import EgressPolicy
 from app.shared.ids import new_id
 from app.shared.jobs import claim_job, finish_job, request_cancel
-from app.shared.tables import Job, WebhookDelivery, WebhookEndpoint
+from app.shared.tables import Job, Project, WebhookDelivery, WebhookEndpoint
 from app.shared.webhooks import (
     EVENTS,
     GIVE_UP_SECONDS,
+    MAX_ATTEMPTS_SHOWN,
     TAKEN_SECONDS,
+    Attempt,
     close_endpoint,
     forget_old_deliveries,
+    record_attempt,
     redeliver,
     signing_secret,
     take_due,
 )
-from worker.webhooks import Postbox, deliver_due, deliver_until
+from worker.webhooks import PARALLEL, PER_PROJECT, Postbox, deliver_until, settle, start_due
 
 SECRET = b"of the service"
 RETRIES = (0.0, 0.0)
@@ -85,11 +90,13 @@ def deliver(postbox):
     """Rounds until nothing is due; returns how many messages went out."""
 
     def rounds(postbox=postbox):
-        with ThreadPoolExecutor(4) as pool:
-            sent = 0
-            while count := deliver_due(postbox, pool):
+        sent, under_way = 0, {}
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            while count := start_due(postbox, pool, under_way):
                 sent += count
-            return sent
+                wait(under_way)
+                settle(under_way)
+        return sent
 
     return rounds
 
@@ -201,12 +208,15 @@ def test_anything_but_success_counts_as_a_failure_and_no_redirect_is_followed(
     assert deliveries(service)[0].attempts[0]["status"] == status
 
 
-def test_patience_that_is_asked_for_is_given(service, endpoint, receiver, deliver, postbox):
-    receiver.status, receiver.headers = 503, {"Retry-After": "120"}
+@pytest.mark.parametrize("asked", ["120", "date", "soon", "\xb2"])
+def test_patience_that_is_asked_for_is_given(service, endpoint, receiver, deliver, postbox, asked):
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=120), usegmt=True)
+    receiver.status, receiver.headers = 503, {"Retry-After": date if asked == "date" else asked}
     service.submit("succeed")
-    assert deliver() == 1
+    understood = asked in ("120", "date")
+    assert deliver(replace(postbox, retry_seconds=(60.0,))) == 1
     (row,) = deliveries(service)
-    assert row.next_attempt_at - row.attempts[0]["at"] == pytest.approx(120)
+    assert row.next_attempt_at - row.attempts[0]["at"] == pytest.approx(120 if understood else 60, abs=7)
 
 
 def test_a_slow_receiver_and_a_huge_answer_hold_nobody_up(service, endpoint, receiver, deliver, postbox):
@@ -265,13 +275,109 @@ def test_two_deliverers_do_not_take_the_same_and_a_dead_ones_is_taken_again(serv
     for _ in range(6):
         service.submit("succeed")
     with service.bench.sessions.begin() as session:
-        lost = take_due(session, SECRET, limit=4)  # this deliverer dies now
+        lost = take_due(session, SECRET, limit=4, per_project=4)  # this deliverer dies now
     assert deliver() == 2
     with service.bench.sessions.begin() as session:
         session.execute(update(WebhookDelivery).values(next_attempt_at=WebhookDelivery.next_attempt_at - TAKEN_SECONDS))
     assert deliver() == 4
     assert {headers["webhook-id"] for headers, _ in receiver.got} == {row.id for row in deliveries(service)}
     assert {delivery.id for delivery in lost} < {row.id for row in deliveries(service)}
+
+
+def test_what_was_taken_again_is_not_decided_by_who_had_it_first(service, endpoint, receiver, deliver):
+    """A worker that was frozen, and wakes when another has delivered."""
+    service.submit("succeed")
+    with service.bench.sessions.begin() as session:
+        (late,) = take_due(session, SECRET, limit=1, per_project=1)
+        session.execute(update(WebhookDelivery).values(next_attempt_at=db_now()))
+    assert deliver() == 1
+    with service.bench.sessions.begin() as session:
+        record_attempt(session, late, Attempt(500, None, "", 0.1), retry_seconds=RETRIES)
+    (row,) = deliveries(service)
+    assert (row.state, row.next_attempt_at, [entry["status"] for entry in row.attempts]) == (
+        "delivered",
+        None,
+        [200, 500],
+    )
+
+
+def test_what_waits_for_an_endpoint_goes_to_where_it_is_now(service, endpoint, receiver, deliver, postbox):
+    with service.bench.sessions.begin() as session:
+        session.get_one(WebhookEndpoint, endpoint).url = "http://127.0.0.1:9/"
+    service.submit("succeed")
+    with service.bench.sessions.begin() as session:
+        session.get_one(WebhookEndpoint, endpoint).url = receiver.url
+    assert deliver() == 1
+    assert deliveries(service)[0].url == receiver.url
+    assert len(receiver.got) == 1
+
+
+def test_a_project_with_slow_receivers_holds_up_only_itself(service, endpoint, receiver, postbox, deliver):
+    for _ in range(PARALLEL + 4):
+        service.submit("succeed")
+    with service.bench.sessions.begin() as session:
+        session.add(Project(id="prj_other", name="other"))
+        session.flush()
+        session.add(WebhookDelivery(id="whd_other", project_id="prj_other", url=receiver.url, event="webhook.test",
+                                    payload={}, next_attempt_at=db_now()))  # fmt: skip
+    receiver.pause_seconds = 0.3
+    under_way = {}
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        assert start_due(postbox, pool, under_way) == PER_PROJECT + 1
+        assert start_due(postbox, pool, under_way) == 0
+        assert "whd_other" in {delivery.id for delivery in under_way.values()}
+        wait(under_way)
+        settle(under_way)
+        assert under_way == {}
+    receiver.pause_seconds = 0
+    assert deliver() == PARALLEL + 4 - PER_PROJECT
+
+
+def test_a_message_that_breaks_us_is_a_failed_attempt_and_holds_nobody_up(
+    service, endpoint, receiver, deliver, monkeypatch
+):
+    def broken(delivery):
+        raise IndexError(delivery.id)
+
+    service.submit("succeed")
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.webhooks.signed_headers", broken)
+        assert deliver() == 3
+    service.submit("succeed")
+    assert deliver() == 1
+    first, second = deliveries(service)
+    assert (first.state, second.state) == ("failed", "delivered")
+    assert first.attempts[0]["error"] == "internal: the message could not be sent."
+
+
+def test_a_message_is_small_whatever_the_metadata(service, endpoint, receiver, deliver):
+    service.submit("succeed", metadata={f"{number:02}" + "🛠" * 62: "🛠" * 512 for number in range(16)})
+    service.submit("succeed", metadata={"branch": "größer"})
+    deliver()
+    assert all(len(body) < 20_000 for _, body in receiver.got)
+    told = [verified(receiver, place, signing_secret(SECRET, endpoint))["data"]["metadata"] for place in (0, 1)]
+    assert sorted(told, key=str) == [None, {"branch": "größer"}]
+
+
+def test_who_asks_again_and_again_makes_no_row_grow(service, endpoint, receiver, deliver):
+    service.submit("succeed")
+    for _ in range(3):
+        with service.bench.sessions.begin() as session:
+            redeliver(session, session.scalars(select(WebhookDelivery)).one(), url=receiver.url)
+    assert [entry.get("asked_again") for entry in deliveries(service)[0].attempts] == [True]
+    with service.bench.sessions.begin() as session:
+        session.execute(update(WebhookDelivery).values(attempts=[{"at": 0.0, "status": 500}] * MAX_ATTEMPTS_SHOWN))
+    deliver()
+    assert len(deliveries(service)[0].attempts) == MAX_ATTEMPTS_SHOWN
+    assert deliveries(service)[0].attempts[-1]["status"] == 200
+
+
+def test_secrets_do_not_stand_in_what_a_crash_prints(service, endpoint, postbox):
+    service.submit("succeed")
+    with service.bench.sessions.begin() as session:
+        (taken,) = take_due(session, SECRET, limit=1, per_project=1)
+    assert taken.secrets[0] not in repr(taken)
+    assert SECRET.decode() not in repr(postbox)
 
 
 def test_a_deleted_endpoint_gets_nothing_more(service, endpoint, receiver, deliver):
