@@ -10,7 +10,8 @@ from app.errors import ApiProblem
 from app.feed import Episode, Feed, running_feed, told
 from app.schemas import EventRead
 from app.shared import jobs
-from app.shared.jobs import claim_job, record_progress, request_cancel, submit_job
+from app.shared.claims import claim_job
+from app.shared.jobs import record_progress, request_cancel, submit_job
 from app.shared.tables import Job
 
 NOTHING_NEW = Episode([], more=False, over=False)

@@ -87,6 +87,7 @@ def test_a_project_without_numbers_of_its_own_has_the_services(settings):
     assert quota_of(settings, project, "models") == 3
     assert {name: quota_of(settings, project, name) for name in QUOTAS} == {
         "queued_jobs": 1000, "running_jobs": 100, "stored_bytes": 1024**4, "models": 3, "open_uploads": 100,
+        "webhook_endpoints": 20,
     }  # fmt: skip
 
 

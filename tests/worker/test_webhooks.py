@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from app.shared.claims import claim_job
 from app.shared.db import db_now
 from app.shared.egress import EgressPolicy
 from app.shared.ids import new_id
-from app.shared.jobs import claim_job, finish_job, request_cancel
+from app.shared.jobs import finish_job, request_cancel
 from app.shared.tables import Job, Project, WebhookDelivery, WebhookEndpoint
 from app.shared.webhooks import (
     EVENTS,

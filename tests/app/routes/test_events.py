@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import text
 
 from app.routes.events import prefers_stream
+from app.shared.claims import claim_job
 from app.shared.db import make_engine, make_sessions
-from app.shared.jobs import claim_job, finish_job
+from app.shared.jobs import finish_job
 
 STREAM = {"Accept": "text/event-stream"}
 WHOLE = ["job.created", "job.started", "job.succeeded"]
