@@ -12,8 +12,9 @@ import obstore
 import pytest
 from sqlalchemy.engine import make_url
 
+from app.shared.claims import claim_job
 from app.shared.db import make_engine, make_sessions
-from app.shared.jobs import StoredArtifact, claim_job, finish_job
+from app.shared.jobs import StoredArtifact, finish_job
 from app.shared.settings import Settings
 from app.shared.storage import artifact_key, open_store, put_file
 from tests.servers import Stack, database_url, execute_alone, plain_url, postgres_binaries, stored_bytes, stored_keys
