@@ -166,7 +166,8 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     """Every trial: the winner, trained for the time that is left, and then the probes that chose it.
 
     `genotypes` come in order of prior belief: when time runs short the later ones are not tried, and one of them wins
-    only when it clearly beats those before it. A probe itself is never the result: it was trained to be compared.
+    only when it clearly beats those before it. A probe was trained to be compared; that of the winner is the result
+    where it clearly beats what the long training made of it, which then has learned the few images by heart.
     `epochs` fixes the length of the last training, None derives it from `deadline`, a `time.monotonic()` value; when
     the winner has got worse before, the runner-up is trained too.
     """
@@ -185,7 +186,9 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     time_is_left = train_until - time.monotonic() > SECOND_SHARE * (deadline - started)
     if second is not None and epochs is None and arena.decide(time_is_left) and affordable(arena, second):
         finals.append(run_trial(arena, second, epochs=None, deadline=train_until))
-    return [*_in_order(finals), *probes]
+    early = next((probe for probe in reversed(probes) if finals and probe.genotype == finals[0].genotype), None)
+    ordered = _in_order([*finals, *([early] if early else [])])
+    return [*ordered, *(probe for probe in probes if probe is not early)]
 
 
 def rung_epochs_of(arena: Arena) -> float:

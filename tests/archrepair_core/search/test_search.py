@@ -2,8 +2,10 @@
 
 import copy
 import math
+import time
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -11,10 +13,12 @@ from archrepair_core.data.augment import AUGMENTATIONS
 from archrepair_core.data.images import ImageRows, LabelledImages
 from archrepair_core.features import DiskBudget
 from archrepair_core.prefix_cache import PrefixCache
+from archrepair_core.search import search
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import Arena, run_trial
+from archrepair_core.search.search import PROBE_ALPHAS, Arena, Trial, race, run_trial
+from archrepair_core.selection import ValidationScore
 from archrepair_core.spec import Preprocessing, Repair
-from archrepair_core.training import NETWORK
+from archrepair_core.training import NETWORK, TrainingRun
 
 
 def images_of(role: str, count: int) -> LabelledImages:
@@ -49,3 +53,24 @@ def test_a_network_that_began_elsewhere_is_walked_back_to_the_original(tmp_path)
     assert trial.alpha == 0.0
     for name, value in trial.model.state_dict().items():
         assert torch.equal(value, original.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("long", "won"), [(0.001, 34), (0.03, 400), (0.031, 400)])
+def test_a_long_training_that_clearly_unlearned_gives_way_to_the_winners_own_probe(monkeypatch, long, won):
+    """Scores of 200 inputs with some noise of their own: only what is beyond it counts."""
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.02, 200))
+    utilities = {"a": {34: 0.031, 400: long}, "b": {34: 0.0, 400: 0.0}}
+
+    def run(_arena, genotype, *, epochs, deadline, alphas=None):
+        steps = 34 if alphas is PROBE_ALPHAS else 400
+        utility = utilities[genotype.scope[0]][steps]
+        score = ValidationScore(0.8, utility, 0.0, noise * (steps / 400) + utility, 0.0)
+        return Trial(genotype, nn.Identity(), 1.0, score, TrainingRun((), 0.1, steps, 1.0, diverged=False))
+
+    monkeypatch.setattr(search, "run_trial", run)
+    monkeypatch.setattr(search, "affordable", lambda _arena, _genotype: True)
+    monkeypatch.setattr(search, "rung_epochs_of", lambda _arena: 1.0)
+    arena = Arena(nn.Identity(), {}, {}, Repair(), 0.0, 0.0, 0, lambda _message: None)
+    trials = race(arena, [Genotype(("a",)), Genotype(("b",))], deadline=time.monotonic() + 60, epochs=1)
+    assert (trials[0].genotype.scope, trials[0].run.steps) == (("a",), won)
+    assert sorted(trial.run.steps for trial in trials) == [34, 34, 400]
