@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-models check up bench bench-ingest clean
+.PHONY: help demo test test-slow test-contract test-faults test-models check up bench bench-ingest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,12 @@ test: $(INSTALLED)  ## every fast test, on real servers
 
 test-slow: $(INSTALLED)  ## the tests that take longer
 	$(BIN)/pytest -m slow
+
+test-contract: $(INSTALLED)  ## the running service against its OpenAPI document, thousands of requests on both stacks
+	$(BIN)/pytest -m contract tests/contract
+
+test-faults: $(INSTALLED)  ## kill everything there is while jobs run, and audit what is left (REPEAT=10 for the full matrix)
+	$(BIN)/pytest -m faults tests/faults --repeat $(or $(REPEAT),1)
 
 test-models: $(INSTALLED)  ## take every model family through the engine and write docs/coverage.md; about an hour
 	$(BIN)/pytest -m models --timeout 900 --ignore tests/coverage

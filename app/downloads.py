@@ -11,13 +11,19 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.errors import PROBLEM_MEDIA_TYPE, ApiProblem
+from app.shared.media_types import MEDIA_TYPES, UNKNOWN
 from app.shared.storage import open_range
 from app.shared.tables import Artifact
 
+
+def _any_file(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {name: {} for name in sorted({*MEDIA_TYPES.values(), UNKNOWN})}}
+
+
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 DOWNLOAD_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The file", "content": {"application/octet-stream": {}}},
-    206: {"description": "The part of the file that Range asked for", "content": {"application/octet-stream": {}}},
+    200: _any_file("The file"),
+    206: _any_file("The part of the file that Range asked for"),
     304: {"description": "If-None-Match names the file's ETag"},
     416: {
         "description": "The range lies outside of the file",

@@ -113,6 +113,7 @@ PROBLEMS = {
     "platform.store_unavailable": ProblemKind(503, "The object store does not answer", retryable=True),
 }
 CODES_OF_STATUS = {
+    400: "request.invalid_json",  # FastAPI's answer to a body that is not UTF-8
     404: "request.not_found",
     405: "request.method_not_allowed",
     413: "request.too_large",
@@ -184,7 +185,7 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     detail = details.get(error.status_code) or str(error.detail or http.HTTPStatus(error.status_code).phrase)
     headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
     problem = ApiProblem(code, detail, hint="See /docs for what there is.", headers=headers)
-    return problem_response(request, problem, status=error.status_code)
+    return problem_response(request, problem, status=None if error.status_code == 400 else error.status_code)
 
 
 def _allowed_methods(request: Request) -> str:

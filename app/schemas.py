@@ -1,9 +1,18 @@
 """What goes in and out over HTTP, one schema per direction. Enums are open: clients stop on `done`."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 from app.keys import SCOPES
 from app.shared.webhooks import ENDINGS, EVENTS, JOB_EVENTS, EventName, JobEventName
@@ -14,6 +23,29 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 InputShape: Any = Field(description="Of one input, without the batch: what the blocks were found with.")
 InputShapeSource: Any = Field(description="given with the upload, written in the file, guessed, or a job's data.")
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _parsed_time(value: Any) -> Any:
+    # By itself pydantic also takes numbers, as epoch seconds or days or milliseconds, whatever it guesses.
+    if not isinstance(value, str) or not RFC3339.fullmatch(value):
+        raise ValueError("is not a time like 2026-11-22T10:02:11Z")
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", value.upper()))
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+AskedTime = Annotated[AwareDatetime, BeforeValidator(_parsed_time)]
+# To JSON Schema 3.0 is an integer, to a strict pydantic it is none.
+AskedInteger = Annotated[int, BeforeValidator(_whole)]
+
+
+class Asked(BaseModel):
+    """What comes in: no field that does not exist, and no value that only looks like the one that is meant."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 WebhookUrl = Annotated[str, StringConstraints(min_length=1, max_length=2048, pattern=r"^https?://")]
@@ -48,8 +80,7 @@ class JobCreate(RepairSpec):
         return self.model_dump(mode="json", exclude=set(JobCreate.model_fields) - set(RepairSpec.model_fields))
 
 
-class CancelRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class CancelRequest(Asked):
     keep_best: bool = Field(False, description="Asked for, and noted; no method can hand over what it has so far yet.")
 
 
@@ -66,8 +97,7 @@ def _in_the_future(when: datetime) -> datetime:
     return when
 
 
-class ApiKeyCreate(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ApiKeyCreate(Asked):
     name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
         description="For people: who uses it, where."
     )
@@ -77,7 +107,7 @@ class ApiKeyCreate(BaseModel):
         json_schema_extra={"items": {"type": "string", "enum": list(SCOPES)}},
         description="What it may do; only what the key that asks may do itself.",
     )
-    expires_at: Annotated[AwareDatetime, AfterValidator(_in_the_future)] | None = Field(
+    expires_at: Annotated[AskedTime, AfterValidator(_in_the_future)] | None = Field(
         None, description="From then on it is refused. Without it, never."
     )
 
@@ -86,29 +116,26 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 MAX_PARTS = 1000
 
 
-class UploadCreate(BaseModel):
+class UploadCreate(Asked):
     """A large file that will come in parts."""
 
-    model_config = ConfigDict(extra="forbid")
     filename: str = Field(min_length=1, max_length=255)
-    size_bytes: int = Field(ge=1, lt=2**53, strict=True)
+    size_bytes: AskedInteger = Field(ge=1, lt=2**53)
     sha256: Sha256 | None = Field(None, description="Of the whole file: completing it checks this.")
-    part_bytes: int | None = Field(
-        None, ge=1, lt=2**53, strict=True, description="Of every part but the last; without it, the largest allowed."
+    part_bytes: AskedInteger | None = Field(
+        None, ge=1, lt=2**53, description="Of every part but the last; without it, the largest allowed."
     )
     presigned: bool = Field(False, description="Also give URLs by which the parts go to the S3 store directly.")
 
 
-class SentPart(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    number: int = Field(ge=1, le=MAX_PARTS, strict=True)
+class SentPart(Asked):
+    number: AskedInteger = Field(ge=1, le=MAX_PARTS)
     sha256: Sha256
 
 
-class UploadComplete(BaseModel):
+class UploadComplete(Asked):
     """`parts` names those that went to signed URLs; the others are known already."""
 
-    model_config = ConfigDict(extra="forbid")
     parts: list[SentPart] = Field([], max_length=MAX_PARTS)
 
 

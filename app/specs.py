@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationEr
 
 from app.errors import ApiProblem
 from app.limits import MAX_DIMENSIONS, MAX_INPUT_ELEMENTS
-from app.schemas import JobCreate
+from app.schemas import AskedInteger, JobCreate
 
 UPLOAD = "upload:"
 SUPPORTED_REFERENCES = ("builtin:digits",)
@@ -23,7 +23,7 @@ def parse_spec(raw: bytes) -> JobCreate:
     """Parse and validate one spec. Raises ApiProblem `spec.*` or `dataset.reference_not_supported`."""
     data = _json(raw)
     try:
-        spec = JobCreate.model_validate(data)
+        spec = JobCreate.model_validate(data, strict=True)
     except ValidationError as error:
         raise _spec_problem(error, data) from None
     _check_references(spec)
@@ -48,7 +48,7 @@ def _few_elements(shape: list[int]) -> list[int]:
     return shape
 
 
-_Size = Annotated[int, Field(gt=0, strict=True)]
+_Size = Annotated[AskedInteger, Field(gt=0, strict=True)]
 _Shape = Annotated[list[_Size], Field(min_length=1, max_length=MAX_DIMENSIONS), AfterValidator(_few_elements)]
 _SHAPE: TypeAdapter[list[int]] = TypeAdapter(_Shape)
 
@@ -72,10 +72,11 @@ def _json(raw: bytes) -> Any:
     raise ApiProblem("spec.invalid_json", f"The spec is not JSON: {wrong}.", hint="Send one JSON object, in UTF-8.")
 
 
-def _finite(number: str) -> float:
-    if not math.isfinite(float(number)):
-        raise ValueError(f"{number} is not a finite number")
-    return float(number)
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return int(number) if number.is_integer() else number  # to JSON Schema 3.0 is an integer
 
 
 def upload_names(spec: JobCreate) -> dict[str, list[str]]:

@@ -34,6 +34,12 @@ _GATE = re.compile(
     r"(?:(?P<before>before)\s*(?:(?P<sign>[+-])\s*(?P<delta>\d*\.?\d+(?:[eE][+-]?\d+)?))?"
     r"|(?P<limit>[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?))\s*$"
 )
+_NUMBER = r"[0-9]*\.?[0-9]+([eE][+-]?[0-9]{1,2})?"
+# For schemas: every gate of this form parses, and but for more blanks and very large exponents there are no others.
+GATE_PATTERN = (
+    rf"^ ?({'|'.join(GATED_SPLITS)})\.({'|'.join(METRICS)}) ?(>=|<=|>|<) ?"
+    rf"(before( ?[+-] ?{_NUMBER})?|[+-]?{_NUMBER}) ?$"
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from archrepair_core.gates import parse_gate
+from archrepair_core.gates import GATE_PATTERN, MAX_GATE_CHARACTERS, parse_gate
 
 PHASES = ("ingesting", "baseline", "localizing", "repairing", "verifying", "packaging")
 SPLITS = ("repair", "validation", "test", "replay", "regression")
@@ -22,6 +22,11 @@ FILE_SUFFIXES: Mapping[OutputFormat, str] = {
     "onnx": ".onnx",
     "safetensors": ".safetensors",
 }
+OutputFormats = Annotated[
+    list[OutputFormat], Field(min_length=1, max_length=len(FILE_SUFFIXES), json_schema_extra={"uniqueItems": True})
+]
+# Said in the schema, checked by parse_gate, which says what is wrong.
+GateExpression = Annotated[str, Field(json_schema_extra={"pattern": GATE_PATTERN, "maxLength": MAX_GATE_CHARACTERS})]
 DatasetReference = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
@@ -151,8 +156,8 @@ class RepairSpec(Strict):
     preprocessing: Preprocessing = Preprocessing()
     localization: Localization = Localization()
     repair: Repair = Repair()
-    gates: Auto | Annotated[list[str], Field(max_length=64)] = "auto"
-    outputs: Auto | Annotated[list[OutputFormat], Field(min_length=1, max_length=len(FILE_SUFFIXES))] = Field(
+    gates: Auto | Annotated[list[GateExpression], Field(max_length=64)] = "auto"
+    outputs: Auto | OutputFormats = Field(
         "auto", description="Formats of the repaired model; auto is the format of the uploaded one."
     )
     seed: int = Field(0, ge=0, lt=2**31)

@@ -4,7 +4,6 @@ All knowledge about repairing is in the engine; all knowledge about jobs is in `
 """
 
 import math
-import mimetypes
 import tempfile
 import threading
 import time
@@ -34,6 +33,7 @@ from app.shared.jobs import (
     record_resolved_spec,
     release_job,
 )
+from app.shared.media_types import media_type_of
 from app.shared.models import INSPECT, record_model, settle_model
 from app.shared.reaping import deadline_exceeded
 from app.shared.workers import QUEUES
@@ -300,11 +300,10 @@ def _plain_file(directory: Path, item: NamedArtifact) -> Path:
 def _store(job: _Job, path: Path, kind: str) -> StoredArtifact:
     key = storage.artifact_key(job.claim.job_id, job.claim.attempt, path.name)
     stored = _persist(job, partial(storage.put_file, job.bench.store, key, path))
-    media_type = "text/plain" if path.suffix == ".log" else mimetypes.guess_type(path.name)[0]
     return StoredArtifact(
         path.name,
         kind,
-        media_type or "application/octet-stream",
+        media_type_of(path.name),
         size_bytes=stored.size_bytes,
         sha256=stored.sha256,
         storage_key=stored.storage_key,

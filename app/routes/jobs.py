@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import AwareDatetime, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +23,7 @@ from app.rendering import render_job, render_jobs
 from app.routes.models import add_model, file_columns, usable_model
 from app.routes.webhooks import require_callable
 from app.rows import find_row
-from app.schemas import CancelRequest, JobCreate, JobPage, JobRead, Validation
+from app.schemas import AskedTime, CancelRequest, JobCreate, JobPage, JobRead, Validation
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
 from app.shared.models import INSPECT
 from app.shared.tables import Job, JobInput
@@ -128,7 +128,7 @@ def list_jobs(
     kind: Filter = None,
     verdict: Filter = None,
     model_id: Filter = None,
-    created_after: AwareDatetime | None = None,
+    created_after: AskedTime | None = None,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> JobPage:

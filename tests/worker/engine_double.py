@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+BEHAVE = b"behave:"
+
 
 def say(kind, **fields):
     print(json.dumps({"type": kind, **fields}), flush=True)
@@ -28,6 +30,16 @@ def succeed(request):
     say("resolved_spec", spec={"resolved": True})
     artifacts = [{"name": "repaired.pt", "kind": "model"}, {"name": "report.json", "kind": "report"}]
     say("result", result={"outcome": "repaired"}, verdict="pass", artifacts=artifacts)
+
+
+def repair(request):
+    """For jobs that came over HTTP, where a spec cannot say how to behave: the first data set may."""
+    first = next(iter(request["datasets"].values()), None)
+    content = Path(first).read_bytes() if first else b""
+    globals()[content.removeprefix(BEHAVE).decode() if content.startswith(BEHAVE) else "succeed"](request)
+
+
+localize = repair
 
 
 def look_and_wait(request):
