@@ -29,7 +29,7 @@ test-contract: $(INSTALLED)  ## the running service against its OpenAPI document
 	$(BIN)/pytest -m contract tests/contract
 
 test-faults: $(INSTALLED)  ## kill everything there is while jobs run, and audit what is left (REPEAT=10 for the full matrix)
-	$(BIN)/pytest -m faults tests/faults --repeat $(or $(REPEAT),1)
+	ARCHREPAIR_FAULTS_REPEAT=$(or $(REPEAT),1) $(BIN)/pytest -m faults tests/faults
 
 test-models: $(INSTALLED)  ## take every model family through the engine and write docs/coverage.md; about an hour
 	$(BIN)/pytest -m models --timeout 900 --ignore tests/coverage

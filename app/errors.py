@@ -191,7 +191,11 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
 def _allowed_methods(request: Request) -> str:
     """All methods of a path: the framework only names those of the first route that fits it."""
     path = request.url.path.removeprefix("/v1")
-    fitting = [route for route in request.app.state.api_routes if route.path_regex.match(path)]
+    routes = request.app.state.api_routes
+    # A path with its own name before those in whose place of an id that name would fit, as OpenAPI has it.
+    fitting = [route for route in routes if route.path == path] or [
+        route for route in routes if route.path_regex.match(path)
+    ]
     return ", ".join(sorted({method for route in fitting for method in route.methods})) or "GET"
 
 

@@ -374,17 +374,15 @@ class ApiKeyCreated(ApiKeyRead):
     key: str | None = Field(description="The whole key, shown this once; null when the request is answered again.")
 
 
-class WebhookEndpointCreate(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class WebhookEndpointCreate(Asked):
     url: WebhookUrl
     events: list[EventName] = Field(list(EVENTS), min_length=1, max_length=len(EVENTS))
     description: str = Field("", max_length=200)
 
 
-class WebhookEndpointUpdate(BaseModel):
+class WebhookEndpointUpdate(Asked):
     """What is not given stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
     url: WebhookUrl | None = None
     events: list[EventName] | None = Field(None, min_length=1, max_length=len(EVENTS))
     description: str | None = Field(None, max_length=200)
@@ -406,7 +404,7 @@ class WebhookEndpointRead(Read):
 class WebhookEndpointSecret(WebhookEndpointRead):
     """An endpoint with the secret its messages are signed with: shown when it is made, and when it is rotated."""
 
-    secret: str
+    secret: str | None = Field(description="Null when the request is answered again.")
 
 
 class WebhookSigningSecret(Read):

@@ -30,6 +30,7 @@ BEYOND_SCHEMA = {
     "model.unknown_id": "whether there is such a model",
     "model.rejected": "whether that model can be repaired",
     "model.not_torchscript": "what the bytes of a file are",
+    "webhook.url_refused": "which hosts the operator lets be called",
     "upload.too_large": "the operator's limit",
     "upload.part_too_large": "the operator's limit",
     "upload.too_many_parts": "size and part size, divided",
@@ -104,6 +105,11 @@ def _key(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "expires_at": "2999-01-01T00:00:00Z"} if body.get("expires_at") else body
 
 
+def _endpoint(body: dict[str, Any]) -> dict[str, Any]:
+    """At an address that may be called and where nobody listens."""
+    return {**body, "url": "http://127.0.0.1:9/"} if body.get("url") else body
+
+
 def _upload(body: dict[str, Any]) -> dict[str, Any]:
     """One of a single part, which `PUT …/parts/1` sends."""
     return body | {"size_bytes": len(ARCHIVE), "part_bytes": None, "sha256": None}
@@ -115,6 +121,8 @@ COMPLETIONS = {
     ("POST /v1/jobs", JSON): _spec,
     ("POST /v1/models", FORM): _registration,
     ("POST /v1/api-keys", JSON): _key,
+    ("POST /v1/webhook-endpoints", JSON): _endpoint,
+    ("PATCH /v1/webhook-endpoints/{endpoint_id}", JSON): _endpoint,
     ("POST /v1/uploads", JSON): _upload,
     ("PUT /v1/uploads/{upload_id}/parts/{number}", BYTES): lambda _: Binary(ARCHIVE),
 }

@@ -21,7 +21,8 @@ SECONDS_PER_REQUEST = "30"
 def contract_service(stack, start_gateway, tmp_path_factory):
     """A gateway in which everything may be made and deleted."""
     directory = tmp_path_factory.mktemp("contract")
-    settings = stack.fresh(directory / "state", spec_bytes=64 * 1024, one_shot_body_bytes=1024 * 1024)
+    settings = stack.fresh(directory / "state", spec_bytes=64 * 1024, one_shot_body_bytes=1024 * 1024,
+                           egress_allow=("127.0.0.1",))  # fmt: skip
     with start_gateway(settings) as gateway:
         yield gateway
 
@@ -69,6 +70,7 @@ def require_truth(gateway, directory, *options):
     return report
 
 
+@pytest.mark.timeout(120)
 def test_what_is_documented_is_what_happens(contract_service, tmp_path):
     require_truth(contract_service, tmp_path, "--phases", "coverage,stateful", "--max-examples", "5")
 

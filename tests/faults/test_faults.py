@@ -1,0 +1,218 @@
+"""The fault matrix: kill, stop, fill and forget while clients submit; then audit. `make test-faults REPEAT=10` for all.
+
+`ARCHREPAIR_FAULTS_REPEAT` is how often each fault is tried, `ARCHREPAIR_FAULTS_OUTAGE_SECONDS` how long servers stay
+away (30 for the long run).
+"""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app.shared.queue import make_celery, ring
+from tests.faults.audit import audit, wait_until_done
+from tests.faults.deployment import LEASE_SECONDS, Deployment, family
+from tests.faults.stream import MODEL, Stream
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+REPEAT = int(os.environ.get("ARCHREPAIR_FAULTS_REPEAT", "1"))
+OUTAGE_SECONDS = float(os.environ.get("ARCHREPAIR_FAULTS_OUTAGE_SECONDS", "3"))
+DONE_WITHIN_SECONDS = 60 + OUTAGE_SECONDS
+Inject = Callable[[Deployment, Stream], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`stacks` are those where it can happen, `may_fail` whether jobs may end as failed of it, with a cause."""
+
+    inject: Inject
+    stacks: tuple[str, ...] = ("embedded", "production")
+    may_fail: bool = False
+
+
+def away(name: str, seconds: float, number: int = signal.SIGKILL) -> Inject:
+    """The server ends by that signal and is back some time later."""
+
+    def inject(deployment: Deployment, _stream: Stream) -> None:
+        deployment.wait_for_a_run()
+        deployment.servers[name].end(number)
+        time.sleep(seconds)
+        deployment.start(name)
+
+    return inject
+
+
+def gateway_killed_during_upload(deployment: Deployment, stream: Stream) -> None:
+    half = threading.Event()
+
+    def body():
+        yield MODEL
+        half.set()
+        while True:
+            yield MODEL[:1000]
+            time.sleep(0.01)
+
+    def upload() -> None:
+        headers = {"Authorization": f"Bearer {deployment.key}", "Content-Type": "multipart/form-data; boundary=b"}
+        with suppress(httpx.TransportError):
+            httpx.post(f"{deployment.url}/v1/models", headers=headers, content=_model_part(body()), timeout=30)
+
+    sender = threading.Thread(target=upload, daemon=True)
+    sender.start()
+    assert half.wait(20)
+    deployment.kill("gateway")
+    deployment.start("gateway")
+    sender.join(30)
+    assert not sender.is_alive()
+
+
+def _model_part(content):
+    yield b'--b\r\nContent-Disposition: form-data; name="model"; filename="m.pt"\r\n\r\n'
+    yield from content
+
+
+def pool_process_killed(deployment: Deployment, _stream: Stream) -> None:
+    deployment.wait_for_a_run()
+    deployment.pool_of("worker").kill()
+
+
+def engine_killed(deployment: Deployment, _stream: Stream) -> None:
+    deployment.wait_for_a_run()
+    engine = deployment.engine_of("worker")
+    if engine is not None:
+        with suppress(psutil.NoSuchProcess):
+            engine.kill()
+
+
+def worker_frozen_past_its_lease(deployment: Deployment, _stream: Stream) -> None:
+    if "worker-2" not in deployment.servers:
+        deployment.add_worker("worker-2")
+    deployment.wait_for_a_run()
+    frozen = family(deployment.servers["worker"].process.pid)
+    for member in frozen:
+        with suppress(psutil.NoSuchProcess):
+            member.suspend()
+    time.sleep(LEASE_SECONDS * 2.5)
+    for member in frozen:
+        with suppress(psutil.NoSuchProcess):
+            member.resume()
+
+
+def every_message_twice(deployment: Deployment, _stream: Stream) -> None:
+    if "worker-2" not in deployment.servers:
+        deployment.add_worker("worker-2")
+    celery = make_celery(deployment.settings)
+    for _ in range(20):
+        ring(celery)
+        ring(celery)
+        time.sleep(0.1)
+    celery.close()
+
+
+def broker_away_while_submitting(deployment: Deployment, stream: Stream) -> None:
+    deployment.kill("broker")
+    started = time.monotonic()
+    assert [stream.submit() for _ in range(5)].count(None) == 0
+    assert time.monotonic() - started < 10, "a POST waits for the broker"
+    deployment.start("broker")
+
+
+def disk_full(deployment: Deployment, _stream: Stream) -> None:
+    """The state directory is a small disk of its own; on the embedded stack with database and store."""
+    deployment.wait_for_a_run()
+    filler = deployment.settings.state_dir / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    time.sleep(OUTAGE_SECONDS)
+    filler.unlink()
+
+
+FAULTS = {
+    "gateway killed": Fault(away("gateway", 0.5)),
+    "gateway killed during an upload": Fault(gateway_killed_during_upload),
+    "worker killed": Fault(away("worker", 0.5)),
+    "pool process killed": Fault(pool_process_killed),
+    "engine killed": Fault(engine_killed, may_fail=True),
+    "broker killed, data lost": Fault(away("broker", 1.0)),
+    "broker away while submitting": Fault(broker_away_while_submitting),
+    "database restarted": Fault(away("database", 1.0, signal.SIGINT), stacks=("production",)),
+    "database killed": Fault(away("database", 1.0), stacks=("production",)),
+    "store away": Fault(away("store", OUTAGE_SECONDS), stacks=("production",)),
+    "worker frozen past its lease": Fault(worker_frozen_past_its_lease),
+    "every message twice": Fault(every_message_twice),
+    "disk full": Fault(disk_full, may_fail=True),
+}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 200 MB that is mounted where the state goes; needs the right to mount."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(path)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a file system cannot be mounted here: " + mounted.stderr.decode())
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.fixture
+def home(request, tmp_path) -> Path:
+    return request.getfixturevalue("small_disk") if request.node.callspec.params["name"] == "disk full" else tmp_path
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """What the stores of the run need is put into the environment, and leaves it again."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ALLOW_HTTP"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+CASES = [(stack, name) for stack in ("embedded", "production") for name in FAULTS if stack in FAULTS[name].stacks]
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_every_accepted_job_is_done_exactly_once(kind, name, home, capsys):
+    fault, worst = FAULTS[name], 0.0
+    jobs = failed = 0
+    deployment = Deployment(kind, home)
+    try:
+        for _ in range(REPEAT):
+            stream = Stream(deployment)
+            found = one_run(deployment, fault, stream)
+            jobs, failed, worst = jobs + found.jobs, failed + found.failed, max(worst, found.recovery_seconds)
+            assert (found.lost, found.doubled, found.stuck, found.wrong) == (0, 0, 0, []), found
+            assert found.jobs > 0
+            assert fault.may_fail or found.failed == 0
+    finally:
+        deployment.close()
+    with capsys.disabled():
+        print(f"\n| {name} | {kind} | {REPEAT} | {jobs} | 0 | 0 | 0 | {failed} | {worst:.1f} |", end="")
+
+
+def one_run(deployment: Deployment, fault: Fault, stream: Stream):
+    stream.start()
+    try:
+        fault.inject(deployment, stream)
+        back_at = time.monotonic()
+        time.sleep(1)
+    finally:
+        stream.stop()
+    wait_until_done(deployment, stream, seconds=DONE_WITHIN_SECONDS)
+    seconds = time.monotonic() - back_at
+    time.sleep(1.0)  # what a late process still writes, the audit shall see
+    found = audit(deployment, stream)
+    found.recovery_seconds = seconds
+    return found
