@@ -1,6 +1,6 @@
 """Who is asking: a Bearer API key, its project and its scopes."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -65,10 +65,10 @@ def _count_request(request: Request, gateway: Gateway, key_id: str) -> None:
         allowance.require()
 
 
-def requires(scope: str) -> Callable[[Caller], Caller]:
+def requires(scope: str) -> Callable[[Caller], Awaitable[Caller]]:
     """A dependency that lets only keys with `scope` pass."""
 
-    def check(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
+    async def check(caller: Annotated[Caller, Depends(authenticate)]) -> Caller:
         if scope not in caller.scopes:
             held = ", ".join(sorted(caller.scopes)) or "none"
             detail = f"This needs the scope {scope!r}; the key has {held}."

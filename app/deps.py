@@ -49,7 +49,8 @@ class Gateway:
     service_secret: bytes = field(repr=False)
 
 
-def _gateway(request: Request) -> Gateway:
+# Asynchronous for no wait of its own: a plain function would go to a thread and back in every request.
+async def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
 

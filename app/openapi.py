@@ -103,6 +103,7 @@ def install_openapi(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
             _add_schemas(document)
+            _leave_out_null(document)
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -119,3 +120,14 @@ def _add_schemas(document: dict[str, Any]) -> None:
     schemas.update(added.get("$defs", {}))
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+
+
+def _leave_out_null(document: dict[str, Any]) -> None:
+    """A parameter that may be left out is not one that may be null: in a URL or a header there is no null."""
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    for parameter in (parameter for operation in operations for parameter in operation.get("parameters", [])):
+        schema = parameter["schema"]
+        branches = [branch for branch in schema.get("anyOf", []) if branch != {"type": "null"}]
+        if len(branches) == 1:
+            del schema["anyOf"]
+            schema.update(branches[0])

@@ -175,7 +175,7 @@ async def get_job(
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if etag in known:
         return Response(status_code=304, headers=headers)
-    return JSONResponse(job.model_dump(mode="json"), headers=headers)
+    return Response(job.model_dump_json(), headers=headers, media_type="application/json")
 
 
 def _look(gateway: Gateway, job_id: str, *, project_id: str) -> tuple[JobRead, str]:

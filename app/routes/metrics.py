@@ -17,7 +17,13 @@ router = APIRouter(tags=["system"])
 TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}
 
 
-@router.get("/metrics", response_class=Response, responses={200: TEXT, **problem_responses(401, 500)})
+# With a key or without one: which, the operator has set (ARCHREPAIR_METRICS_TOKEN).
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: TEXT, **problem_responses(401, 500)},
+    openapi_extra={"security": [{}]},
+)
 def get_metrics(
     gateway: CurrentGateway, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> Response:

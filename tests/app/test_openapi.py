@@ -54,6 +54,13 @@ def test_every_refusal_is_a_problem(document):
     assert all(list(response["content"]) == [PROBLEM_MEDIA_TYPE] for response in refusals)
 
 
+def test_no_parameter_may_be_null(document):
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    parameters = [parameter for operation in operations for parameter in operation.get("parameters", [])]
+    assert len(parameters) > 30
+    assert not [parameter for parameter in parameters if {"type": "null"} in parameter["schema"].get("anyOf", [])]
+
+
 def test_every_reference_leads_somewhere(document):
     def references(node: object) -> set[str]:
         if isinstance(node, dict):
