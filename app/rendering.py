@@ -57,7 +57,7 @@ MODEL_FACTS = (
     "input_shape_source",
     "blocks_unknown",
 )
-JOB_LINKS = ("cancel", "events", "logs", "artifacts", "model", "localization", "report")
+JOB_LINKS = ("cancel", "events", "deliveries", "logs", "artifacts", "model", "localization", "report")
 
 
 def render_job(session: Session, job: Job, *, running_jobs: int | None = None) -> JobRead:

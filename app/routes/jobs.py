@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.auth import JobsReader, JobsWriter
 from app.deps import CurrentGateway, Gateway
+from app.egress import require_callable
 from app.errors import ApiProblem, problem_responses
 from app.idempotency import Answer, Once, answer_once, was_answered
 from app.limits import read_small_body
@@ -21,7 +22,6 @@ from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.quotas import require_quotas
 from app.rendering import render_job, render_jobs
 from app.routes.models import add_model, file_columns, usable_model
-from app.routes.webhooks import require_callable
 from app.rows import find_row
 from app.schemas import AskedTime, CancelRequest, JobCreate, JobPage, JobRead, Validation
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job

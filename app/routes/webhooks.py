@@ -11,11 +11,13 @@ from starlette.responses import Response
 
 from app.auth import WebhooksReader, WebhooksWriter
 from app.deps import CurrentGateway, Gateway
-from app.errors import ApiProblem, problem_responses
+from app.egress import require_callable
+from app.errors import problem_responses
 from app.idempotency import Answer, Once, answer_once
 from app.pages import Cursor, Limit, cut, page_of
 from app.quotas import require_quotas
 from app.rendering import render_delivery, render_endpoint
+from app.routes.jobs import find_job
 from app.rows import find_row
 from app.schemas import (
     WebhookDeliveryPage,
@@ -28,21 +30,11 @@ from app.schemas import (
     WebhookSigningSecret,
 )
 from app.shared.db import db_now
-from app.shared.egress import EgressError, EgressPolicy, check_url
 from app.shared.ids import new_id
 from app.shared.tables import WebhookDelivery, WebhookEndpoint
 from app.shared.webhooks import close_endpoint, redeliver, send_test, signing_secret
 
 router = APIRouter(tags=["webhooks"], responses=problem_responses(401, 403, 422, 429, 500, 503))
-
-
-def require_callable(gateway: Gateway, url: str, *, pointer: str) -> None:
-    """Refuse what will never be called, as far as the text of the URL tells. Raises ApiProblem."""
-    try:
-        check_url(url, EgressPolicy(gateway.settings.egress_allow), schemes=("https", "http"))
-    except EgressError as error:
-        errors = [{"pointer": pointer, "detail": str(error)}]
-        raise ApiProblem("webhook.url_refused", str(error), hint=error.hint, errors=errors) from None
 
 
 def find_endpoint(session: Session, *, endpoint_id: str, project_id: str) -> WebhookEndpoint:
@@ -204,6 +196,44 @@ def send_again(
         wanted = (WebhookDelivery.id == delivery_id, WebhookDelivery.endpoint_id == endpoint.id)
         row = find_row(session, select(WebhookDelivery).where(*wanted), delivery_id, noun="delivery")
         redeliver(session, row, url=endpoint.url)
+        session.flush()
+        return _accepted(row)
+
+    return answer_once(gateway, once, None, send).response()
+
+
+@router.get("/jobs/{job_id}/deliveries", response_model=WebhookDeliveryPage, responses=problem_responses(404))
+def list_deliveries_of_job(
+    job_id: str, gateway: CurrentGateway, caller: WebhooksReader, *, limit: Limit = 20, cursor: Cursor = None
+) -> WebhookDeliveryPage:
+    """What was sent to the job's own `webhook`, newest first."""
+    page = page_of(_own_deliveries(job_id), WebhookDelivery, limit=limit, cursor=cursor)
+    with gateway.readers() as session:
+        find_job(session, job_id=job_id, project_id=caller.project_id)
+        found, next_cursor = cut(session.scalars(page).all(), limit)
+    return WebhookDeliveryPage(data=_shown(found), has_more=next_cursor is not None, next_cursor=next_cursor)
+
+
+def _own_deliveries(job_id: str) -> Select[WebhookDelivery]:
+    return select(WebhookDelivery).where(WebhookDelivery.job_id == job_id, WebhookDelivery.endpoint_id.is_(None))
+
+
+@router.post(
+    "/jobs/{job_id}/deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    response_model=WebhookDeliveryRead,
+    responses=problem_responses(404),
+)
+def send_again_of_job(
+    job_id: str, delivery_id: str, gateway: CurrentGateway, caller: WebhooksWriter, once: Once
+) -> Response:
+    """Send a message to the job's own `webhook` again, with the same webhook-id."""
+
+    def send(session: Session) -> Answer:
+        find_job(session, job_id=job_id, project_id=caller.project_id)
+        wanted = _own_deliveries(job_id).where(WebhookDelivery.id == delivery_id)
+        row = find_row(session, wanted, delivery_id, noun="delivery")
+        redeliver(session, row, url=row.url)
         session.flush()
         return _accepted(row)
 

@@ -73,8 +73,11 @@ def make_endpoint(session: Session, project_id: str, _made: dict[str, str]) -> s
 
 
 def make_delivery(session: Session, project_id: str, made: dict[str, str]) -> str:
-    endpoint_id = made.get("endpoint_id") or make_endpoint(session, project_id, made)
-    row = WebhookDelivery(id=new_id("whd"), endpoint_id=endpoint_id, project_id=project_id, event="job.failed",
+    owner = (
+        made if "job_id" in made or "endpoint_id" in made else {"endpoint_id": make_endpoint(session, project_id, made)}
+    )
+    of = {name: owner[name] for name in ("job_id", "endpoint_id") if name in owner}
+    row = WebhookDelivery(id=new_id("whd"), **of, project_id=project_id, event="job.failed",
                           url="https://hooks.example/x", payload={}, state="failed")  # fmt: skip
     session.add(row)
     session.flush()

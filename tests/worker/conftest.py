@@ -2,7 +2,9 @@
 
 import sys
 import threading
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import obstore
@@ -122,3 +124,47 @@ def service(settings, limits, start_double):
         )
     yield Service(bench, model, project)
     engine.dispose()
+
+
+@dataclass
+class Receiver:
+    """A customer's endpoint: keeps what it got, answers as it is told."""
+
+    url: str = ""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"thanks"
+    pause_seconds: float = 0.0
+    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+    def handler(self):
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+                time.sleep(receiver.pause_seconds)
+                self.send_response(receiver.status)
+                for name, value in {**receiver.headers, "Content-Length": str(len(receiver.body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(receiver.body)
+
+            def log_message(self, *_):
+                return
+
+        return Handler
+
+
+@pytest.fixture
+def receiver():
+    receiver = Receiver()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), receiver.handler())
+    receiver.url = f"http://127.0.0.1:{server.server_port}/hooks"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield receiver
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -3,10 +3,9 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from sqlalchemy import select, update
@@ -35,50 +34,6 @@ from worker.webhooks import PARALLEL, PER_PROJECT, Postbox, deliver_until, settl
 
 SECRET = b"of the service"
 RETRIES = (0.0, 0.0)
-
-
-@dataclass
-class Receiver:
-    """A customer's endpoint: keeps what it got, answers as it is told."""
-
-    url: str = ""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b"thanks"
-    pause_seconds: float = 0.0
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-
-    def handler(self):
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
-                time.sleep(receiver.pause_seconds)
-                self.send_response(receiver.status)
-                for name, value in {**receiver.headers, "Content-Length": str(len(receiver.body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(receiver.body)
-
-            def log_message(self, *_):
-                return
-
-        return Handler
-
-
-@pytest.fixture
-def receiver():
-    receiver = Receiver()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), receiver.handler())
-    receiver.url = f"http://127.0.0.1:{server.server_port}/hooks"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield receiver
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture

@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select, update
+from standardwebhooks import Webhook
 
+from app.shared.db import db_now
 from app.shared.outbox import relay_outbox
 from app.shared.queue import make_celery, ring
+from app.shared.tables import WebhookDelivery
 from archrepair_client.processes import Child, Program
 from tests.servers import environment_of, free_port, running, valkey_command
 
@@ -16,7 +20,8 @@ from tests.servers import environment_of, free_port, running, valkey_command
 @pytest.fixture
 def settings(stack, tmp_path, monkeypatch):
     port = free_port()
-    settings = stack.fresh(tmp_path / "state", broker_url=f"redis://:secret@127.0.0.1:{port}/0", lease_seconds=1.5)
+    settings = stack.fresh(tmp_path / "state", broker_url=f"redis://:secret@127.0.0.1:{port}/0", lease_seconds=1.5,
+                           egress_allow=("127.0.0.0/8",), webhook_retry_seconds=(0.1,))  # fmt: skip
     for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ARCHREPAIR_SECRET_OF_THE_TEST", "not for engines")
@@ -78,3 +83,37 @@ def test_a_killed_worker_leaves_no_process_and_its_job_runs_again(service, submi
 
     eventually(lambda: service.job(job_id).attempt == 2 and service.job(job_id).progress, 45)
     assert [event.data["cause"] for event in service.events(job_id, "job.requeued")] == ["worker_lost"]
+
+
+def test_webhooks_outlive_the_gateway_that_promised_them_and_the_worker_that_had_them(
+    settings, start_gateway, submission, service, receiver, request, processes, eventually
+):
+    def rows():
+        with service.bench.sessions() as session:
+            return session.scalars(select(WebhookDelivery)).all()
+
+    with start_gateway(settings) as gateway:
+        wanted = {"url": receiver.url, "events": ["job.created", "job.started"]}
+        endpoint = gateway.client.post("/v1/webhook-endpoints", json=wanted).json()
+        job_id = gateway.client.post("/v1/jobs", files=submission()).json()["id"]
+        gateway.process.kill()
+    assert [row.event for row in rows()] == ["job.created"]
+    receiver.pause_seconds = 60
+    worker = request.getfixturevalue("worker")
+    eventually(lambda: receiver.got and len(rows()) == 2, 45)  # and the job has started
+    tree = processes.tree(worker.pid)
+    os.kill(worker.pid, signal.SIGKILL)  # the message is out, what became of it is not written
+    processes.wait_until_gone(tree, 2)
+    assert worker.ended() == "was killed by SIGKILL"
+    receiver.pause_seconds = 0
+    with service.bench.sessions.begin() as session:
+        a_minute_later = update(WebhookDelivery).where(WebhookDelivery.state == "pending")
+        session.execute(a_minute_later.values(next_attempt_at=db_now()))
+    worker.start()
+
+    eventually(lambda: {row.event for row in rows() if row.state == "delivered"} == set(wanted["events"]), 60)
+    told = [Webhook(endpoint["secret"]).verify(body, headers) for headers, body in receiver.got]
+    assert {said["data"]["id"] for said in told} == {job_id}
+    ids = [headers["webhook-id"] for headers, _ in receiver.got]
+    assert set(ids) == {row.id for row in rows() if row.state == "delivered"}
+    assert ids.count(ids[0]) == 2, "it comes again, as the same"

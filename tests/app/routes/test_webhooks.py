@@ -89,6 +89,16 @@ def test_jobs_fill_the_log_and_a_job_may_bring_its_own(gateway, make, submit):
     assert secret != made["secret"]
 
 
+def test_what_was_sent_to_the_webhook_of_a_job_is_shown_with_the_job_and_can_be_sent_again(gateway, submit, finish):
+    job = submit({"datasets": {"repair": "upload:repair"}, "webhook": {"url": URL}})
+    assert gateway.client.get(job["links"]["deliveries"]).json()["data"] == []
+    finish(job["id"])
+    (row,) = gateway.client.get(job["links"]["deliveries"]).json()["data"]
+    assert (row["event"], row["url"], row["endpoint_id"], row["state"]) == ("job.succeeded", URL, None, "pending")
+    again = gateway.client.post(f"{job['links']['deliveries']}/{row['id']}/redeliver")
+    assert (again.status_code, again.json()["id"]) == (202, row["id"])
+
+
 def test_the_webhook_of_a_job_is_checked_when_it_is_submitted(gateway, submission):
     spec = {"datasets": {"repair": "upload:repair"}, "webhook": {"url": "http://169.254.169.254/"}}
     answer = gateway.client.post("/v1/jobs", files=submission(spec))
