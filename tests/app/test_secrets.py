@@ -60,7 +60,8 @@ def use(client: httpx.Client, submission) -> tuple[set[str], list[httpx.Response
 
 def run_a_job_that_fails(client: httpx.Client, settings: Settings, log: Path, submission, eventually) -> httpx.Response:
     """With a real worker around an engine double; gives the answer that has the error."""
-    job = client.post("/v1/jobs", files=submission()).json()
+    files = submission(model=b"PK\x03\x04model", repair=b"behave:refuse")
+    job = client.post("/v1/jobs", files=files).json()
     command = (sys.executable, "-P", str(WORKER))
     worker = Child(Program("worker", command, os.environ | environment_of(settings), stop_seconds=8), log)
     try:
