@@ -26,7 +26,7 @@ from app.openapi import install_openapi
 from app.prepare import prepare
 from app.ratelimits import RateLimiter
 from app.relay import start_relay, stop_relay
-from app.routes import artifacts, events, jobs, keys, metrics, models, system, uploads, webhooks
+from app.routes import artifacts, datasets, events, jobs, keys, metrics, models, system, uploads, webhooks
 from app.shared.db import make_engine, make_sessions, read_only
 from app.shared.gauges import DatabaseGauges
 from app.shared.queue import make_celery, ring
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestBorder, small_body_bytes=settings.spec_bytes + JSON_BODY_BYTES)
     install_error_handlers(app)
     install_openapi(app)
-    modules = (jobs, events, artifacts, models, uploads, keys, webhooks, system, metrics)
+    modules = (jobs, events, artifacts, models, datasets, uploads, keys, webhooks, system, metrics)
     app.state.api_routes = [route for module in modules for route in module.router.routes]
     for module in modules:
         app.include_router(module.router, prefix="/v1")

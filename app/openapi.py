@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.limits import MAX_DIMENSIONS
-from app.schemas import CancelRequest, JobCreate, Problem, UploadComplete, UploadCreate
+from app.schemas import CancelRequest, DatasetCreate, JobCreate, ModelCreate, Problem, UploadComplete, UploadCreate
 
 BINARY = {"type": "string", "format": "binary"}
 SUBMIT_BODY: dict[str, Any] = {
@@ -59,6 +59,26 @@ REGISTER_BODY: dict[str, Any] = {
             },
             "encoding": {"input_shape": {"contentType": "application/json"}},
         },
+        "application/json": {"schema": {"$ref": "#/components/schemas/ModelCreate"}},
+    },
+}
+DATASET_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/DatasetCreate"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {**BINARY, "description": "The data: .npz or Parquet."},
+                    "name": {"type": "string", "minLength": 1, "maxLength": 200},
+                    "metadata": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 16},
+                },
+                "additionalProperties": False,
+            },
+            "encoding": {"metadata": {"contentType": "application/json"}},
+        },
     },
 }
 CANCEL_BODY: dict[str, Any] = {
@@ -93,7 +113,7 @@ DESCRIPTION = """Repair as a service for trained classifiers: send a TorchScript
 on, get back a repaired model with the evidence that it is better. Every path also answers without `/v1`."""
 
 
-BODIES = (JobCreate, CancelRequest, UploadCreate, UploadComplete)
+BODIES = (JobCreate, CancelRequest, UploadCreate, UploadComplete, ModelCreate, DatasetCreate)
 
 
 def install_openapi(app: FastAPI) -> None:

@@ -14,6 +14,7 @@ from app.schemas import (
     AttemptRead,
     BlockPage,
     BlockRead,
+    DatasetRead,
     EventRead,
     JobError,
     JobRead,
@@ -28,6 +29,7 @@ from app.schemas import (
     WebhookDeliveryRead,
     WebhookEndpointRead,
 )
+from app.shared.datasets import READY, REJECTED, RESOLVING
 from app.shared.jobs import DONE
 from app.shared.models import INSPECTING
 from app.shared.queueing import Place, queue_places
@@ -35,6 +37,7 @@ from app.shared.tables import (
     ApiKey,
     Artifact,
     Attempt,
+    Dataset,
     Job,
     JobEvent,
     Model,
@@ -56,6 +59,16 @@ MODEL_FACTS = (
     "input_shape",
     "input_shape_source",
     "blocks_unknown",
+)
+DATASET_FACTS = (
+    "format",
+    "num_samples",
+    "image_shape",
+    "pixel_type",
+    "labelled",
+    "num_classes",
+    "classes",
+    "content_sha256",
 )
 JOB_LINKS = ("cancel", "events", "deliveries", "logs", "artifacts", "model", "localization", "report")
 
@@ -227,6 +240,28 @@ def render_key(row: ApiKey) -> ApiKeyRead:
         expires_at=rfc3339(row.expires_at),
         last_used_at=rfc3339(row.last_used_at),
         links={"self": f"/v1/api-keys/{row.id}"},
+    )
+
+
+def render_dataset(row: Dataset) -> DatasetRead:
+    """One dataset as the API shows it."""
+    facts = row.facts or {}
+    return DatasetRead(
+        id=row.id,
+        name=row.name,
+        reference=row.reference,
+        state=row.state or RESOLVING,
+        done=row.state in (READY, REJECTED),
+        filename=row.filename,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        **{name: facts.get(name) for name in DATASET_FACTS},
+        job_id=row.job_id,
+        error=_error(row.error),
+        metadata=row.labels,
+        created_at=_time(row.created_at),
+        resolved_at=rfc3339(row.resolved_at),
+        links={"self": f"/v1/datasets/{row.id}", "job": f"/v1/jobs/{row.job_id}"},
     )
 
 

@@ -13,6 +13,7 @@ WHERE_TO_LOOK = {
     "job": "GET /v1/jobs lists them.",
     "model": "GET /v1/models lists them.",
     "key": "GET /v1/api-keys lists them.",
+    "dataset": "GET /v1/datasets lists them.",
     "upload": "POST /v1/uploads makes one; it ends a while after it was made or completed.",
     "endpoint": "GET /v1/webhook-endpoints lists them.",
     "delivery": "GET /v1/webhook-endpoints/{id}/deliveries lists them.",

@@ -1,5 +1,6 @@
 """What goes in and out over HTTP, one schema per direction. Enums are open: clients stop on `done`."""
 
+import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -15,10 +16,12 @@ from pydantic import (
 )
 
 from app.keys import SCOPES
+from app.limits import MAX_DIMENSIONS, MAX_INPUT_ELEMENTS
 from app.shared.webhooks import ENDINGS, EVENTS, JOB_EVENTS, EventName, JobEventName
 from archrepair_core.spec import RepairSpec
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 InputShape: Any = Field(description="Of one input, without the batch: what the blocks were found with.")
 InputShapeSource: Any = Field(description="given with the upload, written in the file, guessed, or a job's data.")
@@ -98,9 +101,7 @@ def _in_the_future(when: datetime) -> datetime:
 
 
 class ApiKeyCreate(Asked):
-    name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
-        description="For people: who uses it, where."
-    )
+    name: Label = Field(description="For people: who uses it, where.")
     scopes: Annotated[list[str], AfterValidator(_in_order)] = Field(
         min_length=1,
         max_length=len(SCOPES),
@@ -137,6 +138,39 @@ class UploadComplete(Asked):
     """`parts` names those that went to signed URLs; the others are known already."""
 
     parts: list[SentPart] = Field([], max_length=MAX_PARTS)
+
+
+def _few_elements(shape: list[int]) -> list[int]:
+    if math.prod(shape) > MAX_INPUT_ELEMENTS:
+        raise ValueError(f"an input of more than {MAX_INPUT_ELEMENTS:,} numbers is not tried")
+    return shape
+
+
+_Size = Annotated[int, Field(gt=0, strict=True), BeforeValidator(_whole)]
+GivenShape = Annotated[list[_Size], Field(min_length=1, max_length=MAX_DIMENSIONS), AfterValidator(_few_elements)]
+
+
+class ModelCreate(Asked):
+    """A model that was uploaded in parts."""
+
+    upload_id: str = Field(max_length=40, description="A completed upload.")
+    input_shape: GivenShape | None = Field(
+        None, description="Of one input, e.g. [3, 224, 224]; without it, it is worked out."
+    )
+
+
+class DatasetFields(Asked):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = (
+        Field(None, description="For people; without it, the name of the file.")
+    )
+    metadata: dict[MetadataKey, MetadataValue] = Field({}, max_length=16, description="Yours to find it by.")
+
+
+class DatasetCreate(DatasetFields):
+    """Data that lies somewhere: `https://…`, `s3://…`, `gs://…`, `az://…`, `file:///…`, `upl_…`, `builtin:digits`."""
+
+    reference: str = Field(min_length=1, max_length=1900, description="Where it is; `#sha256=HEX` may follow a URL.")
+    sha256: Sha256 | None = Field(None, description="Of the file; https:// needs it, here or after the URL.")
 
 
 class Read(BaseModel):
@@ -251,7 +285,7 @@ class JobRead(Read):
     attempt: int
     max_attempts: int
     attempts: list[AttemptRead]
-    model_id: str
+    model_id: str | None = Field(description="null for a job that reads a dataset.")
     spec: dict[str, Any]
     resolved_spec: dict[str, Any] | None
     result: dict[str, Any] | None
@@ -345,6 +379,34 @@ class UploadRead(Read):
     created_at: Time
     expires_at: Time = Field(description="Until then it waits for its parts, and once completed for a use.")
     completed_at: Time | None
+    links: dict[str, str]
+
+
+class DatasetRead(Read):
+    """Registered data and what was found in it; the facts are null until it is `done`."""
+
+    object: Literal["dataset"] = "dataset"
+    id: str
+    name: str
+    reference: str = Field(description="Where it came from; `upload:file` was sent with the request.")
+    state: str = Field(description="resolving, ready, rejected")
+    done: bool
+    filename: str | None
+    size_bytes: int | None
+    sha256: str | None = Field(description="Of the file; null for a builtin one.")
+    format: str | None = Field(description="npz, parquet, builtin")
+    num_samples: int | None
+    image_shape: list[int] | None = Field(description="[height, width, channels]")
+    pixel_type: str | None = Field(description="uint8, float32")
+    labelled: bool | None
+    num_classes: int | None
+    classes: dict[str, int] | None = Field(description="How many samples each label has.")
+    content_sha256: str | None = Field(description="Of pixels and labels: the same data has it in any format.")
+    job_id: str | None = Field(description="The job that reads it.")
+    error: JobError | None = Field(description="Why it was rejected.")
+    metadata: dict[str, str]
+    created_at: Time
+    resolved_at: Time | None
     links: dict[str, str]
 
 
@@ -452,6 +514,10 @@ class ModelPage(Page):
 
 class ApiKeyPage(Page):
     data: list[ApiKeyRead]
+
+
+class DatasetPage(Page):
+    data: list[DatasetRead]
 
 
 class BlockPage(Page):

@@ -6,27 +6,23 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.errors import ApiProblem
-from app.limits import MAX_DIMENSIONS, MAX_INPUT_ELEMENTS
-from app.schemas import AskedInteger, JobCreate
-
-UPLOAD = "upload:"
-SUPPORTED_REFERENCES = ("builtin:digits",)
-MODEL_REFERENCE = "model/reference"
+from app.references import parse_references
+from app.schemas import GivenShape, JobCreate
 
 
 def parse_spec(raw: bytes) -> JobCreate:
-    """Parse and validate one spec. Raises ApiProblem `spec.*` or `dataset.reference_not_supported`."""
+    """Parse and validate one spec. Raises ApiProblem `spec.*` or `dataset.*`."""
     data = _json(raw)
     try:
         spec = JobCreate.model_validate(data, strict=True)
     except ValidationError as error:
         raise _spec_problem(error, data) from None
-    _check_references(spec)
+    parse_references(spec)
     return spec
 
 
@@ -42,15 +38,7 @@ def parse_input_shape(raw: bytes) -> tuple[int, ...]:
         raise ApiProblem("request.invalid", detail, hint=hint, errors=errors) from None
 
 
-def _few_elements(shape: list[int]) -> list[int]:
-    if math.prod(shape) > MAX_INPUT_ELEMENTS:
-        raise ValueError(f"an input of more than {MAX_INPUT_ELEMENTS:,} numbers is not tried")
-    return shape
-
-
-_Size = Annotated[AskedInteger, Field(gt=0, strict=True)]
-_Shape = Annotated[list[_Size], Field(min_length=1, max_length=MAX_DIMENSIONS), AfterValidator(_few_elements)]
-_SHAPE: TypeAdapter[list[int]] = TypeAdapter(_Shape)
+_SHAPE: TypeAdapter[list[int]] = TypeAdapter(GivenShape)
 
 
 def _json(raw: bytes) -> Any:
@@ -82,29 +70,10 @@ def _finite(text: str) -> float:
 def upload_names(spec: JobCreate) -> dict[str, list[str]]:
     """Part name to the fields that refer to it (`datasets/repair`), for every `upload:NAME` of the spec."""
     names: dict[str, list[str]] = {}
-    for field, reference in _references(spec).items():
-        if reference.startswith(UPLOAD):
-            names.setdefault(reference.removeprefix(UPLOAD), []).append(field)
+    for field, reference in parse_references(spec).items():
+        if reference.kind == "upload":
+            names.setdefault(reference.target, []).append(field)
     return names
-
-
-def _references(spec: JobCreate) -> dict[str, str]:
-    datasets = {f"datasets/{split}": reference for split, reference in spec.datasets.model_dump().items()}
-    references = {**datasets, MODEL_REFERENCE: spec.model.reference}
-    return {field: reference for field, reference in references.items() if isinstance(reference, str)}
-
-
-def _check_references(spec: JobCreate) -> None:
-    errors = [
-        {"pointer": f"#/{field}", "detail": f"{reference!r} is not supported."}
-        for field, reference in _references(spec).items()
-        if (field == MODEL_REFERENCE or reference not in SUPPORTED_REFERENCES)
-        and not (reference.startswith(UPLOAD) and reference != UPLOAD)
-    ]
-    if errors:
-        detail = "; ".join(f"{error['pointer']}: {error['detail']}" for error in errors)
-        hint = "Use upload:NAME with a file part called NAME in this request, or builtin:digits."
-        raise ApiProblem("dataset.reference_not_supported", detail, hint=hint, errors=errors)
 
 
 def _spec_problem(error: ValidationError, data: Any) -> ApiProblem:

@@ -1,7 +1,7 @@
 """One request's spec and files, streamed into the store. All or nothing: whatever goes wrong, no object is left."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,14 +16,16 @@ from app.limits import body_too_large, limit_body, read_small_body, read_spec_by
 from app.multipart import Part, read_parts
 from app.schemas import JobCreate
 from app.shared.models import lock_contents
+from app.shared.references import UPLOAD
 from app.shared.settings import Settings
 from app.shared.storage import StoredFile, delete, keep_upload, put_stream
-from app.specs import UPLOAD, parse_input_shape, parse_spec, upload_names
+from app.specs import parse_spec, upload_names
 
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 EXPORT_HINT = "Save it with torch.jit.save(torch.jit.script(model), 'model.pt') and send that file."
 SPEC_PART, MODEL_PART, INPUT_SHAPE_PART = "spec", "model", "input_shape"
+DATASET_PART, DATASET_FIELDS = "file", ("name", "metadata")
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,18 @@ async def open_submission(request: Request, settings: Settings) -> tuple[JobCrea
     raise _not_taken(media_type, hint)
 
 
-def open_form(request: Request, settings: Settings) -> AsyncIterator[Part]:
-    """The parts of a request that can only be a form."""
+def open_form(request: Request, settings: Settings, *, part: str) -> AsyncIterator[Part]:
+    """The parts of a request that is a form with a file in `part`, or, where `is_json` said no, nothing known."""
     body, media_type = _open_body(request, settings)
     if media_type != "multipart/form-data":
-        raise _not_taken(media_type, "Send multipart/form-data with the part model, e.g. curl -F model=@model.pt.")
+        hint = f"Send multipart/form-data with the part {part}, e.g. curl -F {part}=@file, or application/json."
+        raise _not_taken(media_type, hint)
     return read_parts(body, request.headers["content-type"])
+
+
+def is_json(request: Request) -> bool:
+    """Whether the body says that it is JSON."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
 
 
 def _open_body(request: Request, settings: Settings) -> tuple[AsyncIterator[bytes], str]:
@@ -83,25 +91,29 @@ async def receive_files(
 
 
 @asynccontextmanager
-async def receive_model(
-    parts: AsyncIterator[Part], store: ObjectStore
-) -> AsyncIterator[tuple[dict[str, ReceivedFile], tuple[int, ...] | None]]:
-    """A model under a temporary key, and the input shape that came with it. If the block fails, it is removed."""
+async def receive_form(
+    parts: AsyncIterator[Part], store: ObjectStore, *, file: str, fields: Sequence[str]
+) -> AsyncIterator[tuple[dict[str, ReceivedFile], dict[str, bytes]]]:
+    """The one file of a form, the part `file`, under a temporary key, and the small fields that came with it.
+
+    If the block fails, the file is removed.
+    """
     async with _removed_on_failure(store) as files:
-        raw_shape = None
+        raw: dict[str, bytes] = {}
         async for part in parts:
-            if part.name in files or (part.name == INPUT_SHAPE_PART and raw_shape is not None):
+            if part.name in files or part.name in raw:
                 raise _given_twice(part.name)
-            if part.name == MODEL_PART:
-                files[MODEL_PART] = await _store_part(part, store)
-            elif part.name == INPUT_SHAPE_PART:
-                raw_shape = await read_small_body(part.chunks)
+            if part.name == file:
+                files[file] = await _store_part(part, store)
+            elif part.name in fields:
+                raw[part.name] = await read_small_body(part.chunks)
             else:
-                detail = f"There is no part {part.name!r} here."
-                raise ApiProblem("request.invalid", detail, hint="The parts are model and, if you like, input_shape.")
-        if MODEL_PART not in files:
-            raise ApiProblem("model.missing", "There is no model part.", hint="Send the file as the part `model`.")
-        yield files, parse_input_shape(raw_shape) if raw_shape is not None else None
+                hint = f"The parts are {file} and, if you like, {', '.join(fields)}."
+                raise ApiProblem("request.invalid", f"There is no part {part.name!r} here.", hint=hint)
+        if file not in files:
+            code = "model.missing" if file == MODEL_PART else "dataset.missing"
+            raise ApiProblem(code, f"There is no {file} part.", hint=f"Send the file as the part `{file}`.")
+        yield files, raw
 
 
 @asynccontextmanager
@@ -218,14 +230,15 @@ async def _zip_archive(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             head += chunk
             if len(head) < len(ZIP_MAGIC):
                 continue
-            _require_zip(head)
+            require_zip(head)
             chunk = head
         yield chunk
     if len(head) < len(ZIP_MAGIC):
-        _require_zip(head)
+        require_zip(head)
 
 
-def _require_zip(head: bytes) -> None:
+def require_zip(head: bytes) -> None:
+    """Refuse a model by its first bytes. Raises ApiProblem `model.not_torchscript`."""
     if head.startswith(ZIP_MAGIC):
         return
     if not head:

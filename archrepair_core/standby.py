@@ -110,8 +110,19 @@ def _inspect(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProg
     events.send("result", result={"outcome": "inspected"}, verdict="not_evaluated", artifacts=[])
 
 
+def _ingest(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress") -> None:
+    from archrepair_core.data.describe import describe_dataset
+    from archrepair_core.repair import Progress
+
+    on_progress(Progress("ingesting", 50.0, "reading the data"))
+    files = {name: Path(path) for name, path in request["datasets"].items()}
+    facts = describe_dataset(request["spec"]["datasets"]["dataset"], files, Path(request["work_dir"]))
+    events.send("dataset", facts=facts)
+    events.send("result", result={"outcome": "ingested"}, verdict="not_evaluated", artifacts=[])
+
+
 # Every other kind is a repair: its spec says how far to go.
-KINDS: dict[str | None, Callable[..., None]] = {"inspect": _inspect}
+KINDS: dict[str | None, Callable[..., None]] = {"inspect": _inspect, "ingest": _ingest}
 
 
 def _send_model(inspection: "Inspection", events: EventPipe) -> None:

@@ -68,6 +68,24 @@ class ModelFound(_Event):
     blocks_unknown: Reason | None = None
 
 
+class DatasetFacts(_Event):
+    format: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
+    num_samples: Count
+    image_shape: Shape
+    pixel_type: str = Field(pattern=r"^[a-z0-9]{1,40}$")
+    labelled: bool
+    num_classes: Count | None
+    classes: dict[Annotated[str, Field(pattern=r"^-?[0-9]{1,20}$")], Count] | None = Field(max_length=10_000)
+    content_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class DatasetFound(_Event):
+    """The data is readable, all of it."""
+
+    type: Literal["dataset"]
+    facts: DatasetFacts
+
+
 class NamedArtifact(_Event):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     kind: str = Field(pattern=r"^[a-z_]{1,40}$")
@@ -89,7 +107,7 @@ class EngineProblem(_Event):
     phase: Phase = "ingesting"
 
 
-Event = Ready | Progress | ModelFound | ResolvedSpec | Result | EngineProblem
+Event = Ready | Progress | ModelFound | DatasetFound | ResolvedSpec | Result | EngineProblem
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 

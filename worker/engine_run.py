@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worker.engine_events import EngineProblem, Event, ModelFound, Progress, Ready, ResolvedSpec, Result
+from worker.engine_events import DatasetFound, EngineProblem, Event, ModelFound, Progress, Ready, ResolvedSpec, Result
 from worker.engine_process import EngineProcess, ProtocolError, problem_of_exit
 from worker.limits import EngineLimits
 
@@ -41,6 +41,7 @@ class Watcher:
 
     on_progress: Callable[[Progress], None]
     on_model: Callable[[ModelFound], None]
+    on_dataset: Callable[[DatasetFound], None]
     on_resolved_spec: Callable[[dict[str, Any]], None]
     on_tick: Callable[[], None]
     interruption: Callable[[], Interruption | None]
@@ -76,6 +77,8 @@ def _handle(event: Event, engine: EngineProcess, request: Mapping[str, Any], wat
             watcher.on_progress(event)
         case ModelFound():
             watcher.on_model(event)
+        case DatasetFound():
+            watcher.on_dataset(event)
         case ResolvedSpec():
             watcher.on_resolved_spec(event.spec)
         case Result():

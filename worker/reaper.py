@@ -9,6 +9,7 @@ from obstore.store import ObjectStore
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.checkpoints import free_checkpoints
+from app.shared.datasets import settle_datasets
 from app.shared.idempotency import forget_old_answers
 from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
@@ -33,6 +34,7 @@ def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str
         rehome_jobs(session)
         settle_forgotten_models(session)
         forget_old_deliveries(session)
+        settle_datasets(session)
         if queued_without_ring(session):
             add_ring(session)
     with sessions() as session:

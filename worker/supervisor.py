@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import structlog
 from obstore.exceptions import BaseError as StoreError
 from obstore.store import ObjectStore
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -24,6 +25,7 @@ from app.shared import storage
 from app.shared.causes import OUTAGES
 from app.shared.checkpoints import new_checkpoint_key, record_checkpoint
 from app.shared.claims import claim_job
+from app.shared.datasets import INGEST, record_dataset, settle_datasets
 from app.shared.jobs import (
     Claim,
     StoredArtifact,
@@ -36,14 +38,18 @@ from app.shared.jobs import (
 from app.shared.media_types import media_type_of
 from app.shared.models import INSPECT, record_model, settle_model
 from app.shared.reaping import deadline_exceeded
+from app.shared.references import Reference, references_in
+from app.shared.settings import Settings
+from app.shared.tables import Dataset, JobInput
 from app.shared.workers import QUEUES
 from worker.checkpoints import CheckpointKeeper, UnfitCheckpoint, unpack_checkpoints
-from worker.engine_events import ModelFound, NamedArtifact, Progress, Result
+from worker.engine_events import DatasetFound, ModelFound, NamedArtifact, Progress, Result
 from worker.engine_process import ENGINE_CRASHED, EngineProcess, ProtocolError
 from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
 from worker.lease import Lease, kept_lease
 from worker.limits import EngineLimits
 from worker.progress import ProgressRows
+from worker.references import TRANSIENT, FetchFailed, fetch_reference, keep_fetched, missing_references, run_watched
 from worker.scratch import Scratch, sweep_scratch
 from worker.warm_engine import WarmEngine
 
@@ -51,6 +57,7 @@ LOG_NAME = "engine.log"
 LOG_TAIL_LINES = 40
 OUTAGE_POLL_SECONDS = 2.0
 RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15)
+FETCH_RETRY_SECONDS, FETCH_POLL_SECONDS = (1.0, 5.0), 0.1
 T = TypeVar("T")
 
 
@@ -65,6 +72,7 @@ class Workbench:
     owner: str
     lease_seconds: float
     stopping: threading.Event
+    settings: Settings
     queues: tuple[str, ...] = QUEUES
     running_jobs: int | None = None
 
@@ -201,9 +209,9 @@ def _check(job: _Job) -> None:
 
 
 def _limits(job: _Job) -> EngineLimits:
-    """An inspection gets less time: it has no training to do, only a stranger's forward that may not end."""
+    """An inspection gets less time: it has no training to do, only a stranger's file that may not end."""
     limits = job.bench.limits
-    if job.claim.kind != INSPECT:
+    if job.claim.kind not in (INSPECT, INGEST):
         return limits
     seconds = min(limits.max_runtime_seconds, limits.max_inspection_seconds)
     return limits.model_copy(update={"max_runtime_seconds": seconds})
@@ -223,20 +231,58 @@ def _fetch(job: _Job) -> dict[str, Any]:
     sweep_scratch(job.scratch.root)
     check = partial(_check, job)
     model = job.scratch.inputs / "model.pt"
-    _persist(job, partial(storage.download, job.bench.store, job.claim.model_storage_key, model, on_chunk=check))
+    if job.claim.model_storage_key is not None:
+        _persist(job, partial(storage.download, job.bench.store, job.claim.model_storage_key, model, on_chunk=check))
     datasets = {}
     # Numbered, not named as uploaded: a customer's file name never becomes a path of ours.
     for number, (name, key, _) in enumerate(job.claim.inputs):
         datasets[name] = str(job.scratch.inputs / f"dataset-{number}")
         _persist(job, partial(storage.download, job.bench.store, key, Path(datasets[name]), on_chunk=check))
+    for number, (text, reference) in enumerate(missing_references(job.claim).items()):
+        datasets[text] = str(job.scratch.inputs / f"fetched-{number}")
+        _fetch_reference(job, text, reference, Path(datasets[text]))
     _restore_checkpoint(job)
     return {
         "model": str(model),
         "datasets": datasets,
-        "spec": job.claim.spec,
+        "spec": _with_builtins(job),
         "work_dir": str(job.scratch.work),
         "out_dir": str(job.scratch.out),
     }
+
+
+def _fetch_reference(job: _Job, text: str, reference: Reference, path: Path) -> None:
+    """Have the file, in the store too and noted as an input, or raise FetchFailed."""
+    message = {"percent": 0.0, "message": f"fetching {reference.shown}"[:1000], "step": 0, "total_steps": 0}
+    with job.bench.sessions.begin() as session:
+        record_progress(session, job.claim, phase="ingesting", progress=message)
+
+    def interrupted() -> bool:
+        return _interruption(job) is not None
+
+    fetch = partial(fetch_reference, reference, path, job.bench.settings)
+    for pause_seconds in (*FETCH_RETRY_SECONDS, None):
+        try:
+            fetched = run_watched(fetch, interrupted, FETCH_POLL_SECONDS)
+            break
+        except FetchFailed as error:
+            transient = error.problem["code"].removeprefix("dataset.") in TRANSIENT
+            if not transient or pause_seconds is None or job.bench.stopping.wait(pause_seconds):
+                raise
+    columns = {**vars(fetched), "name": text, "filename": reference.filename}
+    sessions, store = job.bench.sessions, job.bench.store
+    _persist(job, lambda: keep_fetched(sessions, store, job.claim, path, JobInput(**columns)))
+
+
+def _with_builtins(job: _Job) -> dict[str, Any]:
+    """The spec, with a registered dataset that the engine carries under the engine's name for it."""
+    spec, there = job.claim.spec, {name for name, _, _ in job.claim.inputs}
+    ids = {text for text in references_in(spec).values() if text.startswith("ds_")} - there
+    if not ids:
+        return spec
+    with job.bench.sessions() as session:
+        names = {row.id: row.reference for row in session.scalars(select(Dataset).where(Dataset.id.in_(ids)))}
+    return {**spec, "datasets": {split: names.get(text, text) for split, text in spec["datasets"].items()}}
 
 
 def _watcher(job: _Job) -> Watcher:
@@ -255,10 +301,14 @@ def _watcher(job: _Job) -> Watcher:
         # Tried again, unlike progress: nobody says it a second time.
         _persist(job, partial(_record_model, job, event))
 
+    def write_dataset(event: DatasetFound) -> None:
+        _persist(job, partial(_record_dataset, job, event))
+
     rows = ProgressRows(write_progress)
     return Watcher(
         on_progress=rows.offer,
         on_model=write_model,
+        on_dataset=write_dataset,
         on_resolved_spec=lambda spec: write(partial(record_resolved_spec, claim=job.claim, spec=spec)),
         on_tick=rows.flush_due,
         interruption=partial(_interruption, job),
@@ -270,13 +320,21 @@ def _record_model(job: _Job, event: ModelFound) -> bool:
         return record_model(session, job.claim, event.model_dump(mode="json", exclude={"type"}))
 
 
+def _record_dataset(job: _Job, event: DatasetFound) -> bool:
+    with job.bench.sessions.begin() as session:
+        return record_dataset(session, job.claim, event.facts.model_dump(mode="json"))
+
+
 def _settle_model(job: _Job) -> None:
-    """Say at once what the ending means for the model; where this fails, the sweep says it."""
+    """Say at once what the ending means for the model or dataset; where this fails, the sweep says it."""
     try:
         with job.bench.sessions.begin() as session:
-            settle_model(session, job.claim.model_id)
+            if job.claim.model_id is not None:
+                settle_model(session, job.claim.model_id)
+            else:
+                settle_datasets(session)
     except SQLAlchemyError as error:
-        job.log.warning("model not settled", error=str(error))
+        job.log.warning("not settled", error=str(error))
 
 
 def _interruption(job: _Job) -> Interruption | None:
@@ -339,6 +397,8 @@ def _persist(job: _Job, action: Callable[[], T]) -> T:
 
 
 def _failure_of(error: Exception) -> Failure:
+    if isinstance(error, FetchFailed):
+        return Failure(error.problem)
     if isinstance(error, FileNotFoundError):
         detail, hint = "an input of the job is no longer in the object store", "upload model and data again"
         return Failure({"code": "platform.input_missing", "detail": detail, "hint": hint, "category": "platform"})

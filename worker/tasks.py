@@ -51,6 +51,7 @@ def workbench() -> Workbench:
         stopping=threading.Event(),
         queues=queues_of(worker, find_gpu(os.environ) or CPU),
         running_jobs=settings.quota_running_jobs,
+        settings=settings,
     )
 
 

@@ -48,7 +48,8 @@ def repaired_model(
         job = find_job(session, job_id=job_id, project_id=caller.project_id)
         best = _artifacts_of(session, job, "model")
         refused = _artifacts_of(session, job, "candidate")
-        uploaded = PurePath(session.get_one(Model, job.model_id).filename)
+        model = session.get(Model, job.model_id) if job.model_id is not None else None
+    uploaded = PurePath(model.filename if model is not None else "model")
     artifacts = best or (refused if candidate else [])
     if not artifacts:
         hint = "Add ?candidate=true for the model the gates refused." if refused else "See the job's result and error."

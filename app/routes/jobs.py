@@ -20,14 +20,16 @@ from app.limits import read_small_body
 from app.openapi import CANCEL_BODY, SUBMIT_BODY
 from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.quotas import require_quotas
+from app.references import check_stored, require_readable, stored_inputs
 from app.rendering import render_job, render_jobs
 from app.routes.models import add_model, file_columns, usable_model
 from app.rows import find_row
 from app.schemas import AskedTime, CancelRequest, JobCreate, JobPage, JobRead, Validation
+from app.shared.datasets import INGEST
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
 from app.shared.models import INSPECT
+from app.shared.references import UPLOAD
 from app.shared.tables import Job, JobInput
-from app.specs import UPLOAD
 from app.uploads import (
     MODEL_PART,
     ReceivedFile,
@@ -68,9 +70,10 @@ async def create_job(
 ) -> Response:
     """Submit a repair: a spec with its model and dataset files in one multipart body, or JSON with a `model_id`."""
     spec, parts = await open_submission(request, gateway.settings)
-    if spec.model_id is not None and not await run_in_threadpool(was_answered, gateway, once):
+    require_readable(spec, gateway.settings)
+    if not await run_in_threadpool(was_answered, gateway, once):
         # Before the files are read, not only when the job is made.
-        await run_in_threadpool(_check_model, gateway, spec.model_id, project_id=caller.project_id)
+        await run_in_threadpool(_check_stored, gateway, spec, project_id=caller.project_id)
     if spec.webhook is not None:
         require_callable(gateway, spec.webhook.url, pointer="#/webhook/url")
     if validate_only:
@@ -89,6 +92,8 @@ def _submit(
 ) -> Answer:
     taken = {"queued_jobs": 1, "models": int(MODEL_PART in files), "stored_bytes": total_bytes(files)}
     require_quotas(session, gateway.settings, project_id, **taken)
+    sha256s = [file.stored.sha256 for file in files.values()]
+    stored = stored_inputs(session, spec, project_id=project_id, also=sha256s)
     kept = keep_files(session, files, gateway.store)
     if spec.model_id is not None:
         model = usable_model(session, model_id=spec.model_id, project_id=project_id, lock=True)
@@ -100,9 +105,8 @@ def _submit(
         spec=spec.repair_spec(),
         kind=spec.kind,
         model_id=model.id,
-        inputs=[
-            JobInput(name=f"{UPLOAD}{name}", **file_columns(file)) for name, file in kept.items() if name != MODEL_PART
-        ],
+        inputs=stored
+        + [JobInput(name=f"{UPLOAD}{name}", **file_columns(file)) for name, file in kept.items() if name != MODEL_PART],
         metadata=spec.metadata,
         webhook=spec.webhook.model_dump() if spec.webhook else None,
         max_attempts=gateway.settings.max_attempts,
@@ -114,9 +118,11 @@ def _submit(
     return Answer(202, shown.model_dump(mode="json"), headers)
 
 
-def _check_model(gateway: Gateway, model_id: str, *, project_id: str) -> None:
+def _check_stored(gateway: Gateway, spec: JobCreate, *, project_id: str) -> None:
     with gateway.readers() as session:
-        usable_model(session, model_id=model_id, project_id=project_id)
+        if spec.model_id is not None:
+            usable_model(session, model_id=spec.model_id, project_id=project_id)
+        check_stored(session, spec, project_id=project_id)
 
 
 @router.get("/jobs", response_model=JobPage)
@@ -132,10 +138,10 @@ def list_jobs(
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> JobPage:
-    """The project's jobs, newest first. Inspections of models are shown with `kind=inspect` only."""
+    """The project's jobs, newest first. Inspections are shown with `kind=inspect` or `kind=ingest` only."""
     rows = select(Job).where(Job.project_id == caller.project_id)
     if kind is None:
-        rows = rows.where(Job.kind != INSPECT)
+        rows = rows.where(Job.kind.not_in((INSPECT, INGEST)))
     for column, wanted in ((Job.status, status), (Job.kind, kind), (Job.verdict, verdict), (Job.model_id, model_id)):
         if wanted is not None:
             rows = rows.where(column == wanted)

@@ -11,26 +11,42 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from app.auth import ModelsReader, ModelsWriter
+from app.bodies import read_json
 from app.deps import IDENTIFIER, CurrentGateway, Gateway
 from app.errors import ApiProblem, problem_responses
 from app.idempotency import Answer, Once, answer_once
 from app.openapi import REGISTER_BODY
 from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.quotas import require_quotas
+from app.references import content_columns, usable_upload
 from app.rendering import render_blocks, render_model
 from app.rows import find_row
-from app.schemas import BlockPage, ModelPage, ModelRead
+from app.schemas import BlockPage, ModelCreate, ModelPage, ModelRead
 from app.shared.ids import new_id
-from app.shared.models import INSPECTING, REJECTED, ModelInUse, delete_model, free_content, submit_inspection
+from app.shared.models import (
+    INSPECTING,
+    REJECTED,
+    ModelInUse,
+    delete_model,
+    free_content,
+    lock_contents,
+    submit_inspection,
+)
+from app.shared.storage import first_bytes
 from app.shared.tables import Model
+from app.specs import parse_input_shape
 from app.uploads import (
+    INPUT_SHAPE_PART,
     MODEL_PART,
+    ZIP_MAGIC,
     ReceivedFile,
     digests,
     forget_files,
+    is_json,
     keep_files,
     open_form,
-    receive_model,
+    receive_form,
+    require_zip,
     total_bytes,
 )
 from app.waiting import RETRY_AFTER_SECONDS, wait_for
@@ -92,13 +108,19 @@ def _why_rejected(row: Model) -> str:
     openapi_extra={"requestBody": REGISTER_BODY},
 )
 async def create_model(request: Request, gateway: CurrentGateway, caller: ModelsWriter, once: Once) -> Response:
-    """Register a model. A worker inspects it: it is `ready` or `rejected` within seconds."""
-    parts = open_form(request, gateway.settings)
-    async with receive_model(parts, gateway.store) as (files, input_shape):
-        register = partial(_register, gateway, caller.project_id, files, input_shape)
-        answer = await run_in_threadpool(answer_once, gateway, once, input_shape, register, files=digests(files))
-        if answer.replayed:
-            await run_in_threadpool(forget_files, files, gateway.store)
+    """Register a model, sent here or uploaded before. A worker inspects it: soon it is `ready` or `rejected`."""
+    if is_json(request):
+        asked = await read_json(request, ModelCreate)
+        make = partial(_register_upload, gateway, caller.project_id, asked)
+        answer = await run_in_threadpool(answer_once, gateway, once, asked, make)
+    else:
+        parts = open_form(request, gateway.settings, part=MODEL_PART)
+        async with receive_form(parts, gateway.store, file=MODEL_PART, fields=[INPUT_SHAPE_PART]) as (files, raw):
+            shape = parse_input_shape(raw[INPUT_SHAPE_PART]) if INPUT_SHAPE_PART in raw else None
+            register = partial(_register, gateway, caller.project_id, files, shape)
+            answer = await run_in_threadpool(answer_once, gateway, once, shape, register, files=digests(files))
+            if answer.replayed:
+                await run_in_threadpool(forget_files, files, gateway.store)
     gateway.relay.wake()
     return answer.response()
 
@@ -112,7 +134,24 @@ def _register(
 ) -> Answer:
     require_quotas(session, gateway.settings, project_id, models=1, stored_bytes=total_bytes(files))
     kept = keep_files(session, files, gateway.store)
-    model = add_model(session, project_id, kept[MODEL_PART])
+    return _to_inspect(gateway, session, add_model(session, project_id, kept[MODEL_PART]), input_shape)
+
+
+def _register_upload(gateway: Gateway, project_id: str, asked: ModelCreate, session: Session) -> Answer:
+    """The model shares the bytes of the upload, which may be deleted after."""
+    require_quotas(session, gateway.settings, project_id, models=1)
+    upload = usable_upload(session, "upload_id", asked.upload_id, project_id)
+    lock_contents(session, [str(upload.sha256)])
+    session.refresh(upload)
+    columns = content_columns(usable_upload(session, "upload_id", asked.upload_id, project_id))
+    require_zip(first_bytes(gateway.store, columns["storage_key"], len(ZIP_MAGIC)))
+    model = Model(id=new_id("mdl"), project_id=project_id, **columns)
+    session.add(model)
+    session.flush()
+    return _to_inspect(gateway, session, model, asked.input_shape)
+
+
+def _to_inspect(gateway: Gateway, session: Session, model: Model, input_shape: Sequence[int] | None) -> Answer:
     submit_inspection(session, model, input_shape=input_shape, max_attempts=gateway.settings.max_attempts)
     shown = render_model(model)
     return Answer(202, shown.model_dump(mode="json"), {"Location": shown.links["self"], **ACCEPTED_HEADERS})

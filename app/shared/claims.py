@@ -137,7 +137,7 @@ def _claim_of(session: Session, job_id: str) -> Claim:
     job, seconds_left = session.execute(select(Job, left).where(Job.id == job_id)).one()
     session.refresh(job)
     assert job.owner is not None
-    model = session.get_one(Model, job.model_id)
+    model = session.get_one(Model, job.model_id) if job.model_id is not None else None
     inputs = session.scalars(select(JobInput).where(JobInput.job_id == job_id).order_by(JobInput.name))
     return Claim(
         job_id=job_id,
@@ -146,8 +146,7 @@ def _claim_of(session: Session, job_id: str) -> Claim:
         kind=job.kind,
         spec=job.spec,
         model_id=job.model_id,
-        model_storage_key=model.storage_key,
-        model_filename=model.filename,
+        model_storage_key=model.storage_key if model is not None else None,
         inputs=tuple((item.name, item.storage_key, item.filename) for item in inputs),
         timeout_seconds=None if job.deadline_at is None else job.deadline_at - job.created_at,
         seconds_left=seconds_left,

@@ -81,9 +81,8 @@ class Claim:
     owner: str
     kind: str
     spec: dict[str, Any]
-    model_id: str
-    model_storage_key: str
-    model_filename: str
+    model_id: str | None
+    model_storage_key: str | None
     inputs: tuple[tuple[str, str, str], ...]
     timeout_seconds: float | None = None
     seconds_left: float | None = None
@@ -108,7 +107,7 @@ def submit_job(
     project_id: str,
     spec: dict[str, Any],
     kind: str,
-    model_id: str,
+    model_id: str | None,
     inputs: Sequence[JobInput] = (),
     metadata: Mapping[str, str] | None = None,
     max_attempts: int = 3,
@@ -177,8 +176,19 @@ def record_progress(session: Session, claim: Claim, *, phase: str, progress: dic
 
 
 def record_resolved_spec(session: Session, claim: Claim, spec: dict[str, Any]) -> bool:
-    """Note what every `auto` became. False: the lease is lost."""
-    return _write(session, claim, "job.resolved_spec", {}, resolved_spec=spec)
+    """Note what every `auto` became, and which bytes every reference was. False: the lease is lost."""
+    rows = session.scalars(select(JobInput).where(JobInput.job_id == claim.job_id).order_by(JobInput.name))
+    inputs = {row.name: {"sha256": row.sha256, "size_bytes": row.size_bytes} for row in rows}
+    return _write(session, claim, "job.resolved_spec", {}, resolved_spec={**spec, "inputs": inputs})
+
+
+def record_input(session: Session, claim: Claim, job_input: JobInput) -> bool:
+    """Note the bytes a reference led to: a later attempt takes the same. False: the lease is lost."""
+    if session.scalar(select(Job.id).where(*fence(claim)).with_for_update()) is None:
+        return False
+    job_input.job_id = claim.job_id
+    session.add(job_input)
+    return True
 
 
 def finish_job(

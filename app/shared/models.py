@@ -62,6 +62,7 @@ def record_model(session: Session, claim: Claim, found: Mapping[str, Any]) -> bo
 
     What real data told replaces a guess, but not a shape that the customer or the file has named.
     """
+    assert claim.model_id is not None, "a job without a model looks at none"
     model = _locked(session, claim.model_id)
     if session.scalar(select(Job.id).where(*fence(claim)).with_for_update()) is None:
         return False

@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     rate_limit_uploads: int = Field(0, ge=0)
     rate_limit_failed_authentications: int = Field(0, ge=0)
     cors_origins: str = Field("", description="Origins whose web pages may call the API, apart by spaces; none.")
+    dataset_buckets: tuple[str, ...] = Field((), description='Open to every project, e.g. ["s3://acme/signs"].')
+    dataset_roots: tuple[str, ...] = Field((), description="Directories of the workers, open to every project.")
+    dataset_bytes: int = Field(8 * GIB, gt=0, description="The largest file that is fetched.")
+    dataset_fetch_seconds: float = Field(3600, gt=0, description="How long fetching one may take.")
     log_level: str = "INFO"
     metrics_token: str | None = Field(
         None, repr=False, min_length=16, description="Who asks the gateway for /metrics must send it."

@@ -137,6 +137,12 @@ async def read_chunks(store: ObjectStore, key: str) -> AsyncIterator[bytes]:
         yield bytes(piece)
 
 
+def first_bytes(store: ObjectStore, key: str, count: int) -> bytes:
+    """The beginning of an object. Raises FileNotFoundError when there is none."""
+    size = obstore.head(store, key)["size"]
+    return bytes(obstore.get_range(store, key, start=0, end=min(count, size))) if size else b""
+
+
 def put_file(store: ObjectStore, key: str, path: Path) -> StoredFile:
     """Store a local file under `key`."""
     with path.open("rb") as file:

@@ -98,7 +98,8 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     # `metadata` is a reserved attribute of declarative classes.
     labels: Mapped[dict[str, str]] = mapped_column("metadata", Json, default=dict)
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
+    # None for a job that reads a dataset.
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     max_attempts: Mapped[int] = mapped_column(Integer, default=3)
     owner: Mapped[str | None] = mapped_column(String(200))
@@ -131,12 +132,12 @@ class Job(Base):
 
 
 class JobInput(Base):
-    """A dataset file of a job; `name` is the reference the spec uses, e.g. `upload:repair`."""
+    """A file of a job; `name` is the reference the spec uses, e.g. `upload:repair` or a URL."""
 
     __tablename__ = "job_inputs"
     __table_args__ = (Index(None, "storage_key"),)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    name: Mapped[str] = mapped_column(String(2048), primary_key=True)
     filename: Mapped[str] = mapped_column(String(255))
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
@@ -267,6 +268,8 @@ class Dataset(Base):
     name: Mapped[str] = mapped_column(String(200))
     reference: Mapped[str] = mapped_column(String(2048))
     state: Mapped[str] = mapped_column(String(40), default="resolving")
+    # The job that reads it.
+    job_id: Mapped[str | None] = mapped_column(String(40), index=True)
     filename: Mapped[str | None] = mapped_column(String(255))
     sha256: Mapped[str | None] = mapped_column(String(64))
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)

@@ -25,6 +25,7 @@ FORMATS: dict[bytes, Reader] = {
     b"PK\x03\x04": lambda path, max_bytes, resize: read_npz(path, max_bytes=max_bytes),
     b"PAR1": lambda path, max_bytes, resize: read_parquet(path, max_bytes=max_bytes, resize=resize),
 }
+FORMAT_NAMES = {b"PK\x03\x04": "npz", b"PAR1": "parquet"}
 # What people send by mistake, so that the error can name it.
 OTHER_FORMATS: dict[bytes, str] = {
     b"\x93NUMPY": "a single .npy array",
@@ -61,6 +62,13 @@ def load_dataset(
         return BUILTINS[found.name](name, reference)
     samples = _reader(found)(found, max_bytes, resize)
     return store(samples, name=name, source=reference, work_dir=work_dir)
+
+
+def format_of(path: Path) -> str:
+    """The name of a format that can be read, by the first bytes."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    return next((name for magic, name in FORMAT_NAMES.items() if head.startswith(magic)), "unknown")
 
 
 def _reader(path: Path) -> Reader:

@@ -17,12 +17,12 @@ class BuiltinDataset:
 
 
 def resolve_reference(reference: str, uploads: Mapping[str, Path]) -> Path | BuiltinDataset:
-    """Find what a reference means. `uploads` maps whole references (`upload:NAME`) to files.
+    """Find what a reference means. `uploads` maps whole references, of whatever kind, to files.
 
     Raises DatasetError for a part that was not sent, an unknown builtin, or a kind of reference not supported.
     """
     scheme, colon, name = reference.partition(":")
-    if colon and scheme == "builtin":
+    if reference not in uploads and colon and scheme == "builtin":
         if name not in BUILTIN_NAMES:
             raise DatasetError(
                 "builtin_unknown",
@@ -30,7 +30,7 @@ def resolve_reference(reference: str, uploads: Mapping[str, Path]) -> Path | Bui
                 hint=f"use one of: {', '.join(f'builtin:{known}' for known in BUILTIN_NAMES)}",
             )
         return BuiltinDataset(name)
-    if not colon or scheme != "upload":
+    if reference not in uploads and (not colon or scheme != "upload"):
         raise DatasetError(
             "reference_not_supported",
             f"dataset reference {reference!r} is not supported",

@@ -31,6 +31,8 @@ IMPLIED_SCOPES = {
     "jobs:write": ("datasets:write", "uploads:write"),
 }
 KEYS = sa.table("api_keys", sa.column("id", sa.String), sa.column("scopes", sa.JSON))
+# What they may hold from now on: (table, column, length before, length, may be NULL).
+LOOSENED = (("jobs", "model_id", 40, 40, True), ("job_inputs", "name", 200, 2048, False))
 ADDED_INDEXES = (
     ("jobs", "project_id", "cache_key"),
     ("jobs", "expires_at"),
@@ -62,6 +64,8 @@ def upgrade() -> None:
     for table, columns in added().items():
         for column in columns:
             op.add_column(table, column)
+    for table, column, before, length, nullable in LOOSENED:
+        change_column(table, column, (before, False), (length, nullable))
     for index in ADDED_INDEXES:
         create_index(*index)
     claimed_by = ["status", "project_id", "queue", "priority", "created_at", "id", "kind", "deadline_at"]
@@ -78,6 +82,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     added_scopes = ("datasets:", "uploads:", "webhooks:", "keys:")
     change_scopes(lambda scopes: [scope for scope in scopes if not scope.startswith(added_scopes)])
+    delete_what_does_not_fit()
+    for table, column, before, length, nullable in LOOSENED:
+        change_column(table, column, (length, nullable), (before, False))
     for table in TABLES:
         op.drop_table(table)
     op.drop_index("ix_jobs_claim", "jobs")
@@ -87,6 +94,41 @@ def downgrade() -> None:
     for table, columns in added().items():
         for column in columns:
             op.drop_column(table, column.name)
+
+
+def delete_what_does_not_fit() -> None:
+    """Jobs that read datasets, and inputs under long names: the schema before has no place for them."""
+    op.execute("DELETE FROM job_inputs WHERE length(name) > 200")
+    for table in ("job_events", "job_inputs", "attempts", "artifacts"):
+        op.execute(f"DELETE FROM {table} WHERE job_id IN (SELECT id FROM jobs WHERE model_id IS NULL)")
+    op.execute("DELETE FROM jobs WHERE model_id IS NULL")
+
+
+def change_column(table: str, column: str, before: tuple[int, bool], after: tuple[int, bool]) -> None:
+    """Another length, and whether it may be NULL."""
+    if op.get_bind().dialect.name == "sqlite":
+        change_text_of_schema(table, column, before, after)
+        return
+    length, nullable = after
+    op.alter_column(table, column, type_=sa.String(length), nullable=nullable, existing_type=sa.String(before[0]))
+
+
+def change_text_of_schema(table: str, column: str, before: tuple[int, bool], after: tuple[int, bool]) -> None:
+    """SQLite's own way for what does not touch the rows (lang_altertable.html).
+
+    To make the table anew, as alembic would, fails while rows of others refer to it.
+    """
+    old, new = (f"{column} VARCHAR({length}){'' if nullable else ' NOT NULL'}" for length, nullable in (before, after))
+    connection = op.get_bind()
+    version = connection.exec_driver_sql("PRAGMA schema_version").scalar_one()
+    connection.exec_driver_sql("PRAGMA writable_schema=ON")
+    changed = connection.exec_driver_sql(
+        "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name = ? AND instr(sql, ?)",
+        (old, new, table, old),
+    )
+    assert changed.rowcount == 1, f"the schema of {table} has no {old}"
+    connection.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
+    connection.exec_driver_sql("PRAGMA writable_schema=OFF")
 
 
 def change_scopes(change: Callable[[list[str]], list[str]]) -> None:
@@ -186,6 +228,7 @@ def create_datasets() -> None:
         text("name", 200),
         text("reference", 2048),
         text("state", 40),
+        text("job_id", 40, nullable=True),
         text("filename", 255, nullable=True),
         text("sha256", 64, nullable=True),
         sa.Column("size_bytes", sa.BigInteger(), nullable=True),
@@ -201,6 +244,7 @@ def create_datasets() -> None:
     )
     create_index("datasets", "project_id", "created_at")
     create_index("datasets", "state")
+    create_index("datasets", "job_id")
     create_index("datasets", "storage_key")
 
 

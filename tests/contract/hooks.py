@@ -40,6 +40,8 @@ BEYOND_SCHEMA = {
     "upload.no_signed_urls": "what the operator's store can do",
     "dataset.missing_upload": "a part of the form for each name in the JSON of another part",
     "dataset.unreferenced_upload": "the same, the other way round",
+    "upload.unknown_id": "whether there is such an upload",
+    "upload.not_completed": "whether its parts were sent and completed before",
     "dataset.reference_not_supported": "that a JSON body brings no files, so that it has no uploads to refer to",
 }
 
@@ -115,11 +117,18 @@ def _upload(body: dict[str, Any]) -> dict[str, Any]:
     return body | {"size_bytes": len(ARCHIVE), "part_bytes": None, "sha256": None}
 
 
+def _dataset(body: dict[str, Any]) -> dict[str, Any]:
+    """Data that every service has, which needs no sha256."""
+    return {**body, "reference": "builtin:digits", "sha256": None}
+
+
 FORM, JSON, BYTES = "multipart/form-data", "application/json", "application/octet-stream"
 COMPLETIONS = {
     ("POST /v1/jobs", FORM): lambda form: _submission({**form, "spec": _without_model_id(form["spec"])}),
     ("POST /v1/jobs", JSON): _spec,
     ("POST /v1/models", FORM): _registration,
+    ("POST /v1/datasets", JSON): _dataset,
+    ("POST /v1/datasets", FORM): lambda body: {**body, "file": Binary(ARCHIVE)},
     ("POST /v1/api-keys", JSON): _key,
     ("POST /v1/webhook-endpoints", JSON): _endpoint,
     ("PATCH /v1/webhook-endpoints/{endpoint_id}", JSON): _endpoint,

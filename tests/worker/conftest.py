@@ -105,6 +105,7 @@ def service(settings, limits, start_double):
         owner="worker-1",
         lease_seconds=5,
         stopping=threading.Event(),
+        settings=settings,
     )
     obstore.put(bench.store, "blobs/sha256/model", b"MODEL")
     obstore.put(bench.store, "blobs/sha256/data", b"DATA")

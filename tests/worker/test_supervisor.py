@@ -58,7 +58,7 @@ def test_a_repaired_job_succeeds_with_its_files_in_the_store(service):
 
     job = service.job(job_id)
     assert (job.status, job.verdict, job.result, job.error) == ("succeeded", "pass", {"outcome": "repaired"}, None)
-    assert job.resolved_spec == {"resolved": True}
+    assert job.resolved_spec == {"resolved": True, "inputs": {"upload:repair": {"sha256": "0", "size_bytes": 4}}}
     assert [phase["name"] for phase in job.phases] == ["ingesting", "packaging"]
     files = service.artifacts(job_id)
     assert {name: row.kind for name, (row, _) in files.items()} == {

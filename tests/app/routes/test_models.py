@@ -191,7 +191,7 @@ def test_a_wrong_registration_is_refused_and_leaves_nothing(gateway, gateway_ses
 
 
 def test_a_model_that_is_no_form_is_refused(gateway):
-    for headers in ({"Content-Type": "application/json"}, {}):
+    for headers in ({"Content-Type": "text/plain"}, {}):
         answer = gateway.client.post("/v1/models", content=b"{}", headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (415, "request.unsupported_media_type")
     answer = gateway.client.post("/v1/models", files=parts(b"PK\x03\x04" + bytes(9_000_000)))

@@ -120,7 +120,6 @@ def test_a_claim_carries_all_that_a_run_needs(sessions: sessionmaker[Session], s
         spec={"kind": "repair"},
         model_id="mdl_" + "0" * 26,
         model_storage_key="blobs/none",
-        model_filename="resnet18.pt",
         inputs=(("upload:repair", "blobs/r", "r.npz"),),
     )
     job = load(sessions, job_id)
@@ -202,7 +201,8 @@ def test_a_finished_job_shows_what_it_left(sessions: sessionmaker[Session], subm
             cause="completed",
         )
     job = load(sessions, job_id)
-    assert (job.status, job.verdict, job.resolved_spec) == ("succeeded", "pass", {"seed": 7})
+    assert (job.status, job.verdict, job.resolved_spec["seed"]) == ("succeeded", "pass", 7)
+    assert job.resolved_spec["inputs"] == {"upload:repair": {"sha256": "1" * 64, "size_bytes": 2}}
     assert job.lease_until is None
     assert job.finished_at is not None
     assert job.phases[-1]["finished_at"] is not None
