@@ -187,13 +187,30 @@ def _per_class(right_before: Tensor, right_after: Tensor, labels_N: Tensor) -> l
             "after": float(after[label] / total[label]),
             "fixed": int(fixed[label]),
             "broken": int(broken[label]),
+            "change_ci95": paired_difference_interval(int(fixed[label]), int(broken[label]), int(total[label])),
             "p_holm": p,
         }
         for label, p in zip(present, adjusted, strict=True)
     ]
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
+def reliability(logits: Tensor, labels: np.ndarray) -> list[dict[str, Any]]:
+    """What `ece` is made of, per bin that has samples: how many, their mean confidence, and how many were right."""
+    confidence, predicted, bins = _binned(logits)
+    right = (predicted == torch.as_tensor(labels)).double()
+    counts = torch.bincount(bins, minlength=ECE_BINS)
+    sums = [
+        torch.zeros(ECE_BINS, dtype=torch.double).index_add(0, bins, part.double())
+        for part in (confidence.nan_to_num(0.0), right)
+    ]
+    return [
+        {"n": int(n), "confidence": float(sums[0][bin_] / n), "accuracy": float(sums[1][bin_] / n)}
+        for bin_, n in enumerate(counts)
+        if n
+    ]
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
     """Log-softmax, except for a model that ends in a softmax: its rows are probabilities already."""
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
         return logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
@@ -201,15 +218,20 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 
 def _nll(logits: Tensor, labels_N: Tensor) -> float | None:
-    return _finite(nn.functional.nll_loss(_log_probabilities(logits), labels_N).item())
+    return _finite(nn.functional.nll_loss(log_probabilities(logits), labels_N).item())
 
 
 def _ece(logits: Tensor, labels_N: Tensor) -> float | None:
     """Expected calibration error, 15 equal bins of confidence (Guo et al., ICML 2017, equation 3)."""
-    confidence, predicted = _log_probabilities(logits).exp().max(dim=1)
-    bins = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+    confidence, predicted, bins = _binned(logits)
     gaps = torch.zeros(ECE_BINS).index_add(0, bins, confidence - (predicted == labels_N).float())
     return _finite((gaps.abs().sum() / len(labels_N)).item())
+
+
+def _binned(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence, answer and bin of every row; a row with NaN stands in the lowest bin."""
+    confidence, predicted = log_probabilities(logits).exp().max(dim=1)
+    return confidence, predicted, (confidence.nan_to_num(0.0) * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
 
 
 def _finite(value: float) -> float | None:

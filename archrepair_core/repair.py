@@ -34,7 +34,7 @@ from archrepair_core.localize.rank import Localization
 from archrepair_core.pace import Pace, set_pace
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
-from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report
+from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report, write_views
 from archrepair_core.restoration import Restoration, measure_restoration, restoration_weight
 from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.search import Arena, Trial
@@ -48,6 +48,13 @@ PROBING_SHARE = 0.25
 MIN_SECONDS_BETWEEN_MESSAGES = 0.2
 # Inputs of the larger of the two batches on which a written file must answer as the model does.
 EXPORT_BATCH = 8
+# The report and the views that are made of it, by file name.
+REPORT_FILES = {
+    "report.json": "report",
+    "report.html": "report_html",
+    "report.md": "report_md",
+    "junit.xml": "report_junit",
+}
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,8 @@ def _package(
     pace: Pace,
 ) -> RepairOutcome:
     """Leave the files; a repair the gates refused is a `candidate`, never the `model`."""
-    artifacts = [Artifact("report.json", "report"), Artifact("localization.json", "localization")]
+    artifacts = [Artifact(name, kind) for name, kind in REPORT_FILES.items()]
+    artifacts.append(Artifact("localization.json", "localization"))
     artifacts.append(Artifact("predictions.npz", "predictions"))
     artifacts += _draw(evidence.chosen, request.out_dir)
     exports = _export(case, evidence, request.out_dir) if evidence.chosen else []
@@ -207,7 +215,7 @@ def _package(
     out = request.out_dir
     write_localization(out / "localization.json", localization, case)
     write_predictions(out / "predictions.npz", evidence, case)
-    write_report(
+    report = write_report(
         out / "report.json",
         case,
         evidence,
@@ -217,6 +225,7 @@ def _package(
         resolved_spec=resolved,
         seconds=narrator.seconds(),
     )
+    write_views(out, report, case)
     result = _result(evidence, exports, narrator.seconds())
     return RepairOutcome(result, evidence.verdict, resolved, tuple(artifacts))
 

@@ -1,8 +1,9 @@
 """What a job leaves: its files by id, and by what they are: model, localization, report, log."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import select
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
+from app.accept import weight_of
 from app.auth import JobsReader
 from app.deps import CurrentGateway, Gateway
 from app.downloads import DOWNLOAD_RESPONSES, Download, download_of, send_file
@@ -22,9 +24,44 @@ from app.schemas import ArtifactPage
 from app.shared.jobs import DONE
 from app.shared.tables import Artifact, Job, Model
 from app.waiting import RETRY_AFTER_SECONDS
+from archrepair_core.report.policy import SERVED_POLICY
 from archrepair_core.spec import OutputFormat, format_of_file
 
 router = APIRouter(tags=["artifacts"], responses=problem_responses(401, 403, 404, 422, 429, 500, 503))
+ReportFormat = Literal["json", "html", "md", "junit"]
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """One format of the report: the kind of its artifact, and its type with and without the character set."""
+
+    kind: str
+    media_type: str
+    content_type: str
+
+
+REPORT_VIEWS = {
+    "json": ReportView("report", "application/json", "application/json"),
+    "html": ReportView("report_html", "text/html", "text/html; charset=utf-8"),
+    "md": ReportView("report_md", "text/markdown", "text/markdown; charset=utf-8"),
+    "junit": ReportView("report_junit", "application/xml", "application/xml"),
+}
+_REPORT_CONTENT = {view.media_type: {"schema": {"type": "string"}} for view in REPORT_VIEWS.values()}
+_REPORT_CONTENT["application/json"] = {"schema": {"type": "object"}}
+REPORT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The report", "content": _REPORT_CONTENT},
+    206: {
+        "description": "The part of the file that Range asked for",
+        "content": {view.media_type: {"schema": {"type": "string"}} for view in REPORT_VIEWS.values()},
+    },
+}
+# The page was written by a process that ran a stranger's model: whatever it holds, nothing but our own script runs.
+REPORT_HEADERS = {
+    "Content-Security-Policy": SERVED_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Vary": "Accept",
+}
 FORMAT_DESCRIPTION = "One of the job's `outputs`; without it the format of the uploaded model."
 JSON_FILE = {200: {"content": {"application/json": {}}, "description": "The file"}}
 
@@ -113,14 +150,33 @@ def localization_file(job_id: str, gateway: CurrentGateway, caller: JobsReader) 
     return download_of(artifact, inline=True)
 
 
-def report_file(job_id: str, gateway: CurrentGateway, caller: JobsReader) -> Download:
-    """The report of a job, as JSON."""
+def report_file(
+    job_id: str,
+    request: Request,
+    gateway: CurrentGateway,
+    caller: JobsReader,
+    format: Annotated[ReportFormat | None, Query(description="Before what Accept says.")] = None,
+) -> Download:
+    """The report of a job in the format asked for; JSON for those who take anything."""
+    wanted = REPORT_VIEWS[format or _accepted_format(request.headers.get("accept", "*/*"))]
     with gateway.readers() as session:
         job = find_job(session, job_id=job_id, project_id=caller.project_id)
-        artifact = _artifact_of(session, job, "report")
+        artifact = _artifact_of(session, job, wanted.kind)
     if artifact is None:
-        raise ApiProblem("job.no_report", f"Job {job.id} {job.status} without a report.", hint="See the job's error.")
-    return download_of(artifact, inline=True)
+        detail = f"Job {job.id} {job.status} without a report as {wanted.media_type}."
+        raise ApiProblem("job.no_report", detail, hint="See the job's error and its artifacts.")
+    return replace(download_of(artifact, inline=True), media_type=wanted.content_type)
+
+
+def _accepted_format(accept: str) -> str:
+    """What an Accept header likes best (RFC 9110, 12.5.1); at equal weight the first of `REPORT_VIEWS`."""
+    weights = {name: weight_of(view.media_type, accept) for name, view in REPORT_VIEWS.items()}
+    best = max(weights, key=lambda name: weights[name])
+    if not weights[best]:
+        made = ", ".join(view.media_type for view in REPORT_VIEWS.values())
+        detail = f"The report is made as {made}, not as {accept}."
+        raise ApiProblem("request.not_acceptable", detail, hint="Send one of them as Accept, or add ?format=json.")
+    return best
 
 
 @router.get("/jobs/{job_id}/artifacts", response_model=ArtifactPage)
@@ -163,20 +219,15 @@ async def get_localization(
 @router.get(
     "/jobs/{job_id}/report",
     response_class=Response,
-    responses=DOWNLOAD_RESPONSES | JSON_FILE | problem_responses(406, 409),
+    responses=DOWNLOAD_RESPONSES | REPORT_RESPONSES | problem_responses(406, 409),
 )
 async def get_report(
-    file: Annotated[Download, Depends(report_file)],
-    request: Request,
-    gateway: CurrentGateway,
-    format: Literal["json"] = "json",
+    file: Annotated[Download, Depends(report_file)], request: Request, gateway: CurrentGateway
 ) -> Response:
-    """The evidence: what was measured before and after, and what the gates said."""
-    accepted = [item.partition(";")[0].strip() for item in request.headers.get("accept", "*/*").split(",")]
-    if not {"*/*", "application/*", "application/json"} & set(accepted):
-        detail = f"The report is application/json, not {', '.join(accepted)}."
-        raise ApiProblem("request.not_acceptable", detail, hint="Send Accept: application/json.")
-    return await send_file(request, gateway.store, file)
+    """The evidence: what was measured before and after, and what the gates said. As `?format=` or `Accept` ask."""
+    answer = await send_file(request, gateway.store, file)
+    answer.headers.update(REPORT_HEADERS)
+    return answer
 
 
 @router.get("/jobs/{job_id}/logs", response_class=PlainTextResponse)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from archrepair_core.case import BATCH_SIZE, Case
-from archrepair_core.cost import latency_ratio
+from archrepair_core.cost import count_macs, latency_ratio
 from archrepair_core.evaluate import metrics_of, predict, summarize_split
 from archrepair_core.gates import GateResult, Metric, evaluate_gate, parse_gate, verdict_of
 from archrepair_core.interface import round_
@@ -30,6 +30,7 @@ class Evidence:
     logits: Mapping[str, Tensor]
     splits: Mapping[str, dict[str, Any]]
     cost: Mapping[str, float]
+    cells: tuple[Mapping[str, Any], ...]
     gates: tuple[GateResult, ...]
     verdict: str
     outcome: str
@@ -46,7 +47,7 @@ def gather_evidence(case: Case, trials: Sequence[Trial]) -> Evidence:
     gates = evaluate_gates(case, splits, cost)
     verdict = verdict_of(gates) if chosen else "fail"
     outcome, reason = _outcome(chosen, splits["test"], gates, verdict=verdict)
-    return Evidence(chosen, logits, splits, cost, gates, verdict, outcome, reason)
+    return Evidence(chosen, logits, splits, cost, _cells(case, chosen), gates, verdict, outcome, reason)
 
 
 def evaluate_gates(case: Case, splits: Mapping[str, Any], cost: Mapping[str, float]) -> tuple[GateResult, ...]:
@@ -84,6 +85,26 @@ def _cost(case: Case, chosen: Trial | None) -> dict[str, float]:
         "latency_ratio": latency_ratio(case.host.model, chosen.model, inputs),
         "params_ratio": count_parameters(chosen.model) / count_parameters(case.host.model),
     }
+
+
+def _cells(case: Case, chosen: Trial | None) -> tuple[dict[str, Any], ...]:
+    """What each changed block costs, before and after: multiply-adds of one input and parameters."""
+    if chosen is None or not chosen.genotype.edits:
+        return ()
+    macs = count_macs(chosen.model, case.data.tensors("repair", slice(0, 1)).to(case.host.device))
+    rows = []
+    for edit in chosen.genotype.edits:
+        block, module = case.host.blocks[edit.block], chosen.model.get_submodule(edit.block)
+        # A block that borrows its weights from the host owns only what was added to it.
+        kept = block.num_params if block.borrowed and edit.keeps_original else 0
+        rows.append(
+            {
+                "block": edit.block,
+                "params": {"before": block.num_params, "after": kept + count_parameters(module)},
+                "macs": {"before": block.macs, "after": macs[edit.block]},
+            }
+        )
+    return tuple(rows)
 
 
 def _outcome(

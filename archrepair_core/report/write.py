@@ -13,12 +13,20 @@ import numpy as np
 import torch
 
 from archrepair_core.case import Case, Data
+from archrepair_core.evaluate import reliability
 from archrepair_core.events import finite
 from archrepair_core.export.subject import Export
 from archrepair_core.localize.rank import Localization
 from archrepair_core.report.evidence import Evidence
+from archrepair_core.report.gallery import draw_examples, examples_of, narrowed
+from archrepair_core.report.html import render_html
+from archrepair_core.report.junit import render_junit
+from archrepair_core.report.markdown import render_markdown
 from archrepair_core.report.pairs import draw_pairs
+from archrepair_core.report.schema import SCHEMA_VERSION
 from archrepair_core.search.search import Trial
+
+PAIRS_NAME = "recognition.png"
 
 
 def write_localization(path: Path, localization: Localization, case: Case) -> None:
@@ -35,9 +43,8 @@ def write_pairs(out_dir: Path, case: Case) -> str | None:
     recognition, replay = case.baseline.augmentation.recognition, case.data.splits.replay
     if recognition is None or recognition.corruption is None or replay is None:
         return None
-    name = "recognition.png"
-    draw_pairs(out_dir / name, recognition, known=replay.images, field=case.data.splits.repair.images)
-    return name
+    draw_pairs(out_dir / PAIRS_NAME, recognition, known=replay.images, field=case.data.splits.repair.images)
+    return PAIRS_NAME
 
 
 def write_predictions(path: Path, evidence: Evidence, case: Case) -> None:
@@ -60,17 +67,24 @@ def write_report(
     exports: Sequence[Export],
     resolved_spec: Mapping[str, Any],
     seconds: Mapping[str, float],
-) -> None:
-    """Everything a doubter needs: verdict, paired counts, data audit, what was tried, cost, how to run it again."""
+) -> dict[str, Any]:
+    """Everything a doubter needs: verdict, paired counts, data audit, what was tried, cost, how to run it again.
+
+    Returns what a reader of the file will find in it.
+    """
     report = {
         "object": "report",
+        "schema_version": SCHEMA_VERSION,
         "verdict": evidence.verdict,
         "outcome": evidence.outcome,
         "reason": evidence.reason,
         "gates": [gate.to_json() for gate in evidence.gates],
         "chosen": describe_trial(evidence.chosen) if evidence.chosen else None,
         **evidence.splits,
+        "reliability": _reliability(case, evidence),
+        "examples": examples_of(case, evidence),
         "cost": dict(evidence.cost),
+        "cells": list(evidence.cells),
         "seconds": dict(seconds),
         "localization": asdict(localization),
         "blocks": [asdict(block) for block in case.host.blocks.values()],
@@ -89,6 +103,30 @@ def write_report(
         "limits": limits_of(case, evidence),
     }
     _write_json(path, report)
+    return dict(json.loads(path.read_text("utf-8")))
+
+
+def _reliability(case: Case, evidence: Evidence) -> dict[str, Any]:
+    """Bins of confidence before and after, per split."""
+    present = case.data.splits.present()
+    return {
+        role: {
+            "before": reliability(case.baseline.logits[role], present[role].labels),
+            "after": reliability(after, present[role].labels),
+        }
+        for role, after in evidence.logits.items()
+    }
+
+
+def write_views(out_dir: Path, report: Mapping[str, Any], case: Case) -> None:
+    """The report as people and CI systems read it, beside report.json and made of nothing but it and some pictures."""
+    pictures = draw_examples(report["examples"], case)
+    pairs = out_dir / PAIRS_NAME
+    if pairs.is_file():
+        pictures["recognition"] = narrowed(pairs.read_bytes())
+    (out_dir / "report.html").write_text(render_html(report, pictures), encoding="utf-8")
+    (out_dir / "report.md").write_text(render_markdown(report), encoding="utf-8")
+    (out_dir / "junit.xml").write_text(render_junit(report), encoding="utf-8")
 
 
 def describe_trial(trial: Trial) -> dict[str, Any]:

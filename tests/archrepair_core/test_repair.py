@@ -13,6 +13,7 @@ from archrepair_core.errors import ArchRepairError
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.repair import RepairRequest, repair_model
 from archrepair_core.spec import RepairSpec
+from tests.archrepair_core.report.reports import assert_follows_schema
 
 SETS = ("repair", "validation", "test")
 
@@ -28,7 +29,10 @@ def run(digits, tmp_path):
         files |= {"upload:reference": reference} if reference else {}
         told = []
         request = RepairRequest(model, files, RepairSpec.model_validate(asked), tmp_path / "work", tmp_path / "out")
-        return repair_model(request, told.append), tmp_path / "out", told
+        outcome = repair_model(request, told.append)
+        if outcome.result["outcome"] != "localized":
+            assert_follows_schema(tmp_path / "out")
+        return outcome, tmp_path / "out", told
 
     return run_spec
 

@@ -12,6 +12,7 @@ from archrepair_core.errors import ArchRepairError
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.repair import RepairRequest, repair_model
 from archrepair_core.spec import RepairSpec
+from tests.archrepair_core.report.reports import assert_follows_schema
 
 NUM_UNLABELLED = 60
 DAMAGED = "blocks.1"
@@ -40,7 +41,10 @@ def run(model, spec, files, tmp_path):
         (tmp_path / name).mkdir(exist_ok=True)
     asked = RepairSpec.model_validate({"datasets": {name: f"upload:{name}" for name in files}, **spec})
     uploads = {f"upload:{name}": path for name, path in files.items()}
-    return repair_model(RepairRequest(model, uploads, asked, tmp_path / "work", tmp_path / "out"), lambda _: None)
+    request = RepairRequest(model, uploads, asked, tmp_path / "work", tmp_path / "out")
+    outcome = repair_model(request, lambda _: None)
+    assert_follows_schema(tmp_path / "out")
+    return outcome
 
 
 @pytest.fixture

@@ -8,6 +8,13 @@ from app.shared.tables import Job
 
 REPAIRED = bytes(range(256)) * 4000
 REPORT = b'{"verdict": "pass"}'
+HTML = b"<!doctype html>"
+VIEWS = [
+    ("report.json", "report", REPORT),
+    ("report.html", "report_html", HTML),
+    ("report.md", "report_md", b"## Repair"),
+    ("junit.xml", "report_junit", b"<testsuites/>"),
+]
 
 
 @pytest.fixture
@@ -15,7 +22,7 @@ def repaired_job(submit, finish) -> dict:
     """A job that ended with a repaired model, a report and a log."""
     job = submit()
     log = "".join(f"line {number}\n" for number in range(20_000)).encode()
-    files = [("repaired.pt", "model", REPAIRED), ("report.json", "report", REPORT), ("engine.log", "log", log)]
+    files = [("repaired.pt", "model", REPAIRED), *VIEWS, ("engine.log", "log", log)]
     finish(job["id"], files=files, verdict="pass", result={"outcome": "repaired", "recommended": True})
     return job
 
@@ -33,7 +40,7 @@ def test_the_repaired_model_comes_under_the_name_of_the_upload(gateway, repaired
 def test_artifacts_are_listed_with_the_link_to_their_bytes(gateway, repaired_job):
     page = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/artifacts").json()
     shown = {item["kind"]: item for item in page["data"]}
-    assert set(shown) == {"model", "report", "log"}
+    assert set(shown) == {"model", "log", *(kind for _, kind, _ in VIEWS)}
     assert shown["model"]["sha256"] == hashlib.sha256(REPAIRED).hexdigest()
     assert gateway.client.get(shown["report"]["links"]["content"]).content == REPORT
     assert gateway.client.get(f"/v1/jobs/{repaired_job['id']}").json()["artifacts"] == page["data"]
@@ -76,13 +83,54 @@ def test_a_file_the_client_has_is_not_sent_again(gateway, repaired_job):
     assert (answer.status_code, answer.content) == (304, b"")
 
 
-def test_the_report_is_json_and_another_format_is_refused(gateway, repaired_job):
+@pytest.mark.parametrize(
+    ("accept", "format_", "media_type", "content"),
+    [
+        (None, None, "application/json", REPORT),
+        ("*/*", None, "application/json", REPORT),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", None, "text/html; charset=utf-8", HTML),
+        ("text/markdown", None, "text/markdown; charset=utf-8", b"## Repair"),
+        ("application/xml", None, "application/xml", b"<testsuites/>"),
+        ("text/*;q=0.5, application/json;q=0.4", None, "text/html; charset=utf-8", HTML),
+        ("text/html;q=0, */*;q=0.1", None, "application/json", REPORT),
+        ("image/png", "junit", "application/xml", b"<testsuites/>"),
+        ("application/json", "html", "text/html; charset=utf-8", HTML),
+        (None, "md", "text/markdown; charset=utf-8", b"## Repair"),
+    ],
+)
+def test_the_report_comes_as_the_client_likes_it(gateway, repaired_job, accept, format_, media_type, content):
+    headers = {"Accept": accept} if accept else {}
+    query = {"format": format_} if format_ else {}
+    answer = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/report", params=query, headers=headers)
+    assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, media_type, content)
+    assert answer.headers["content-disposition"].startswith("inline")
+    assert answer.headers["vary"] == "Accept"
+
+
+def test_a_report_can_neither_run_nor_load_what_is_not_ours(gateway, repaired_job):
+    answer = gateway.client.get(f"/v1/jobs/{repaired_job['id']}/report", params={"format": "html"})
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "sandbox" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/json;q=0", "text/html;q=0.0, application/json;q=0"])
+def test_a_report_in_no_format_that_is_made_is_not_acceptable(gateway, repaired_job, accept):
     path = f"/v1/jobs/{repaired_job['id']}/report"
-    answer = gateway.client.get(path)
-    assert (answer.json(), answer.headers["content-type"]) == ({"verdict": "pass"}, "application/json")
-    assert gateway.client.get(path, params={"format": "html"}).status_code == 422
-    refused = gateway.client.get(path, headers={"Accept": "text/html"})
+    refused = gateway.client.get(path, headers={"Accept": accept})
     assert (refused.status_code, refused.json()["code"]) == (406, "request.not_acceptable")
+    assert "text/html" in refused.json()["detail"]
+    assert gateway.client.get(path, params={"format": "pdf"}).status_code == 422
+
+
+def test_a_report_of_before_there_were_views_is_json_alone(gateway, submit, finish):
+    job = submit()
+    finish(job["id"], files=[("report.json", "report", REPORT)], verdict="pass", result={"outcome": "repaired"})
+    missing = gateway.client.get(f"/v1/jobs/{job['id']}/report", params={"format": "html"})
+    assert (missing.status_code, missing.json()["code"]) == (404, "job.no_report")
+    assert gateway.client.get(f"/v1/jobs/{job['id']}/report").content == REPORT
 
 
 def test_a_log_is_read_from_its_end(gateway, repaired_job):

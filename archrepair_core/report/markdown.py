@@ -1,0 +1,123 @@
+"""The report as Markdown for the summary of a CI run: verdict, key numbers, gates, the worst classes, what was changed.
+
+Everything that comes from a model or a dataset is escaped: it may neither draw a table, nor link, nor call anybody.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from archrepair_core.report.numbers import show
+
+MAX_BYTES = 200_000
+WORST_CLASSES = 10
+MAX_GATES = 64
+MAX_TEXT = 1000
+MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "not_evaluated": "➖"}
+OUTCOMES = {"repaired": "repaired", "no_improvement": "no improvement, the original stays"}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
+
+
+def render_markdown(report: Mapping[str, Any]) -> str:
+    """GitHub-flavoured Markdown, far below 200 KB for every report."""
+    parts = [
+        f"## {MARKS[report['verdict']]} Repair {report['verdict'].replace('_', ' ')}: {OUTCOMES[report['outcome']]}",
+        words(report["reason"]),
+        _key_numbers(report),
+        _gates(report["gates"]),
+        _classes(report["test"]["per_class"]),
+        _changed(report),
+        _limits(report["limits"]),
+        "The same with figures is in `report.html`, every number in `report.json`.",
+    ]
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    assert len(text.encode()) <= MAX_BYTES, "every part is bounded"
+    return text
+
+
+def words(text: Any) -> str:
+    """Text that shows as itself, on one line."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)[:MAX_TEXT]).split())
+    return _SPECIAL.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 1) -> str:
+    rule = ["---" if place < numbers_from else "---:" for place in range(len(head))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def _between(interval: Sequence[float] | None, style: str) -> str:
+    return f"{show(interval[0], style)} … {show(interval[1], style)}" if interval else ""
+
+
+def _key_numbers(report: Mapping[str, Any]) -> str:
+    rows = []
+    for split in ("test", "regression"):
+        if report.get(split):
+            rows += _split_rows(split, report[split])
+    cost = report["cost"]
+    rows.append(["latency, after / before", "", show(cost["latency_ratio"], "ratio"), "", ""])
+    rows.append(["parameters, after / before", "", show(cost["params_ratio"], "ratio"), "", ""])
+    head = ["", "before", "after", "change, points", "95 % interval of the change or rate"]
+    return "### Key numbers\n\n" + _table(head, rows)
+
+
+def _split_rows(split: str, found: Mapping[str, Any]) -> list[list[str]]:
+    accuracy, broken, repaired = found["accuracy"], found["broken_rate"], found["repair_rate"]
+    num_fixed, num_broken = show(found["fixed"], "count"), show(found["broken"], "count")
+    return [
+        [
+            f"{split} accuracy (n = {show(found['n'], 'count')})",
+            show(accuracy["before"], "percent"),
+            show(accuracy["after"], "percent"),
+            show(accuracy["change"], "points"),
+            _between(accuracy["change_ci95"], "points"),
+        ],
+        [f"{split}: fixed, of what failed", "", f"{num_fixed} ({show(repaired['value'], 'percent')})",
+         "", _between(repaired["ci95"], "percent")],
+        [f"{split}: broken, of all", "", f"{num_broken} ({show(broken['value'], 'percent')})",
+         "", _between(broken["ci95"], "percent")],
+        [f"{split}: exact McNemar p", "", show(found["mcnemar_p"], "p"), "", ""],
+        [f"{split}: calibration error", show(found["ece"]["before"], "number"), show(found["ece"]["after"], "number"),
+         "", ""],
+    ]  # fmt: skip
+
+
+def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
+    if not gates:
+        return ""
+    rows = [
+        [f"{MARKS[gate['state']]} {gate['state'].replace('_', ' ')}", words(gate["expression"]), words(gate["reason"])]
+        for gate in gates[:MAX_GATES]
+    ]
+    return "### Gates\n\n" + _table(["", "gate", "why"], rows, numbers_from=3)
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
+    worst = sorted(rows, key=lambda row: row["after"] - row["before"])[:WORST_CLASSES]
+    shown = [
+        [str(row["label"]), show(row["n"], "count"), show(row["before"], "percent"), show(row["after"], "percent"),
+         show(row["after"] - row["before"], "points"), show(row["fixed"], "count"), show(row["broken"], "count"),
+         show(row["p_holm"], "p")]
+        for row in worst
+    ]  # fmt: skip
+    head = ["class", "n", "before", "after", "change, points", "fixed", "broken", "p of having got worse"]
+    title = "### Classes" if len(worst) == len(rows) else f"### Classes, the worst {len(worst)} of {len(rows)}"
+    return f"{title}\n\n{_table(head, shown)}"
+
+
+def _changed(report: Mapping[str, Any]) -> str:
+    chosen = report["chosen"]
+    if chosen is None:
+        return "### What was changed\n\nNothing: no candidate was better than the original on the validation data."
+    lines = [f"Trained: **{words(chosen['name'])}**, taken at α = {show(chosen['alpha'], 'number')} of the way."]
+    for edit in chosen["genotype"]["edits"][:MAX_GATES]:
+        edges = [f"{edge['operation']} ({edge['from']} → {edge['to']})" for edge in edit["edges"][:MAX_GATES]]
+        lines.append(f"- Block **{words(edit['block'])}**: {words(', '.join(edges))}")
+    if report["recognition"]:
+        lines.append(f"- Recognised in the inputs: {words(report['recognition']['summary'])}")
+    return "### What was changed\n\n" + "\n".join(lines)
+
+
+def _limits(limits: Sequence[str]) -> str:
+    return "### Limits of this result\n\n" + "\n".join(f"- {words(limit)}" for limit in limits)
