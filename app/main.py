@@ -86,7 +86,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         relay, thread = start_relay(sessions, partial(ring, celery), key_uses.write)
         store = open_store(settings.store_url)
         completions = Completions(sessions, store, keep_seconds=settings.upload_seconds)
-        stopping = closing.enter_context(_told_of_stop())
+        stopping = closing.enter_context(_told_of_stop(settings.drain_seconds))
         app.state.gateway = Gateway(
             settings=settings,
             sessions=sessions,
@@ -109,8 +109,11 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
 
 
 @contextmanager
-def _told_of_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, besides what the server does: it would wait out every long poll."""
+def _told_of_stop(drain_seconds: float) -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, besides what the server does: it would wait out every long poll.
+
+    The server hears of it after `drain_seconds`: until then a load balancer finds out by /readyz.
+    """
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopping
@@ -120,7 +123,13 @@ def _told_of_stop() -> Iterator[threading.Event]:
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
         handler = before[signal.Signals(number)]
-        if callable(handler):
+        if not callable(handler):
+            return
+        if drain_seconds:
+            timer = threading.Timer(drain_seconds, handler, (number, frame))
+            timer.daemon = True
+            timer.start()
+        else:
             handler(number, frame)
 
     for number in before:

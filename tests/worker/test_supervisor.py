@@ -2,6 +2,7 @@ import hashlib
 import os
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -9,11 +10,13 @@ import obstore
 import pytest
 from sqlalchemy import select, update
 
+from app.shared import storage
 from app.shared.claims import claim_job
 from app.shared.jobs import request_cancel
 from app.shared.models import record_model, submit_inspection
 from app.shared.reaping import reap_expired
 from app.shared.tables import Attempt, Job, Model, OutboxMessage
+from worker import supervisor
 from worker.supervisor import run_next_job
 
 # An outage of S3 is tests/faults/.
@@ -360,3 +363,62 @@ def test_looking_at_a_model_has_a_limit_of_its_own(service):
     model, _ = model_of(service)
     assert (model.state, model.error["code"]) == ("rejected", "job.max_runtime_exceeded")
     assert "MAX_INSPECTION_SECONDS" in model.error["hint"]
+
+
+def test_a_crash_is_tried_again_once(service):
+    job_id = service.submit("crash")
+    run_next_job(service.bench)
+    assert service.job(job_id).status == "queued"
+    run_next_job(service.bench)
+    assert (service.job(job_id).status, service.job(job_id).attempt) == ("failed", 2)
+    assert service.causes(job_id) == ["engine_crashed", "engine_crashed"]
+
+
+@pytest.mark.parametrize(
+    ("behave", "cause"),
+    [("be_killed", "oom"), ("run_out_of_memory", "oom"), ("refuse", "user_error"), ("leave", "platform_error")],
+)
+def test_other_failures_are_final_and_say_their_cause(service, behave, cause):
+    job_id = service.submit(behave)
+    run_next_job(service.bench)
+    assert service.job(job_id).status == "failed"
+    assert service.job(job_id).error["hint"]
+    assert service.causes(job_id) == [cause]
+
+
+def test_a_running_job_ends_at_its_deadline_with_its_engine(service):
+    job_id = service.submit("run_for_ever", timeout_seconds=1.5)
+    thread = in_thread(partial(run_next_job, service.bench))
+    (pid,) = running_engine_pids(service, job_id)
+    thread.join(10)
+    job = service.job(job_id)
+    assert (job.status, job.error["code"]) == ("failed", "job.deadline_exceeded")
+    assert service.causes(job_id) == ["deadline"]
+    assert not alive(pid)
+
+
+def test_a_job_cancelled_while_its_inputs_are_fetched_never_reaches_the_engine(service, monkeypatch):
+    job_id = service.submit("succeed")
+    download = storage.download
+
+    def cancel_and_download(store, key, path, *, on_chunk):
+        with service.bench.sessions.begin() as session:
+            request_cancel(session, session.get_one(Job, job_id), keep_best=False)
+        wait_until(lambda: lease_states and lease_states[-1].state == "cancel_requested")
+        download(store, key, path, on_chunk=on_chunk)
+
+    lease_states = []
+    kept = supervisor.kept_lease
+
+    @contextmanager
+    def spied(*args, **options):
+        with kept(*args, **options) as lease:
+            lease_states.append(lease)
+            yield lease
+
+    monkeypatch.setattr(supervisor, "kept_lease", spied)
+    monkeypatch.setattr(storage, "download", cancel_and_download)
+    run_next_job(service.bench)
+    assert service.job(job_id).status == "cancelled"
+    assert service.job(job_id).progress is None
+    assert service.causes(job_id) == ["cancelled"]

@@ -9,12 +9,14 @@ import pytest
 from sqlalchemy import select, update
 from standardwebhooks import Webhook
 
+from app.shared.claims import claim_job
 from app.shared.db import db_now
 from app.shared.outbox import relay_outbox
 from app.shared.queue import make_celery, ring
-from app.shared.tables import WebhookDelivery
+from app.shared.reaping import reap_expired
+from app.shared.tables import WebhookDelivery, WorkerRow
 from archrepair_client.processes import Child, Program
-from tests.servers import environment_of, free_port, running, valkey_command
+from tests.servers import environment_of, free_port, running, stored_keys, valkey_command
 
 
 @pytest.fixture
@@ -41,8 +43,8 @@ def worker(settings, tmp_path):
 def submit(service, settings):
     celery = make_celery(settings)
 
-    def submit(behave):
-        job_id = service.submit(behave)
+    def submit(behave, **options):
+        job_id = service.submit(behave, **options)
         with service.bench.sessions() as session:
             relay_outbox(session, lambda: ring(celery))
             session.commit()
@@ -68,6 +70,58 @@ def test_a_ring_starts_the_job_and_sigterm_gives_it_back(service, submit, worker
     assert seconds < 6
     assert worker.ended() == "ended with code 0"
     assert (service.job(second).status, service.job(second).attempt) == ("queued", 0)
+
+
+def test_a_worker_is_known_while_it_lives_and_drains_before_it_goes(service, submit, worker, eventually):
+    job_id = submit("run_for_ever")
+    eventually(lambda: service.job(job_id).progress, 45)
+    (row,) = known(service)
+    assert (row.queues, row.device, row.draining) == (["cpu"], "cpu", False)
+    assert service.job(job_id).owner.startswith(row.name + "/")
+
+    os.kill(worker.pid, signal.SIGTERM)
+
+    eventually(lambda: [row.draining for row in known(service)] in ([True], []), 8)
+    eventually(lambda: service.job(job_id).status == "queued", 8)
+    eventually(lambda: known(service) == [], 8)
+    assert service.causes(job_id) == ["preempted"]
+
+
+def known(service):
+    with service.bench.sessions() as session:
+        return session.scalars(select(WorkerRow)).all()
+
+
+def test_a_worker_frozen_past_its_lease_can_write_nothing_when_it_wakes(
+    service, settings, submit, worker, processes, eventually, tmp_path
+):
+    go_on = tmp_path / "go-on"
+    job_id = submit("wait_for_a_file", spec={"file": str(go_on)})
+    eventually(lambda: service.job(job_id).progress, 45)
+    engine = int(service.job(job_id).progress["message"])
+    frozen = [pid for pid, _ in processes.tree(worker.pid) if pid != engine]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    go_on.touch()  # its engine has a result, but nobody to take it
+    eventually(lambda: taken_back(service) == [job_id], 10)
+    with service.bench.sessions.begin() as session:
+        held = claim_job(session, owner="worker-2", lease_seconds=600)
+    assert (held.job_id, held.attempt) == (job_id, 2)
+
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+
+    eventually(lambda: not Path(f"/proc/{engine}").exists(), 10)
+    eventually(lambda: stored_keys(settings, f"jobs/{job_id}") == [], 10)
+    job = service.job(job_id)
+    assert (job.status, job.owner, job.attempt, job.result) == ("running", "worker-2", 2, None)
+    assert service.artifacts(job_id) == {}
+    assert service.causes(job_id) == ["worker_lost", None]
+
+
+def taken_back(service):
+    with service.bench.sessions.begin() as session:
+        return reap_expired(session)
 
 
 def test_a_killed_worker_leaves_no_process_and_its_job_runs_again(service, submit, worker, processes, eventually):

@@ -1,4 +1,6 @@
+import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -83,6 +85,19 @@ def test_the_system_shows_queues_and_what_each_worker_does(gateway, gateway_sess
         assert finish_job(session, held, status="cancelled", cause="cancelled")
         for name in seen:
             forget_worker(session, name)
+
+
+def test_a_gateway_that_is_told_to_stop_is_unready_and_ends_long_polls(stack, tmp_path, start_gateway, submission):
+    with start_gateway(stack.fresh(tmp_path / "state", drain_seconds=1.5)) as running:
+        job_id = running.client.post("/v1/jobs", files=submission()).json()["id"]
+        assert running.client.get("/readyz").status_code == 200
+        threading.Timer(0.3, running.process.send_signal, (signal.SIGTERM,)).start()
+        asked_at = time.monotonic()
+        assert running.client.get(f"/v1/jobs/{job_id}?wait=30").json()["status"] == "queued"
+        assert time.monotonic() - asked_at < 2
+        ready = httpx.get(running.url + "/readyz")
+        assert (ready.status_code, ready.json()["checks"]["gateway"]) == (503, "stopping")
+        running.process.wait(10)
 
 
 def test_without_a_broker_jobs_are_still_taken_in(stack, tmp_path: Path, submission, in_process_gateway):
