@@ -12,7 +12,7 @@ from tests.faults.deployment import Deployment
 
 MODEL = b"PK\x03\x04" + bytes(range(256)) * 4000
 SPEC = json.dumps({"datasets": {"repair": "upload:repair"}}).encode()
-PAUSE_SECONDS = 0.25
+PAUSE_SECONDS = 1.0
 
 
 @dataclass

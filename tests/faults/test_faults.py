@@ -26,7 +26,7 @@ from tests.faults.stream import MODEL, Stream
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 REPEAT = int(os.environ.get("ARCHREPAIR_FAULTS_REPEAT", "1"))
 OUTAGE_SECONDS = float(os.environ.get("ARCHREPAIR_FAULTS_OUTAGE_SECONDS", "3"))
-DONE_WITHIN_SECONDS = 60 + OUTAGE_SECONDS
+SILENCE_SECONDS = 60 + OUTAGE_SECONDS
 Inject = Callable[[Deployment, Stream], None]
 
 
@@ -210,7 +210,7 @@ def one_run(deployment: Deployment, fault: Fault, stream: Stream):
         time.sleep(1)
     finally:
         stream.stop()
-    wait_until_done(deployment, stream, seconds=DONE_WITHIN_SECONDS)
+    wait_until_done(deployment, silence_seconds=SILENCE_SECONDS)
     seconds = time.monotonic() - back_at
     time.sleep(1.0)  # what a late process still writes, the audit shall see
     found = audit(deployment, stream)
