@@ -21,6 +21,7 @@ from app.keys import KeyUses
 from app.ratelimits import RateLimiter
 from app.relay import Relay
 from app.shared.gauges import DatabaseGauges
+from app.shared.queueing import Looks
 from app.shared.settings import Settings
 
 IDENTIFIER = re.compile(r"[a-z]{2,4}_[0-9A-Z]{26}")
@@ -45,6 +46,7 @@ class Gateway:
     signer: S3Store | None
     rate_limiter: RateLimiter
     gauges: DatabaseGauges
+    looks: Looks
     stopping: threading.Event
     service_secret: bytes = field(repr=False)
 

@@ -30,6 +30,7 @@ from app.routes import artifacts, datasets, events, jobs, keys, metrics, models,
 from app.shared.db import make_engine, make_sessions, read_only
 from app.shared.gauges import DatabaseGauges
 from app.shared.queue import make_celery, ring
+from app.shared.queueing import Looks
 from app.shared.secret import service_secret
 from app.shared.settings import Settings
 from app.shared.storage import open_signer, open_store
@@ -100,6 +101,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             rate_limiter=rate_limiter,
             gauges=DatabaseGauges(readers),
             feed=await closing.enter_async_context(running_feed(readers, stopping)),
+            looks=Looks(settings.quota_running_jobs),
             stopping=stopping,
             service_secret=secret,
         )

@@ -32,7 +32,7 @@ from app.schemas import (
 from app.shared.datasets import READY, REJECTED, RESOLVING
 from app.shared.jobs import DONE
 from app.shared.models import INSPECTING
-from app.shared.queueing import Place, queue_places
+from app.shared.queueing import Look, Place, queue_places
 from app.shared.tables import (
     ApiKey,
     Artifact,
@@ -73,13 +73,13 @@ DATASET_FACTS = (
 JOB_LINKS = ("cancel", "events", "deliveries", "logs", "artifacts", "model", "localization", "report")
 
 
-def render_job(session: Session, job: Job, *, running_jobs: int | None = None) -> JobRead:
+def render_job(session: Session, job: Job, look: Look | None = None) -> JobRead:
     """One job as the API shows it."""
-    return render_jobs(session, [job], running_jobs=running_jobs)[0]
+    return render_jobs(session, [job], look)[0]
 
 
-def render_jobs(session: Session, jobs: Sequence[Job], *, running_jobs: int | None = None) -> list[JobRead]:
-    """Jobs as the API shows them, with one query for all their artifacts. `running_jobs`: the service's quota."""
+def render_jobs(session: Session, jobs: Sequence[Job], look: Look | None = None) -> list[JobRead]:
+    """Jobs as the API shows them, with one query for all their artifacts; their places are those that `look` saw."""
     artifacts: dict[str, list[ArtifactRead]] = {job.id: [] for job in jobs}
     rows = select(Artifact).where(Artifact.job_id.in_(artifacts)).order_by(Artifact.created_at, Artifact.id)
     for row in session.scalars(rows):
@@ -87,7 +87,7 @@ def render_jobs(session: Session, jobs: Sequence[Job], *, running_jobs: int | No
     attempts: dict[str, list[AttemptRead]] = {job.id: [] for job in jobs}
     for attempt in session.scalars(select(Attempt).where(Attempt.job_id.in_(attempts)).order_by(Attempt.id)):
         attempts[attempt.job_id].append(_attempt(attempt))
-    places = queue_places(session, jobs, running_jobs=running_jobs)
+    places = queue_places(session, jobs, look)
     return [_job(job, artifacts[job.id], attempts[job.id], places[job.id]) for job in jobs]
 
 

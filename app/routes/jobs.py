@@ -113,7 +113,7 @@ def _submit(
         hardware=spec.hardware,
         timeout_seconds=spec.timeout_seconds,
     )
-    shown = render_job(session, job, running_jobs=gateway.settings.quota_running_jobs)
+    shown = render_job(session, job, gateway.looks.current())
     headers = {"Location": shown.links["self"], "Retry-After": str(RETRY_AFTER_SECONDS)}
     return Answer(202, shown.model_dump(mode="json"), headers)
 
@@ -150,7 +150,7 @@ def list_jobs(
     page = page_of(rows, Job, limit=limit, cursor=cursor)
     with gateway.readers() as session:
         jobs, next_cursor = cut(session.scalars(page).all(), limit)
-        data = render_jobs(session, jobs, running_jobs=gateway.settings.quota_running_jobs)
+        data = render_jobs(session, jobs, gateway.looks.current())
     return JobPage(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
 
 
@@ -187,7 +187,7 @@ async def get_job(
 def _look(gateway: Gateway, job_id: str, *, project_id: str) -> tuple[JobRead, str]:
     with gateway.readers() as session:
         row = find_job(session, job_id=job_id, project_id=project_id)
-        job = render_job(session, row, running_jobs=gateway.settings.quota_running_jobs)
+        job = render_job(session, row, gateway.looks.current())
         # The place in the queue changes without a change of the job itself.
         return job, f'W/"{row.version}.{job.queue.position if job.queue else 0}"'
 

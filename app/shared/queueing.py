@@ -3,9 +3,9 @@
 Times are estimates of the earliest: a job that runs longer than others of its kind is taken to end any moment.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -21,6 +21,8 @@ from app.shared.workers import live_queues, rivals_of
 RERING_AFTER_SECONDS = 5.0
 # How many of the newest runs of a kind say how long the next one takes.
 NUM_RECENT = 20
+# For so long a look at the queues is as good as new.
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,67 @@ class _Line:
     num_running: int
 
 
-def queue_places(session: Session, jobs: Sequence[Job], *, running_jobs: int | None = None) -> dict[str, Place]:
-    """The places of these jobs by id. `running_jobs`: the service's quota, as in `claims.claim_job`."""
+@dataclass
+class Look:
+    """What was seen of the queues, asked of the database piece by piece and once each."""
+
+    running_jobs: int | None = None
+    now: float | None = None
+    live: list[frozenset[str]] | None = None
+    recent: dict[tuple[str, str], _Recent | None] = field(default_factory=dict)
+    lines: dict[frozenset[str], dict[str, tuple[int, float | None]]] = field(default_factory=dict)
+    busy: dict[frozenset[str], tuple[int, float | None]] = field(default_factory=dict)
+
+    def recent_runs(self, session: Session) -> _RecentRuns:
+        """The newest runs, by kind and queue."""
+
+        def look(kind: str, queue: str) -> _Recent | None:
+            if (kind, queue) not in self.recent:
+                self.recent[kind, queue] = _recent(session, kind, queue)
+            return self.recent[kind, queue]
+
+        return look
+
+
+class Looks:
+    """A look that is shared for a moment: hundreds who wait for their place need not each sort the whole queue."""
+
+    def __init__(self, running_jobs: int | None, *, seconds: float = LOOK_SECONDS) -> None:
+        self._running_jobs, self._seconds = running_jobs, seconds
+        self._look, self._until = Look(running_jobs), 0.0
+
+    def current(self) -> Look:
+        """The one of this moment. Two threads may both make a new one, which costs a look and nothing else."""
+        now = time.monotonic()
+        if now >= self._until:
+            self._look, self._until = Look(self._running_jobs), now + self._seconds
+        return self._look
+
+
+def queue_places(session: Session, jobs: Sequence[Job], look: Look | None = None) -> dict[str, Place]:
+    """The places of these jobs by id, as they are now, or as `look` has seen them, for jobs that it has."""
     pending = [job for job in jobs if job.status in ("queued", "running")]
     if not pending:
         return {job.id: Place(None, None, None) for job in jobs}
-    recent, now = _recent_runs(session), session.scalars(select(db_now())).one()
+    look = look or Look()
+    recent = look.recent_runs(session)
+    if look.now is None:
+        look.now = session.scalars(select(db_now())).one()
+    if look.live is None:
+        look.live = live_queues(session)
+    now, live = look.now, look.live
     places = {job.id: Place(None, None, _finish(job, job.started_at, recent, now)) for job in jobs}
-    live = live_queues(session)
     waiting = [job for job in pending if job.status == "queued"]
     for queue in {job.queue for job in waiting}:
         rivals = rivals_of(queue, live)
-        lines = _lines(session, rivals, recent, running_jobs)
+        mine = [job for job in waiting if job.queue == queue]
+        if rivals not in look.lines or any(job.id not in look.lines[rivals] for job in mine):
+            look.lines[rivals] = _lines(session, rivals, recent, look.running_jobs)
+            look.busy[rivals] = _running(session, rivals, recent, now)
+        lines, (busy, busy_seconds) = look.lines[rivals], look.busy[rivals]
         workers = sum(bool(rivals & queues) and queue in queues for queues in live)
-        busy, busy_seconds = _running(session, rivals, recent, now)
-        for job in waiting:
-            if job.queue == queue and job.id in lines:
+        for job in mine:
+            if job.id in lines:
                 line = _Line(lines[job.id][0], _plus(lines[job.id][1], busy_seconds), workers, busy)
                 start = _start(line, now)
                 places[job.id] = Place(line.position, start, _finish(job, start, recent, now))
@@ -78,7 +125,7 @@ def queue_places(session: Session, jobs: Sequence[Job], *, running_jobs: int | N
 
 def expected_wait_seconds(session: Session, queue: str) -> float | None:
     """How long a job that came to the end of this queue now would wait; None where nothing tells."""
-    recent, now, live = _recent_runs(session), session.scalars(select(db_now())).one(), live_queues(session)
+    recent, now, live = Look().recent_runs(session), session.scalars(select(db_now())).one(), live_queues(session)
     rivals = rivals_of(queue, live)
     rows = select(Job.kind, Job.queue, func.count()).where(Job.status == "queued", Job.queue.in_(rivals))
     counts = [(row[0], row[1], row[2]) for row in session.execute(rows.group_by(Job.kind, Job.queue))]
@@ -139,14 +186,6 @@ def _running(session: Session, queues: frozenset[str], recent: _RecentRuns, now:
         left = None if runs is None else max(0.0, runs.seconds - (now - (job.started_at or now)))
         seconds_left = _plus(seconds_left, left)
     return len(jobs), seconds_left
-
-
-def _recent_runs(session: Session) -> _RecentRuns:
-    @cache
-    def look(kind: str, queue: str) -> _Recent | None:
-        return _recent(session, kind, queue)
-
-    return look
 
 
 def _recent(session: Session, kind: str, queue: str) -> _Recent | None:

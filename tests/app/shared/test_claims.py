@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -15,7 +15,7 @@ from app.shared.causes import CAUSES, RETRIES
 from app.shared.claims import claim_job
 from app.shared.db import db_now
 from app.shared.jobs import HELD, Claim, fail_job, finish_job, submit_job
-from app.shared.queueing import Place, expected_wait_seconds, queue_places
+from app.shared.queueing import Look, Looks, Place, expected_wait_seconds, queue_places
 from app.shared.reaping import end_overdue, reap_expired
 from app.shared.tables import Attempt, Job, Model, Project, WorkerRow
 from app.shared.workers import (
@@ -76,7 +76,32 @@ def set_quota(sessions: Sessions, project: str, running_jobs: int) -> None:
 
 def places(sessions: Sessions, **options: Any) -> dict[str, Place]:
     with sessions() as session:
-        return queue_places(session, session.scalars(select(Job)).all(), **options)
+        return queue_places(session, session.scalars(select(Job)).all(), Look(**options))
+
+
+def test_a_shared_look_asks_once_and_again_for_a_job_it_has_not_seen(sessions: Sessions, submit):
+    first, looks = submit("one"), Looks(None, seconds=60)
+    asked: list[str] = []
+
+    def look_at(job_id: str) -> int | None:
+        with sessions() as session:
+            job = session.get_one(Job, job_id)
+            event.listen(session.get_bind(), "before_cursor_execute", note)
+            place = queue_places(session, [job], looks.current())[job_id]
+            event.remove(session.get_bind(), "before_cursor_execute", note)
+        return place.position
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    assert look_at(first) == 1
+    assert asked
+    asked.clear()
+    assert look_at(first) == 1
+    assert asked == []
+    assert look_at(submit("one")) == 2
+    assert asked
+    assert Looks(None, seconds=0).current() is not looks.current()
 
 
 def test_a_project_with_one_job_does_not_wait_for_anothers_thousand(sessions: Sessions, submit):
