@@ -20,7 +20,6 @@ from app.errors import install_error_handlers
 from app.feed import running_feed
 from app.keys import KeyUses
 from app.limits import JSON_BODY_BYTES
-from app.logs import configure_logs
 from app.middleware import RequestBorder
 from app.openapi import install_openapi
 from app.prepare import prepare
@@ -29,12 +28,15 @@ from app.relay import start_relay, stop_relay
 from app.routes import artifacts, datasets, events, jobs, keys, metrics, models, system, uploads, webhooks
 from app.shared.db import make_engine, make_sessions, read_only
 from app.shared.gauges import DatabaseGauges
+from app.shared.logs import configure_logs
 from app.shared.queue import make_celery, ring
 from app.shared.queueing import Looks
 from app.shared.secret import service_secret
 from app.shared.settings import Settings
 from app.shared.storage import open_signer, open_store
 from app.shared.tables import ApiKey
+from app.shared.telemetry import start_tracing
+from app.tracing import trace_requests
 
 # For browsers of the origins an operator names. No cookies: a key in a header is the only credential there is.
 CORS: dict[str, Any] = {
@@ -58,6 +60,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestBorder, small_body_bytes=settings.spec_bytes + JSON_BODY_BYTES)
     install_error_handlers(app)
     install_openapi(app)
+    app.state.tracing = start_tracing("archrepair-gateway")
+    if app.state.tracing is not None:
+        trace_requests(app, app.state.tracing)
     modules = (jobs, events, artifacts, models, datasets, uploads, keys, webhooks, system, metrics)
     app.state.api_routes = [route for module in modules for route in module.router.routes]
     for module in modules:
@@ -108,6 +113,8 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(completions.stop)
         await run_in_threadpool(stop_relay, relay, thread)
+        if app.state.tracing is not None:
+            await run_in_threadpool(app.state.tracing.shutdown)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import structlog
 from celery import Celery, signals
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.shared.db import make_engine, make_sessions
+from app.shared.db import make_engine, make_sessions, read_only
 from app.shared.egress import EgressPolicy
+from app.shared.logs import configure_logs
 from app.shared.queue import make_celery, ring
 from app.shared.secret import service_secret
 from app.shared.settings import Settings
@@ -22,6 +23,7 @@ from app.shared.workers import CPU, GPU, Worker, forget_worker
 from archrepair_core.sandbox.sandbox import describe_layers, missing_layers, refuse_gaps
 from worker.hardware import WorkerSettings, choose_device, queues_of
 from worker.limits import EngineLimits
+from worker.metrics_port import count_together, open_metrics_port
 from worker.reaper import sweep_until
 from worker.scratch import sweep_scratch
 from worker.tasks import NAME_VARIABLE, new_worker_name, scratch_root
@@ -29,12 +31,23 @@ from worker.webhooks import Postbox, deliver_until
 
 LEAVING_SECONDS = 2.0
 # One process per worker, hence per GPU; no chatter between workers, the database knows everything.
-ARGUMENTS = ("worker", "-c", "1", "--pool=prefork", "--without-gossip", "--without-mingle", "--without-heartbeat")
+ARGUMENTS = (
+    "--quiet",
+    "worker",
+    "-c",
+    "1",
+    "--pool=prefork",
+    "--without-gossip",
+    "--without-mingle",
+    "--without-heartbeat",
+)
 
 
 def main() -> None:
     """Run a worker until SIGTERM, then give a running job back and end."""
     settings = Settings()
+    count_together(settings)
+    configure_logs(settings.log_level)
     check_sandbox(EngineLimits())
     worker = describe_worker(WorkerSettings())
     celery = make_celery(settings)
@@ -71,7 +84,8 @@ def connect_main_process(celery: Celery, settings: Settings, worker: Worker) -> 
     stopped = threading.Event()
     pools: list[Any] = []
     secret = service_secret(settings)
-    sessions = make_sessions(make_engine(settings.database_url))
+    engine = make_engine(settings.database_url)
+    sessions = make_sessions(engine)
     sweeps = threading.Thread(
         target=sweep_until,
         args=(stopped, sessions, partial(ring, celery)),
@@ -82,6 +96,7 @@ def connect_main_process(celery: Celery, settings: Settings, worker: Worker) -> 
 
     def start(sender: Any, **_: Any) -> None:
         pools.append(sender.pool)
+        open_metrics_port(settings, make_sessions(read_only(engine)))
         sweeps.start()
         postbox = Postbox(sessions, secret, EgressPolicy(settings.egress_allow), settings.webhook_retry_seconds)
         threading.Thread(target=deliver_until, args=(stopped, postbox), name="webhooks", daemon=True).start()

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.jobs import Claim, renew_lease
 from app.shared.jobs import Lease as LeaseState
+from app.shared.metrics import LEASE_LOSSES
 
 CANCEL_POLL_SECONDS = 1.0
 
@@ -43,6 +44,8 @@ class Lease:
             structlog.get_logger().warning("lease not renewed", error=str(error))
             if time.monotonic() - self._renewed_at > self._lease_seconds:
                 self.state = "lost"
+        if self.state == "lost":
+            LEASE_LOSSES.inc()
 
 
 @contextmanager

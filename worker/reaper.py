@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.shared.checkpoints import free_checkpoints
 from app.shared.datasets import settle_datasets
 from app.shared.idempotency import forget_old_answers
+from app.shared.metrics import JOBS_REAPED
 from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
 from app.shared.queueing import queued_without_ring
@@ -72,6 +73,7 @@ def sweep_until(
         else:
             healthy = True
             if reaped:
+                JOBS_REAPED.inc(len(reaped))
                 structlog.get_logger().warning("took jobs back from silent workers", job_ids=reaped)
         if stopped.wait(SWEEP_SECONDS):
             break

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from obstore.exceptions import BaseError as StoreError
@@ -36,12 +36,15 @@ from app.shared.jobs import (
     release_job,
 )
 from app.shared.media_types import media_type_of
+from app.shared.metrics import STORE_ERRORS
 from app.shared.models import INSPECT, record_model, settle_model
 from app.shared.reaping import deadline_exceeded
 from app.shared.references import Reference, references_in
 from app.shared.settings import Settings
 from app.shared.tables import Dataset, JobInput
+from app.shared.telemetry import trace_id_of, tracer_of
 from app.shared.workers import QUEUES
+from worker.attempts import STORING, Timeline, record_attempt
 from worker.checkpoints import CheckpointKeeper, UnfitCheckpoint, unpack_checkpoints
 from worker.engine_events import DatasetFound, ModelFound, NamedArtifact, Progress, Result
 from worker.engine_process import ENGINE_CRASHED, EngineProcess, ProtocolError
@@ -52,6 +55,9 @@ from worker.progress import ProgressRows
 from worker.references import TRANSIENT, FetchFailed, fetch_reference, keep_fetched, missing_references, run_watched
 from worker.scratch import Scratch, sweep_scratch
 from worker.warm_engine import WarmEngine
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 LOG_NAME = "engine.log"
 LOG_TAIL_LINES = 40
@@ -75,6 +81,7 @@ class Workbench:
     settings: Settings
     queues: tuple[str, ...] = QUEUES
     running_jobs: int | None = None
+    tracing: "TracerProvider | None" = None
 
 
 def run_next_job(bench: Workbench) -> bool:
@@ -90,17 +97,20 @@ def run_next_job(bench: Workbench) -> bool:
     if claim is None:
         return False
     log = structlog.get_logger().bind(job_id=claim.job_id, attempt=claim.attempt)
+    if trace_id := trace_id_of(claim.traceparent):
+        log = log.bind(trace_id=trace_id)
     log.info("job started")
     with (
         kept_lease(bench.sessions, claim, lease_seconds=bench.lease_seconds) as lease,
         closing(bench.engines.take()) as engine,
     ):
         overdue_at = math.inf if claim.seconds_left is None else time.monotonic() + claim.seconds_left
-        job = _Job(bench, claim, lease, engine, log, overdue_at)
+        job = _Job(bench, claim, lease, engine, log, overdue_at, Timeline())
         ending, stored = _run(job)
         written = _write_ending(job, ending, stored)
         _settle_model(job)
     log.info("job ended", ending=type(ending).__name__, written=written)
+    record_attempt(claim, job.timeline, ending, tracer_of(bench.tracing))
     if isinstance(ending, Failure) and ending.problem["code"] in OUTAGES:
         _await_store(bench)
     return True
@@ -124,6 +134,7 @@ class _Job:
     engine: EngineProcess
     log: Any
     overdue_at: float
+    timeline: Timeline
 
     @property
     def scratch(self) -> Scratch:
@@ -136,6 +147,7 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
     try:
         request = _fetch(job)
         ending = _run_keeping_checkpoints(job, request)
+        job.timeline.enter(STORING)
         _warm_next(job)
         named = ending.artifacts if isinstance(ending, Result) else []
         stored = [_store(job, _plain_file(job.scratch.out, item), item.kind) for item in named]
@@ -304,9 +316,13 @@ def _watcher(job: _Job) -> Watcher:
     def write_dataset(event: DatasetFound) -> None:
         _persist(job, partial(_record_dataset, job, event))
 
+    def hear(event: Progress) -> None:
+        job.timeline.enter(event.phase)
+        rows.offer(event)
+
     rows = ProgressRows(write_progress)
     return Watcher(
-        on_progress=rows.offer,
+        on_progress=hear,
         on_model=write_model,
         on_dataset=write_dataset,
         on_resolved_spec=lambda spec: write(partial(record_resolved_spec, claim=job.claim, spec=spec)),
@@ -391,6 +407,8 @@ def _persist(job: _Job, action: Callable[[], T]) -> T:
             raise
         except (OperationalError, StoreError, OSError) as error:
             job.log.warning("trying again", error=str(error))
+            if isinstance(error, StoreError):
+                STORE_ERRORS.labels(type(error).__name__).inc()
             if job.lease.state != "held" or job.bench.stopping.wait(pause_seconds):
                 raise
     return action()

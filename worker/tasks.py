@@ -14,9 +14,11 @@ from celery import shared_task, signals
 from ulid import ULID
 
 from app.shared.db import make_engine, make_sessions
+from app.shared.logs import configure_logs
 from app.shared.queue import RING_TASK
 from app.shared.settings import Settings
 from app.shared.storage import open_store
+from app.shared.telemetry import start_tracing
 from app.shared.workers import CPU
 from worker.engine_process import EngineProcess
 from worker.hardware import WorkerSettings, find_gpu, queues_of
@@ -52,6 +54,7 @@ def workbench() -> Workbench:
         queues=queues_of(worker, find_gpu(os.environ) or CPU),
         running_jobs=settings.quota_running_jobs,
         settings=settings,
+        tracing=start_tracing("archrepair-worker"),
     )
 
 
@@ -79,6 +82,12 @@ def stop_on_sigterm(stopping: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@signals.setup_logging.connect
+def _configure_logs(**_: Any) -> None:
+    """Celery asks in both processes; where somebody answers it leaves the logs alone."""
+    configure_logs(Settings().log_level)
+
+
 @signals.worker_process_init.connect
 def _warm_up(**_: Any) -> None:
     workbench().engines.warm()
@@ -86,4 +95,7 @@ def _warm_up(**_: Any) -> None:
 
 @signals.worker_process_shutdown.connect
 def _cool_down(**_: Any) -> None:
-    workbench().engines.close()
+    bench = workbench()
+    bench.engines.close()
+    if bench.tracing is not None:
+        bench.tracing.shutdown()

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.egress import EgressError, EgressPolicy
 from app.shared.fetch import Answer, post
+from app.shared.metrics import WEBHOOK_ATTEMPTS
 from app.shared.webhooks import Attempt, Delivery, record_attempt, signed_headers, take_due
 
 LOOK_SECONDS = 1.0
@@ -85,7 +86,14 @@ def _bring_out(postbox: Postbox, delivery: Delivery) -> None:
     attempt = _attempt(postbox, delivery)
     with postbox.sessions.begin() as session:
         record_attempt(session, delivery, attempt, retry_seconds=postbox.retry_seconds)
+    WEBHOOK_ATTEMPTS.labels(_result(attempt)).inc()
     structlog.get_logger().info("webhook", delivery_id=delivery.id, status=attempt.status, error=attempt.error)
+
+
+def _result(attempt: Attempt) -> str:
+    if attempt.succeeded:
+        return "delivered"
+    return "unreachable" if attempt.status is None else "refused"
 
 
 def _attempt(postbox: Postbox, delivery: Delivery) -> Attempt:

@@ -5,13 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from fastapi.security import HTTPAuthorizationCredentials
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette.responses import Response
 
 from app.auth import CHALLENGE, bearer
 from app.deps import CurrentGateway
 from app.errors import ApiProblem, problem_responses
-from app.shared.metrics import exposition
+from app.shared.metrics import registry_with
 
 router = APIRouter(tags=["system"])
 TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format"}
@@ -34,4 +34,4 @@ def get_metrics(
         if not hmac.compare_digest(given.encode(), token.encode()):
             hint = "Send the header Authorization: Bearer with the service's ARCHREPAIR_METRICS_TOKEN."
             raise ApiProblem("auth.invalid_key", "Metrics need their token.", hint=hint, headers=CHALLENGE)
-    return Response(exposition(gateway.gauges), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    return Response(generate_latest(registry_with(gateway.gauges)), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -151,4 +151,5 @@ def _claim_of(session: Session, job_id: str) -> Claim:
         timeout_seconds=None if job.deadline_at is None else job.deadline_at - job.created_at,
         seconds_left=seconds_left,
         checkpoint_key=job.checkpoint_key,
+        traceparent=job.traceparent,
     )

@@ -15,12 +15,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.db import db_now
 from app.shared.jobs import LIVE
-from app.shared.tables import Job, OutboxMessage, WebhookDelivery, WorkerRow
+from app.shared.tables import Job, OutboxMessage, WebhookDelivery
 from app.shared.webhooks import PENDING
+from app.shared.workers import QUEUES, live_queues
 
 KEEP_SECONDS = 5.0
-# A worker is seen every few seconds; one that was not for so long is not there.
-WORKER_SEEN_SECONDS = 30.0
 
 
 class DatabaseGauges(Collector):
@@ -70,7 +69,7 @@ def _jobs(session: Session) -> Iterator[GaugeMetricFamily]:
     rows = select(Job.queue, func.count(waits), db_now() - func.min(case((Job.status == "queued", Job.created_at))))
     found = {queue: (count, seconds or 0) for queue, count, seconds in session.execute(
         rows.where(Job.status.in_(LIVE)).group_by(Job.queue))}  # fmt: skip
-    for queue, (count, seconds) in ({"cpu": (0, 0), "gpu": (0, 0)} | found).items():
+    for queue, (count, seconds) in (dict.fromkeys(QUEUES, (0, 0)) | found).items():
         depth.add_metric([queue], count)
         age.add_metric([queue], seconds)
     yield from (depth, age)
@@ -92,13 +91,10 @@ def _webhooks(session: Session) -> Iterator[GaugeMetricFamily]:
 
 
 def _workers(session: Session) -> GaugeMetricFamily:
-    family = GaugeMetricFamily("archrepair_workers", "Workers seen just now, by queue.", labels=["queue"])
-    counts = {"cpu": 0, "gpu": 0}
-    for queues in session.scalars(select(WorkerRow.queues).where(WorkerRow.seen_at > db_now() - WORKER_SEEN_SECONDS)):
-        for queue in queues:
-            counts[queue] = counts.get(queue, 0) + 1
-    for queue, count in counts.items():
-        family.add_metric([queue], count)
+    family = GaugeMetricFamily("archrepair_workers", "Workers that may claim a job now, by queue.", labels=["queue"])
+    live = live_queues(session)
+    for queue in QUEUES:
+        family.add_metric([queue], sum(queue in served for served in live))
     return family
 
 

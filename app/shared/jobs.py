@@ -18,6 +18,7 @@ from app.shared.db import db_now
 from app.shared.ids import new_id
 from app.shared.outbox import add_ring
 from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput
+from app.shared.telemetry import current_traceparent
 from app.shared.webhooks import announce_job
 from app.shared.workers import queue_for
 
@@ -87,6 +88,7 @@ class Claim:
     timeout_seconds: float | None = None
     seconds_left: float | None = None
     checkpoint_key: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def submit_job(
         max_attempts=max_attempts,
         priority=priority,
         webhook=webhook,
+        traceparent=current_traceparent(),
         hardware=hardware,
         queue=queue_for(session, hardware),
         deadline_at=None if timeout_seconds is None else db_now() + timeout_seconds,

@@ -15,7 +15,6 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
-    generate_latest,
     multiprocess,
 )
 from prometheus_client.registry import Collector
@@ -74,13 +73,13 @@ def counted_upload(is_upload: bool) -> Iterator[Callable[[int], None]]:
         yield UPLOAD_BYTES.inc
 
 
-def exposition(database: Collector) -> bytes:
-    """Everything in Prometheus' text format: what was counted, and what `database` reads now."""
+def registry_with(database: Collector) -> CollectorRegistry:
+    """Everything: what this process has counted, or all of them together, and what `database` reads when asked."""
     registry = CollectorRegistry()
     registry.register(database)
-    counted = REGISTRY
     if MULTIPROC_DIR in os.environ:
-        counted = CollectorRegistry()
-        multiprocess.MultiProcessCollector(counted)
-        ProcessCollector(registry=counted)
-    return generate_latest(counted) + generate_latest(registry)
+        multiprocess.MultiProcessCollector(registry)
+        ProcessCollector(registry=registry)
+    else:
+        registry.register(REGISTRY)
+    return registry

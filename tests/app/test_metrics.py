@@ -4,17 +4,22 @@ import re
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
 from app.shared.db import db_now
 from app.shared.gauges import DatabaseGauges
 from app.shared.jobs import submit_job
-from app.shared.metrics import MOST_CODES, count_engine_failure, exposition
+from app.shared.metrics import MOST_CODES, count_engine_failure, registry_with
 from app.shared.outbox import relay_outbox
 from app.shared.tables import Job, OutboxMessage
 
 IDENTIFIER = re.compile(r"[a-z]{2,4}_[0-9A-Z]{26}|ar_|127\.0\.0\.1")
+
+
+def told_with(database):
+    return generate_latest(registry_with(database))
 
 
 def samples(text):
@@ -70,7 +75,7 @@ def test_a_token_closes_the_metrics(embedded, tmp_path, in_process_gateway):
 @pytest.fixture
 def gauges(sessions):
     """Reads without keeping, as after some seconds."""
-    return lambda: samples(exposition(DatabaseGauges(sessions)))
+    return lambda: samples(told_with(DatabaseGauges(sessions)))
 
 
 def test_age_and_depth_of_queues_and_outbox_are_read_from_the_database(sessions, project_id, model_id, gauges):
@@ -97,10 +102,10 @@ def test_age_and_depth_of_queues_and_outbox_are_read_from_the_database(sessions,
 
 def test_asked_often_the_database_is_asked_once(sessions, project_id, model_id):
     gauges = DatabaseGauges(sessions)
-    assert samples(exposition(gauges))["archrepair_queue_jobs", "cpu"] == 0
+    assert samples(told_with(gauges))["archrepair_queue_jobs", "cpu"] == 0
     with sessions.begin() as session:
         submit_job(session, project_id=project_id, spec={}, kind="repair", model_id=model_id)
-    assert samples(exposition(gauges))["archrepair_queue_jobs", "cpu"] == 0
+    assert samples(told_with(gauges))["archrepair_queue_jobs", "cpu"] == 0
 
 
 def test_without_a_database_the_rest_is_still_told(embedded, tmp_path, in_process_gateway):
@@ -123,7 +128,7 @@ def test_an_engine_cannot_make_up_labels_without_end():
         def collect(self):
             return []
 
-    told = samples(exposition(Nothing()))
+    told = samples(told_with(Nothing()))
     codes = [key for key in told if key[0] == "archrepair_engine_failures_total"]
     assert len(codes) <= MOST_CODES + 1
     assert told["archrepair_engine_failures_total", "platform", "other"] >= 50

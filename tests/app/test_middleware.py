@@ -6,8 +6,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.errors import install_error_handlers
-from app.logs import configure_logs
 from app.middleware import RequestBorder
+from app.shared.logs import configure_logs
 
 
 @pytest.fixture
