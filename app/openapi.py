@@ -10,6 +10,12 @@ from app.limits import MAX_DIMENSIONS
 from app.schemas import CancelRequest, DatasetCreate, JobCreate, ModelCreate, Problem, UploadComplete, UploadCreate
 
 BINARY = {"type": "string", "format": "binary"}
+METADATA: dict[str, Any] = {
+    "type": "object",
+    "propertyNames": {"minLength": 1, "maxLength": 64},
+    "additionalProperties": {"type": "string", "maxLength": 512},
+    "maxProperties": 16,
+}
 SUBMIT_BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -73,7 +79,7 @@ DATASET_BODY: dict[str, Any] = {
                 "properties": {
                     "file": {**BINARY, "description": "The data: .npz or Parquet."},
                     "name": {"type": "string", "minLength": 1, "maxLength": 200},
-                    "metadata": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 16},
+                    "metadata": METADATA,
                 },
                 "additionalProperties": False,
             },
