@@ -78,7 +78,7 @@ DATASET_BODY: dict[str, Any] = {
                 "required": ["file"],
                 "properties": {
                     "file": {**BINARY, "description": "The data: .npz or Parquet."},
-                    "name": {"type": "string", "minLength": 1, "maxLength": 200},
+                    "name": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\x00-\x1f\x7f]*$"},
                     "metadata": METADATA,
                 },
                 "additionalProperties": False,

@@ -117,7 +117,8 @@ def test_a_cell_is_searched_derived_trained_and_reported(run):
     assert shares[0] != shares[-1], "the alphas were trained"
     for edge in edit["edges"]:
         mixed = shares[-1][f"{edge['from']} → {edge['to']}"]
-        assert edge["operation"] == max((name for name in mixed if name != "none"), key=mixed.__getitem__)
+        # The shares shown are those of the last look: of two that are as good as equal either may lead in the end.
+        assert mixed[edge["operation"]] >= max(mixed[name] for name in mixed if name != "none") - 0.01
     assert 0 <= trial["search"]["derived_accuracy"] <= 1
     assert outcome.result["outcome"] in ("repaired", "no_improvement")
     assert report["localization"]["method"] == "spectrum+gradient"
