@@ -22,7 +22,7 @@ async def limit_body(stream: AsyncIterator[bytes], *, max_bytes: int) -> AsyncIt
 
 def body_too_large(max_bytes: int) -> ApiProblem:
     """The problem for a body over the one-shot limit."""
-    hint = "Send a smaller model or fewer samples, or ask the operator to raise ARCHREPAIR_ONE_SHOT_BODY_BYTES."
+    hint = "Send large files in parts (POST /v1/uploads), or ask the operator to raise ARCHREPAIR_ONE_SHOT_BODY_BYTES."
     detail = f"The body is larger than the limit one_shot_body_bytes of {max_bytes:,} bytes."
     return ApiProblem("upload.too_large", detail, hint=hint)
 

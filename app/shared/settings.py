@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(gt=0, description="A silent worker loses its job after this; renewed every third.")
     max_attempts: int = Field(3, ge=1)
     drain_seconds: float = Field(0, ge=0, description="A gateway told to stop answers on, unready, for so long.")
-    one_shot_body_bytes: int = Field(GIB, gt=0)
+    one_shot_body_bytes: int = Field(512 * MIB, gt=0, description="The largest body of one request.")
     spec_bytes: int = Field(256 * 1024, gt=0)
     # What a project may have at once, unless the operator gave it numbers of its own (python -m app.projects).
     quota_queued_jobs: int = Field(1000, ge=0)
