@@ -169,6 +169,26 @@ def test_every_variable_that_is_set_is_a_setting(services):
         assert name in known_variables() or OTHERS.match(name), name
 
 
+def test_prometheus_reaches_the_metrics_of_every_worker_and_nobody_else_does(services):
+    for name in ("worker", "worker-gpu"):
+        environment = services[name]["environment"]
+        assert (environment["ARCHREPAIR_METRICS_HOST"], environment["ARCHREPAIR_METRICS_PORT"]) == ("0.0.0.0", "9464")
+        assert "ports" not in services[name], "no port of the host"
+    documents = resources("overlays/gpu")
+    workers = [doc for doc in documents if doc["kind"] == "Deployment" and "worker" in doc["metadata"]["name"]]
+    assert len(workers) == 2
+    for worker in workers:
+        (container,) = worker["spec"]["template"]["spec"]["containers"]
+        environment = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert environment == {"ARCHREPAIR_METRICS_HOST": "0.0.0.0", "ARCHREPAIR_METRICS_PORT": "9464"}
+        assert container["ports"] == [{"name": "metrics", "containerPort": 9464}]
+    (policy,) = (doc for doc in documents if doc["metadata"]["name"] == "archrepair-worker" and "podSelector" in
+                 doc["spec"])  # fmt: skip
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": "metrics"}]
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+
+
 def test_every_variable_of_the_example_is_used_or_a_setting():
     used = (ROOT / "docker-compose.yml").read_text()
     names = re.findall(r"^#?([A-Z][A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
