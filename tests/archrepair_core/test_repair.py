@@ -132,7 +132,8 @@ def test_limits_keep_branches_out(run):
     trials = json.loads((out / "report.json").read_text())["trials"]
     assert trials
     edges = [edge for trial in trials for edit in trial["genotype"]["edits"] for edge in edit["edges"]]
-    assert all(edge["operation"] == "skip_connect" for edge in edges), "what is removed costs less, all else costs more"
+    # Whether a separable convolution in the block's place is fast enough is a matter of the machine; it is smaller.
+    assert {edge["operation"] for edge in edges} <= {"skip_connect", "sep_conv_3x3"}, "nothing stands beside the block"
 
 
 def test_batch_norm_re_estimation_changes_statistics_only(run, digits):
