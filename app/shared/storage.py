@@ -18,12 +18,15 @@ from ulid import ULID
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta  # only there for type checkers
+    from obstore.store import RetryConfig
 
 # obstore buffers up to CHUNK_BYTES * CONCURRENT_CHUNKS of a stream: its defaults of 5 MiB * 12 cost 60 MiB per upload.
 CHUNK_BYTES = 5 * 1024 * 1024
 CONCURRENT_CHUNKS = 3
 READ_BYTES = 256 * 1024
 UPLOADS = "tmp"
+# A dictionary that obstore's type checkers know as RetryConfig.
+IMPATIENT: "RetryConfig" = {"max_retries": 1, "retry_timeout": timedelta(seconds=5)}
 
 
 class DigestDiffers(Exception):
@@ -44,13 +47,16 @@ class StoredFile:
     size_bytes: int
 
 
-def open_store(url: str) -> ObjectStore:
-    """A store from `file:///directory` or `s3://bucket[/prefix]`; S3 is configured by the usual AWS_* variables."""
+def open_store(url: str, *, patient: bool = True) -> ObjectStore:
+    """A store from `file:///directory` or `s3://bucket[/prefix]`; S3 is configured by the usual AWS_* variables.
+
+    `patient` is what a running service is: it outlives a store that is away for some minutes.
+    """
     parts = urlsplit(url)
     if parts.scheme == "file":
         return LocalStore(unquote(parts.path), mkdir=True)
     if parts.scheme == "s3":
-        return S3Store.from_url(url)
+        return S3Store.from_url(url) if patient else S3Store.from_url(url, retry_config=IMPATIENT)
     raise ValueError(f"store URL {url!r}: only file:///directory and s3://bucket are supported")
 
 
