@@ -94,6 +94,8 @@ PROBLEMS = {
     "job.not_found": ProblemKind(404, "No such job"),
     "job.already_done": ProblemKind(409, "The job has already ended"),
     "job.not_finished": ProblemKind(409, "The job has not ended yet", retryable=True),
+    "job.kind_refused": ProblemKind(409, "Not for jobs of this kind"),
+    "job.inputs_gone": ProblemKind(409, "What the job worked on is deleted"),
     "job.no_repaired_model": ProblemKind(404, "The job has no repaired model"),
     "job.no_such_format": ProblemKind(404, "The job has no file in this format"),
     "job.no_localization": ProblemKind(404, "The job has no localization"),

@@ -70,7 +70,7 @@ DATASET_FACTS = (
     "classes",
     "content_sha256",
 )
-JOB_LINKS = ("cancel", "events", "deliveries", "logs", "artifacts", "model", "localization", "report")
+JOB_LINKS = ("cancel", "retry", "events", "deliveries", "logs", "artifacts", "model", "localization", "report")
 
 
 def render_job(session: Session, job: Job, look: Look | None = None) -> JobRead:
@@ -123,6 +123,7 @@ def _job(job: Job, artifacts: list[ArtifactRead], attempts: list[AttemptRead], p
         error=_error(job.error),
         artifacts=artifacts,
         metadata=job.labels,
+        retry_of=job.retry_of,
         links={"self": path} | {name: f"{path}/{name}" for name in JOB_LINKS},
         created_at=_time(job.created_at),
         started_at=rfc3339(job.started_at),

@@ -2,11 +2,12 @@
 
 from typing import TypeVar
 
-from sqlalchemy import Select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.deps import IDENTIFIER
 from app.errors import ApiProblem
+from app.shared.tables import Job
 
 Row = TypeVar("Row")
 WHERE_TO_LOOK = {
@@ -30,3 +31,13 @@ def find_row(session: Session, rows: Select[Row], row_id: str, *, noun: str) -> 
             f"{noun}.not_found", f"There is no {noun} {row_id!r} in your project.", hint=WHERE_TO_LOOK[noun]
         )
     return row
+
+
+def find_job(session: Session, *, job_id: str, project_id: str, lock: bool = False) -> Job:
+    """The project's job of that id; with `lock` it stays as it is until the transaction ends.
+
+    Raises ApiProblem `job.not_found`.
+    """
+    found = select(Job).where(Job.id == job_id, Job.project_id == project_id)
+    found = found.with_for_update().execution_options(populate_existing=True) if lock else found
+    return find_row(session, found, job_id, noun="job")

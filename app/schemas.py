@@ -293,6 +293,7 @@ class JobRead(Read):
     error: JobError | None
     artifacts: list[ArtifactRead]
     metadata: dict[str, str]
+    retry_of: str | None = Field(description="The job it runs once more.")
     links: dict[str, str]
     created_at: Time
     started_at: Time | None

@@ -18,8 +18,7 @@ from app.downloads import DOWNLOAD_RESPONSES, Download, download_of, send_file
 from app.errors import ApiProblem, problem_responses
 from app.joblog import event_lines, last_lines
 from app.rendering import render_artifact
-from app.routes.jobs import find_job
-from app.rows import find_row
+from app.rows import find_job, find_row
 from app.schemas import ArtifactPage
 from app.shared.jobs import DONE
 from app.shared.tables import Artifact, Job, Model

@@ -14,7 +14,7 @@ from app.deps import CurrentGateway, Gateway
 from app.errors import problem_responses
 from app.feed import Episode, told
 from app.rendering import render_event
-from app.routes.jobs import find_job
+from app.rows import find_job
 from app.schemas import EventPage
 from app.shared.jobs import DONE
 from app.shared.tables import JobEvent

@@ -1,4 +1,4 @@
-"""Jobs: submit, list, look, wait, cancel, and their history."""
+"""Jobs: submit, list, look, wait, cancel, run again."""
 
 from functools import partial
 from typing import Annotated
@@ -22,8 +22,9 @@ from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.quotas import require_quotas
 from app.references import check_stored, require_readable, stored_inputs
 from app.rendering import render_job, render_jobs
+from app.retries import retry_job
 from app.routes.models import add_model, file_columns, usable_model
-from app.rows import find_row
+from app.rows import find_job
 from app.schemas import AskedTime, CancelRequest, JobCreate, JobPage, JobRead, Validation
 from app.shared.datasets import INGEST
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
@@ -43,12 +44,6 @@ from app.uploads import (
 from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
 router = APIRouter(tags=["jobs"], responses=problem_responses(401, 403, 422, 429, 500, 503))
-
-
-def find_job(session: Session, *, job_id: str, project_id: str) -> Job:
-    """The project's job of that id. Raises ApiProblem `job.not_found`."""
-    found = select(Job).where(Job.id == job_id, Job.project_id == project_id)
-    return find_row(session, found, job_id, noun="job")
 
 
 @router.post(
@@ -113,6 +108,10 @@ def _submit(
         hardware=spec.hardware,
         timeout_seconds=spec.timeout_seconds,
     )
+    return _accepted(session, gateway, job)
+
+
+def _accepted(session: Session, gateway: Gateway, job: Job) -> Answer:
     shown = render_job(session, job, gateway.looks.current())
     headers = {"Location": shown.links["self"], "Retry-After": str(RETRY_AFTER_SECONDS)}
     return Answer(202, shown.model_dump(mode="json"), headers)
@@ -226,3 +225,16 @@ def _cancel(project_id: str, job_id: str, asked: CancelRequest, session: Session
     except JobAlreadyDone as error:
         raise ApiProblem("job.already_done", f"Job {job_id}: {error}.", hint="There is nothing to cancel.") from None
     return Answer(202, render_job(session, cancelled).model_dump(mode="json"))
+
+
+@router.post("/jobs/{job_id}/retry", status_code=202, response_model=JobRead, responses=problem_responses(404, 409))
+def retry(job_id: str, gateway: CurrentGateway, caller: JobsWriter, once: Once) -> Response:
+    """Run a job that is done once more, as a new job: the same spec as it was resolved, the same model and data."""
+    answer = answer_once(gateway, once, None, partial(_retry, gateway, caller.project_id, job_id))
+    gateway.relay.wake()
+    return answer.response()
+
+
+def _retry(gateway: Gateway, project_id: str, job_id: str, session: Session) -> Answer:
+    require_quotas(session, gateway.settings, project_id, queued_jobs=1)
+    return _accepted(session, gateway, retry_job(session, gateway.settings, job_id=job_id, project_id=project_id))

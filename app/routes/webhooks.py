@@ -17,8 +17,7 @@ from app.idempotency import Answer, Once, answer_once
 from app.pages import Cursor, Limit, cut, page_of
 from app.quotas import require_quotas
 from app.rendering import render_delivery, render_endpoint
-from app.routes.jobs import find_job
-from app.rows import find_row
+from app.rows import find_job, find_row
 from app.schemas import (
     WebhookDeliveryPage,
     WebhookDeliveryRead,

@@ -117,6 +117,7 @@ def submit_job(
     webhook: dict[str, Any] | None = None,
     hardware: str = "auto",
     timeout_seconds: float | None = None,
+    retry_of: str | None = None,
 ) -> Job:
     """Create a queued job with its input rows, its first event and the ring that will wake a worker.
 
@@ -137,6 +138,7 @@ def submit_job(
         hardware=hardware,
         queue=queue_for(session, hardware),
         deadline_at=None if timeout_seconds is None else db_now() + timeout_seconds,
+        retry_of=retry_of,
     )
     session.add(job)
     session.flush()

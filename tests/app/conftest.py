@@ -4,13 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.keys import create_api_key, ensure_project
 from app.main import create_app
+from app.shared.ids import new_id
 from app.shared.settings import Settings
+from app.shared.tables import Project
 
 
 @pytest.fixture
@@ -45,3 +48,18 @@ def own_gateway(settings: Settings, start_gateway) -> Iterator[Any]:
     """A fresh gateway process with the default limits, to be measured or stopped."""
     with start_gateway(settings) as running:
         yield running
+
+
+@pytest.fixture
+def tenant(gateway, gateway_sessions):
+    """A client of a project of its own, and how to set the project's quotas."""
+    with gateway_sessions.begin() as session:
+        project = ensure_project(session, new_id("tenant"))
+        key = create_api_key(session, project_id=project.id, name="ci")
+
+    def set_quotas(**quotas: int) -> None:
+        with gateway_sessions.begin() as session:
+            session.get_one(Project, project.id).quotas = quotas
+
+    with httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+        yield client, project.id, set_quotas

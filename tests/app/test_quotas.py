@@ -5,7 +5,6 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from app.keys import create_api_key, ensure_project
 from app.shared.ids import new_id
 from app.shared.quotas import QUOTAS, quota_of, usage
 from app.shared.tables import Artifact, Dataset, Job, JobInput, Model, Project, Upload, UploadPart
@@ -13,21 +12,6 @@ from tests.servers import stored_keys
 
 PARALLEL = 20
 MODEL = b"PK\x03\x04" + b"m" * 1000
-
-
-@pytest.fixture
-def tenant(gateway, gateway_sessions, request):
-    """A client of a project of its own, and how to set the project's quotas."""
-    with gateway_sessions.begin() as session:
-        project = ensure_project(session, new_id("tenant"))
-        key = create_api_key(session, project_id=project.id, name="ci")
-
-    def set_quotas(**quotas: int) -> None:
-        with gateway_sessions.begin() as session:
-            session.get_one(Project, project.id).quotas = quotas
-
-    with httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
-        yield client, project.id, set_quotas
 
 
 @pytest.mark.parametrize("name", ["queued_jobs", "models"])

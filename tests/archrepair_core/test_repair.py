@@ -72,6 +72,7 @@ def test_auto_repairs_a_real_fault_and_the_report_tells_the_truth(run, digits):
     spec = outcome.resolved_spec
     assert "auto" not in (spec["localization"]["method"], spec["repair"]["augment"], spec["repair"]["budget_seconds"])
     assert spec["repair"]["augment"] in ("none", "crop"), "digits must not be mirrored"
+    assert RepairSpec.model_validate(spec).model_dump(mode="json") == spec, "what came out can be asked for again"
 
 
 def test_a_block_repair_leaves_every_other_parameter_bit_identical(run, digits):
