@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from app.deps import CurrentGateway, Gateway
 from app.errors import ApiProblem
-from app.keys import find_api_key
+from app.keys import FoundKey, find_api_key
 from app.ratelimits import client_network, kind_of
 from app.shared.times import rfc3339
 
@@ -27,7 +28,7 @@ class Caller:
     scopes: frozenset[str]
 
 
-def authenticate(
+async def authenticate(
     request: Request,
     gateway: CurrentGateway,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
@@ -35,10 +36,12 @@ def authenticate(
     """The caller of this request. Raises ApiProblem `auth.*`."""
     if credentials is None:
         raise ApiProblem("auth.missing_key", "The request has no API key.", hint=HINT, headers=CHALLENGE)
-    with gateway.readers() as session:
-        found = find_api_key(session, credentials.credentials)
+    # Nothing here leaves for a thread that need not: most requests are polls, of keys that are known.
+    found = gateway.known_keys.get(credentials.credentials)
     if found is None:
-        _count_failure(request, gateway)
+        found = await run_in_threadpool(_look_up, gateway, credentials.credentials)
+    if found is None:
+        await run_in_threadpool(_count_failure, request, gateway)
         detail = "This API key is not known here, or was revoked."
         raise ApiProblem("auth.invalid_key", detail, hint=HINT, headers=CHALLENGE)
     if found.expired:
@@ -46,8 +49,16 @@ def authenticate(
         raise ApiProblem("auth.expired_key", detail, hint="POST /v1/api-keys makes a new one.", headers=CHALLENGE)
     if found.to_note:
         gateway.key_uses.note(found.row.id)
-    _count_request(request, gateway, found.row.id)
+    await _count_request(request, gateway, found.row.id)
     return Caller(found.row.project_id, found.row.id, frozenset(found.row.scopes))
+
+
+def _look_up(gateway: Gateway, key: str) -> FoundKey | None:
+    with gateway.readers() as session:
+        found = find_api_key(session, key)
+    if found is not None and not found.expired:
+        gateway.known_keys.keep(key, found)
+    return found
 
 
 def _count_failure(request: Request, gateway: Gateway) -> None:
@@ -58,9 +69,15 @@ def _count_failure(request: Request, gateway: Gateway) -> None:
         allowance.require()
 
 
-def _count_request(request: Request, gateway: Gateway, key_id: str) -> None:
+async def _count_request(request: Request, gateway: Gateway, key_id: str) -> None:
     kind = kind_of(request.method, request.headers.get("content-type", ""))
-    if allowance := gateway.rate_limiter.take(kind, key_id, getattr(gateway.settings, f"rate_limit_{kind}")):
+    limit = getattr(gateway.settings, f"rate_limit_{kind}")
+    if not limit:
+        return
+    allowance = gateway.rate_limiter.take_in_hand(kind, key_id, limit) or await run_in_threadpool(
+        gateway.rate_limiter.take, kind, key_id, limit
+    )
+    if allowance:
         request.state.answer_headers = allowance.headers()
         allowance.require()
 

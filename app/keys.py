@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ KEYS_WRITE = "keys:write"
 DEFAULT_PROJECT = "default"
 # How old the note of a key's last use may grow.
 NOTED_EVERY_SECONDS = 600.0
+# For so long a key that was found is not looked up again: a poller's key is asked for with every poll. This is also how
+# long a key that is revoked at one gateway may still open another.
+KNOWN_SECONDS = 1.0
+MAX_KNOWN = 4096
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,29 @@ class FoundKey:
     expired: bool
     # The note of its last use is missing or old.
     to_note: bool
+
+
+class KnownKeys:
+    """Keys that were just found, by the digest of what was presented. Keys that are none of ours are not kept."""
+
+    def __init__(self, *, seconds: float = KNOWN_SECONDS) -> None:
+        self._seconds = seconds
+        self._found: dict[str, tuple[float, FoundKey]] = {}
+
+    def get(self, key: str) -> FoundKey | None:
+        """The key, if it was found a moment ago."""
+        until, found = self._found.get(_sha256(key), (0.0, None))
+        return found if time.monotonic() < until else None
+
+    def keep(self, key: str, found: FoundKey) -> None:
+        """For a moment, the key need not be looked up."""
+        if len(self._found) >= MAX_KNOWN:
+            self.forget()
+        self._found[_sha256(key)] = (time.monotonic() + self._seconds, found)
+
+    def forget(self) -> None:
+        """Look every key up again: one of them was revoked."""
+        self._found.clear()
 
 
 class KeyUses:

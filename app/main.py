@@ -18,7 +18,7 @@ from app.completions import Completions
 from app.deps import Gateway
 from app.errors import install_error_handlers
 from app.feed import running_feed
-from app.keys import KeyUses
+from app.keys import KeyUses, KnownKeys
 from app.limits import JSON_BODY_BYTES
 from app.middleware import RequestBorder
 from app.openapi import install_openapi
@@ -26,7 +26,7 @@ from app.prepare import prepare
 from app.ratelimits import RateLimiter
 from app.relay import start_relay, stop_relay
 from app.routes import artifacts, datasets, events, jobs, keys, metrics, models, system, uploads, webhooks
-from app.shared.db import make_engine, make_sessions, read_only
+from app.shared.db import make_engine, make_sessions, read_only, single_selects
 from app.shared.gauges import DatabaseGauges
 from app.shared.logs import configure_logs
 from app.shared.queue import make_celery, ring
@@ -37,6 +37,7 @@ from app.shared.storage import open_signer, open_store
 from app.shared.tables import ApiKey
 from app.shared.telemetry import start_tracing
 from app.tracing import trace_requests
+from app.views import JobViews
 
 # For browsers of the origins an operator names. No cookies: a key in a header is the only credential there is.
 CORS: dict[str, Any] = {
@@ -97,16 +98,19 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             settings=settings,
             sessions=sessions,
             readers=readers,
+            lookups=single_selects(engine),
             store=store,
             celery=celery,
             relay=relay,
             key_uses=key_uses,
+            known_keys=KnownKeys(),
             completions=completions,
             signer=open_signer(settings.store_url, public_endpoint=settings.store_public_endpoint),
             rate_limiter=rate_limiter,
             gauges=DatabaseGauges(readers),
             feed=await closing.enter_async_context(running_feed(readers, stopping)),
             looks=Looks(settings.quota_running_jobs),
+            job_views=JobViews(),
             stopping=stopping,
             service_secret=secret,
         )

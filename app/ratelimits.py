@@ -1,5 +1,8 @@
 """How often a caller may ask: counted per minute in the broker's Redis, for all gateways together.
 
+A gateway takes a hundredth of a limit at a time and counts that by itself: whoever comes close to a large limit would
+otherwise pay for every request with a question to Redis. What a gateway has taken and not used by the end of the minute
+nobody gets.
 Without Redis nobody is refused: limits protect the service, and must not be what takes it down. While it is away no
 request waits for it; a thread looks for it.
 """
@@ -8,7 +11,10 @@ import ipaddress
 import math
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import structlog
 from limits import RateLimitItemPerMinute
@@ -25,6 +31,8 @@ WINDOW_SECONDS = 60
 TIMEOUT_SECONDS = 0.25
 LOOK_EVERY_SECONDS = 1.0
 READS, WRITES, UPLOADS = "reads", "writes", "uploads"
+# Of a limit, how much is taken from Redis at once; of a small one, a request.
+BITES = 100
 # One customer has as many addresses of IPv6 as there are in a network of this size.
 IPV6_PREFIX = 64
 
@@ -54,6 +62,31 @@ class Allowance:
             raise ApiProblem("quota.rate_limited", detail, hint=hint, headers=headers)
 
 
+@dataclass(frozen=True)
+class Count:
+    """What is counted in one minute: `who` does something `name`d, which is allowed `limit` times."""
+
+    name: str
+    who: str
+    limit: int
+    minute: int
+
+    @classmethod
+    def now(cls, name: str, who: str, limit: int) -> Self:
+        """The one that a request falls into that comes now."""
+        return cls(name, who, limit, int(time.time() // WINDOW_SECONDS))
+
+    @property
+    def key(self) -> str:
+        """Its name in Redis."""
+        return RateLimitItemPerMinute(self.limit).key_for(self.name, self.who, str(self.minute))
+
+    def allowance(self, number: int) -> Allowance:
+        """What is left after the request of that number, from 1."""
+        reset_seconds = math.ceil((self.minute + 1) * WINDOW_SECONDS - time.time())
+        return Allowance(self.name, self.limit, self.limit - number, max(reset_seconds, 1))
+
+
 class RateLimiter:
     """Counts in Redis. `outages` is how often it went away, `uncounted` how many requests passed meanwhile."""
 
@@ -63,6 +96,8 @@ class RateLimiter:
         self._away = False
         self._closed = threading.Event()
         self._changing = threading.Lock()
+        # The numbers that were taken from Redis and not used yet.
+        self._in_hand: dict[Count, deque[int]] = {}
         self._storage = RedisStorage(
             broker_url,
             key_prefix="archrepair:limits",
@@ -72,6 +107,14 @@ class RateLimiter:
             retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]  # handed through to redis
         )
 
+    def take_in_hand(self, name: str, who: str, limit: int) -> Allowance | None:
+        """Count one request without asking Redis. None when it has to be asked, see `take`."""
+        count = Count.now(name, who, limit)
+        try:
+            return count.allowance(self._in_hand[count].popleft())
+        except (KeyError, IndexError):
+            return None
+
     def take(self, name: str, who: str, limit: int) -> Allowance | None:
         """Count one request. None when nothing is limited: by the settings (0), or because Redis is away."""
         if limit == 0:
@@ -79,20 +122,28 @@ class RateLimiter:
         if self._away:
             self.uncounted += 1
             return None
-        now = time.time()
-        minute, into = divmod(now, WINDOW_SECONDS)
-        key = RateLimitItemPerMinute(limit).key_for(name, who, str(int(minute)))
+        count, bite = Count.now(name, who, limit), max(1, limit // BITES)
         try:
-            count = self._storage.incr(key, 2 * WINDOW_SECONDS)
+            last = self._storage.incr(count.key, 2 * WINDOW_SECONDS, bite)
         except StorageError as error:
             self._note_outage(error)
             return None
-        return Allowance(name, limit, limit - count, math.ceil(WINDOW_SECONDS - into))
+        first, *others = range(last - bite + 1, last + 1)
+        if others:
+            self._keep(count, others)
+        return count.allowance(first)
 
     def close(self) -> None:
         """Stop looking for Redis, and let go of it."""
         self._closed.set()
         self._storage.storage.close()
+
+    def _keep(self, count: Count, numbers: Sequence[int]) -> None:
+        with self._changing:
+            over = [old for old in self._in_hand if old.minute < count.minute]
+            for old in over:
+                del self._in_hand[old]
+            self._in_hand.setdefault(count, deque()).extend(numbers)
 
     def _note_outage(self, error: StorageError) -> None:
         with self._changing:

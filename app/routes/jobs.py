@@ -6,13 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from app.auth import JobsReader, JobsWriter
-from app.deps import CurrentGateway, Gateway
+from app.deps import IDENTIFIER, CurrentGateway, Gateway
 from app.egress import require_callable
 from app.errors import ApiProblem, problem_responses
 from app.idempotency import Answer, Once, answer_once, was_answered
@@ -41,9 +41,12 @@ from app.uploads import (
     receive_files,
     total_bytes,
 )
+from app.views import JobView
 from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
 router = APIRouter(tags=["jobs"], responses=problem_responses(401, 403, 422, 429, 500, 503))
+# What a poll asks first: whether there is anything new.
+VERSION = select(Job.version).where(Job.id == bindparam("job_id"), Job.project_id == bindparam("project_id"))
 
 
 @router.post(
@@ -168,27 +171,36 @@ async def get_job(
 ) -> Response:
     """One job. With `wait` the answer comes when the job is done, or with If-None-Match when it has changed."""
     known = [item.strip() for item in request.headers.get("if-none-match", "").split(",") if item.strip()]
-    job, etag = await wait_for(
+    view = await wait_for(
         request,
         gateway,
-        partial(_look, gateway, job_id, project_id=caller.project_id),
-        enough=lambda seen: seen[0].done or (bool(known) and seen[1] not in known),
+        partial(_view, gateway, job_id, project_id=caller.project_id),
+        enough=lambda seen: seen.done or (bool(known) and seen.etag not in known),
         seconds=wait,
     )
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if not job.done:
+    headers = {"ETag": view.etag, "Cache-Control": "private, no-cache"}
+    if not view.done:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if etag in known:
+    if view.etag in known:
         return Response(status_code=304, headers=headers)
-    return Response(job.model_dump_json(), headers=headers, media_type="application/json")
+    return Response(view.body, headers=headers, media_type="application/json")
 
 
-def _look(gateway: Gateway, job_id: str, *, project_id: str) -> tuple[JobRead, str]:
+def _view(gateway: Gateway, job_id: str, *, project_id: str) -> JobView:
+    look = gateway.looks.current()
+    if IDENTIFIER.fullmatch(job_id):
+        with gateway.lookups.connect() as connection:
+            version = connection.scalar(VERSION, {"job_id": job_id, "project_id": project_id})
+        if (view := gateway.job_views.get(job_id, version, look)) is not None:
+            return view
     with gateway.readers() as session:
         row = find_job(session, job_id=job_id, project_id=project_id)
-        job = render_job(session, row, gateway.looks.current())
+        job = render_job(session, row, look)
         # The place in the queue changes without a change of the job itself.
-        return job, f'W/"{row.version}.{job.queue.position if job.queue else 0}"'
+        etag = f'W/"{row.version}.{job.queue.position if job.queue else 0}"'
+    view = JobView(row.version, None if job.done else look, job.done, etag, job.model_dump_json().encode())
+    gateway.job_views.keep(job_id, view)
+    return view
 
 
 async def read_cancel(request: Request) -> CancelRequest:

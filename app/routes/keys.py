@@ -73,7 +73,10 @@ def get_key(key_id: str, gateway: CurrentGateway, caller: KeysReader) -> ApiKeyR
 
 @router.delete("/api-keys/{key_id}", status_code=204, responses=problem_responses(404, 409))
 def revoke_key(key_id: str, gateway: CurrentGateway, caller: KeysWriter) -> Response:
-    """Revoke a key: the next request with it is refused. The last one that can make keys stays."""
+    """Revoke a key: the next request with it is refused, by other gateways within a second.
+
+    The last one that can make keys stays.
+    """
     with gateway.sessions.begin() as session:
         # One at a time: two keys that can make keys must not revoke each other.
         session.get_one(Project, caller.project_id, with_for_update={"key_share": True})
@@ -83,4 +86,5 @@ def revoke_key(key_id: str, gateway: CurrentGateway, caller: KeysWriter) -> Resp
             detail = f"Key {key_id} is the last of your project that can make keys."
             raise ApiProblem("key.last_one", detail, hint=f"Make another one with {KEYS_WRITE} before.")
         row.revoked_at = session.scalars(select(db_now())).one()
+    gateway.known_keys.forget()
     return Response(status_code=204)

@@ -66,6 +66,11 @@ def read_only(engine: Engine) -> Engine:
     return engine.execution_options(archrepair_read_only=True)
 
 
+def single_selects(engine: Engine) -> Engine:
+    """The same pool for one SELECT at a time: no transaction is begun and ended around it."""
+    return engine.execution_options(isolation_level="AUTOCOMMIT", archrepair_single_select=True)
+
+
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
     """A factory of sessions; `with sessions.begin() as session:` is one transaction."""
     return sessionmaker(engine, expire_on_commit=False)
@@ -81,7 +86,10 @@ def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A deferred transaction that writes later fails at once with SQLITE_BUSY when another writer came between.
-    reads = connection.get_execution_options().get("archrepair_read_only", False)
+    options = connection.get_execution_options()
+    if options.get("archrepair_single_select", False):
+        return
+    reads = options.get("archrepair_read_only", False)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 

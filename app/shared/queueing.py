@@ -56,7 +56,16 @@ class _Line:
     num_running: int
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Queues:
+    """Queues that share workers: the position of each job and the seconds of work ahead of it; what runs, how long."""
+
+    places: dict[str, tuple[int, float | None]]
+    num_running: int
+    seconds_left: float | None
+
+
+@dataclass(eq=False)
 class Look:
     """What was seen of the queues, asked of the database piece by piece and once each."""
 
@@ -64,8 +73,7 @@ class Look:
     now: float | None = None
     live: list[frozenset[str]] | None = None
     recent: dict[tuple[str, str], _Recent | None] = field(default_factory=dict)
-    lines: dict[frozenset[str], dict[str, tuple[int, float | None]]] = field(default_factory=dict)
-    busy: dict[frozenset[str], tuple[int, float | None]] = field(default_factory=dict)
+    queues: dict[frozenset[str], _Queues] = field(default_factory=dict)
 
     def recent_runs(self, session: Session) -> _RecentRuns:
         """The newest runs, by kind and queue."""
@@ -110,14 +118,17 @@ def queue_places(session: Session, jobs: Sequence[Job], look: Look | None = None
     for queue in {job.queue for job in waiting}:
         rivals = rivals_of(queue, live)
         mine = [job for job in waiting if job.queue == queue]
-        if rivals not in look.lines or any(job.id not in look.lines[rivals] for job in mine):
-            look.lines[rivals] = _lines(session, rivals, recent, look.running_jobs)
-            look.busy[rivals] = _running(session, rivals, recent, now)
-        lines, (busy, busy_seconds) = look.lines[rivals], look.busy[rivals]
+        if rivals not in look.queues or any(job.id not in look.queues[rivals].places for job in mine):
+            # In one step: other threads read the same look meanwhile.
+            look.queues[rivals] = _Queues(
+                _lines(session, rivals, recent, look.running_jobs), *_running(session, rivals, recent, now)
+            )
+        seen = look.queues[rivals]
         workers = sum(bool(rivals & queues) and queue in queues for queues in live)
         for job in mine:
-            if job.id in lines:
-                line = _Line(lines[job.id][0], _plus(lines[job.id][1], busy_seconds), workers, busy)
+            if job.id in seen.places:
+                position, seconds_ahead = seen.places[job.id]
+                line = _Line(position, _plus(seconds_ahead, seen.seconds_left), workers, seen.num_running)
                 start = _start(line, now)
                 places[job.id] = Place(line.position, start, _finish(job, start, recent, now))
     return places

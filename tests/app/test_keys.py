@@ -3,7 +3,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.keys import create_api_key, ensure_key_file, find_api_key
+from app.keys import MAX_KNOWN, FoundKey, KnownKeys, create_api_key, ensure_key_file, find_api_key
 from app.prepare import prepare
 from app.shared.settings import Settings
 from app.shared.tables import ApiKey
@@ -38,3 +38,20 @@ def test_a_key_file_stays_valid_for_a_new_database(settings: Settings, sessions:
         assert ensure_key_file(session, path) == "ar_0a1b2c3d_a-key-from-an-older_database"
     with sessions() as session:
         assert find_api_key(session, "ar_0a1b2c3d_a-key-from-an-older_database") is not None
+
+
+def test_what_is_known_of_keys_is_bounded_and_forgotten():
+    found, known = FoundKey(ApiKey(id="key_1"), expired=False, to_note=False), KnownKeys(seconds=60)
+    known.keep("ar_0_secret", found)
+    assert known.get("ar_0_secret") is found
+    assert known.get("ar_0_other") is None
+    assert "secret" not in repr(vars(known))
+    known.forget()
+    assert known.get("ar_0_secret") is None
+    for number in range(MAX_KNOWN + 1):
+        known.keep(str(number), found)
+    assert known.get("0") is None
+    assert known.get(str(MAX_KNOWN)) is found
+    past = KnownKeys(seconds=0)
+    past.keep("ar_0_secret", found)
+    assert past.get("ar_0_secret") is None

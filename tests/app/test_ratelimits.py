@@ -53,6 +53,20 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(limited, submission
         assert "ratelimit" not in client.get("/healthz").headers
 
 
+def test_a_large_limit_is_taken_from_redis_in_hundredths(limited, stack):
+    settle_into_a_minute()
+    with limited(rate_limit_reads=200) as client, redis.Redis.from_url(stack.broker_url) as broker:
+        answers = [client.get("/v1/jobs") for _ in range(4)]
+        assert [answer.headers["ratelimit"].split(";")[1] for answer in answers] == ["r=199", "r=198", "r=197", "r=196"]
+        (key,) = broker.scan_iter("archrepair:limits*")
+        assert int(broker.get(key)) == 4
+        assert client.get("/v1/jobs").status_code == 200
+        assert int(broker.get(key)) == 6
+        # As if another gateway had taken all the rest but one: what is in hand is still given out, and no more.
+        broker.set(key, 199)
+        assert [client.get("/v1/jobs").status_code for _ in range(3)] == [200, 200, 429]
+
+
 def test_keys_do_not_count_for_each_other(limited):
     settle_into_a_minute()
     with limited(rate_limit_reads=1) as client:

@@ -92,7 +92,13 @@ def test_block_search_may_add_a_branch_and_still_exports(run):
     outcome, out, _ = run(
         gates=["test.accuracy > before"],
         localization={"include": ["blocks.0"], "top_k": 1},
-        repair={"method": "block_search", "epochs": 1, "max_latency_ratio": 10, "max_params_ratio": 10},
+        repair={
+            "method": "block_search",
+            "epochs": 1,
+            "budget_seconds": 60,
+            "max_latency_ratio": 10,
+            "max_params_ratio": 10,
+        },
     )
     report = json.loads((out / "report.json").read_text())
     assert any(trial["genotype"]["edits"] for trial in report["trials"])
@@ -128,7 +134,7 @@ def test_a_cell_is_searched_derived_trained_and_reported(run):
 def test_limits_keep_branches_out(run):
     _, out, _ = run(
         localization={"include": ["blocks.0"], "top_k": 1},
-        repair={"method": "block_search", "epochs": 1, "budget_seconds": 3, "max_params_ratio": 1.0},
+        repair={"method": "block_search", "epochs": 1, "budget_seconds": 600, "max_params_ratio": 1.0},
     )
     trials = json.loads((out / "report.json").read_text())["trials"]
     assert trials
