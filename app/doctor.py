@@ -6,15 +6,14 @@ import sys
 import urllib.error
 import urllib.request
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import or_, select
 
 from app.shared.checks import SHARED, asking, check_disk
 from app.shared.checkup import Check, Finding, fail, main, ok, warn
 from app.shared.db import db_now
+from app.shared.disk import local_store
 from app.shared.settings import GIB, Settings
 from app.shared.tables import ApiKey
 
@@ -68,10 +67,10 @@ def _document(url: str) -> dict[str, Any] | None:
 
 def check_store_disk(settings: Settings) -> Finding:
     """A local store has room for the largest upload; another one looks after itself."""
-    parts = urlsplit(settings.store_url)
-    if parts.scheme != "file":
-        return ok(f"{parts.scheme} has its own")
-    return check_disk(Path(unquote(parts.path)), little_bytes=2 * settings.upload_bytes, least_bytes=GIB)
+    path = local_store(settings).get("store")
+    if path is None:
+        return ok("the store is a server")
+    return check_disk(path, little_bytes=2 * settings.upload_bytes, least_bytes=GIB)
 
 
 CHECKS = (

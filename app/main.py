@@ -29,6 +29,7 @@ from app.routes import artifacts, datasets, events, jobs, keys, metrics, models,
 from app.shared.db import make_engine, make_sessions, read_only, single_selects
 from app.shared.gauges import DatabaseGauges
 from app.shared.logs import configure_logs
+from app.shared.metrics import begin_counting
 from app.shared.queue import make_celery, ring
 from app.shared.queueing import Looks
 from app.shared.secret import service_secret
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The ASGI app. Connections are made when it starts, not here."""
     settings = settings or Settings()
     configure_logs(settings.log_level)
+    begin_counting()
     app = FastAPI(
         title="ArchRepair", version=version("archrepair"), lifespan=partial(_lifespan, settings), redirect_slashes=False
     )

@@ -25,8 +25,8 @@ from worker.hardware import WorkerSettings, choose_device, queues_of
 from worker.limits import EngineLimits
 from worker.metrics_port import count_together, open_metrics_port
 from worker.reaper import sweep_until
-from worker.scratch import sweep_scratch
-from worker.tasks import NAME_VARIABLE, new_worker_name, scratch_root
+from worker.scratch import scratch_root, sweep_scratch
+from worker.tasks import NAME_VARIABLE, new_worker_name
 from worker.webhooks import Postbox, deliver_until
 
 LEAVING_SECONDS = 2.0

@@ -21,7 +21,7 @@ from archrepair_core.sandbox.sandbox import describe_layers, missing_layers
 from worker.engine_process import engine_environment
 from worker.hardware import WorkerSettings, choose_device, queues_of
 from worker.limits import EngineLimits
-from worker.tasks import scratch_root
+from worker.scratch import scratch_root
 
 TORCH_SECONDS = 120.0
 # In a process of its own, as for a job: this one never imports torch.

@@ -10,9 +10,11 @@ from pathlib import Path
 from prometheus_client import start_http_server
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.shared.gauges import DatabaseGauges
-from app.shared.metrics import MULTIPROC_DIR, registry_with
+from app.shared.disk import local_store
+from app.shared.gauges import DatabaseGauges, DiskGauges
+from app.shared.metrics import MULTIPROC_DIR, begin_counting, registry_with
 from app.shared.settings import Settings
+from worker.scratch import scratch_root
 
 PREFIX = "archrepair-metrics-"
 
@@ -35,5 +37,7 @@ def count_together(settings: Settings) -> None:
 def open_metrics_port(settings: Settings, readers: sessionmaker[Session]) -> None:
     """Answer Prometheus from a thread of its own. Raises OSError when the port is taken."""
     if settings.metrics_port is not None:
-        registry = registry_with(DatabaseGauges(readers))
+        begin_counting()
+        disks = DiskGauges(local_store(settings) | {"scratch": scratch_root(settings)})
+        registry = registry_with(DatabaseGauges(readers), disks)
         start_http_server(settings.metrics_port, addr=settings.metrics_host, registry=registry)

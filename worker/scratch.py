@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.shared.settings import Settings
+
+
+def scratch_root(settings: Settings) -> Path:
+    """Where jobs run, next to the rest of the state."""
+    return settings.state_dir.expanduser().absolute() / "scratch"
+
 
 @dataclass(frozen=True)
 class Scratch:

@@ -23,6 +23,7 @@ from app.shared.workers import CPU
 from worker.engine_process import EngineProcess
 from worker.hardware import WorkerSettings, find_gpu, queues_of
 from worker.limits import EngineLimits
+from worker.scratch import scratch_root
 from worker.supervisor import Workbench, run_next_job
 from worker.warm_engine import WarmEngine
 
@@ -61,11 +62,6 @@ def workbench() -> Workbench:
 def new_worker_name() -> str:
     """A name no worker ever had; the main process passes it on to its pool process by NAME_VARIABLE."""
     return f"{socket.gethostname()}:{os.getpid()}:{ULID()}"
-
-
-def scratch_root(settings: Settings) -> Any:
-    """Where jobs run, next to the rest of the state."""
-    return settings.state_dir.expanduser().absolute() / "scratch"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.egress import EgressError, EgressPolicy
 from app.shared.fetch import Answer, post
-from app.shared.metrics import WEBHOOK_ATTEMPTS
+from app.shared.metrics import DELIVERED, REFUSED, UNREACHABLE, WEBHOOK_ATTEMPTS
 from app.shared.webhooks import Attempt, Delivery, record_attempt, signed_headers, take_due
 
 LOOK_SECONDS = 1.0
@@ -92,8 +92,8 @@ def _bring_out(postbox: Postbox, delivery: Delivery) -> None:
 
 def _result(attempt: Attempt) -> str:
     if attempt.succeeded:
-        return "delivered"
-    return "unreachable" if attempt.status is None else "refused"
+        return DELIVERED
+    return UNREACHABLE if attempt.status is None else REFUSED
 
 
 def _attempt(postbox: Postbox, delivery: Delivery) -> Attempt:

@@ -11,6 +11,8 @@ from starlette.responses import Response
 from app.auth import CHALLENGE, bearer
 from app.deps import CurrentGateway
 from app.errors import ApiProblem, problem_responses
+from app.shared.disk import local_store
+from app.shared.gauges import DiskGauges
 from app.shared.metrics import registry_with
 
 router = APIRouter(tags=["system"])
@@ -34,4 +36,5 @@ def get_metrics(
         if not hmac.compare_digest(given.encode(), token.encode()):
             hint = "Send the header Authorization: Bearer with the service's ARCHREPAIR_METRICS_TOKEN."
             raise ApiProblem("auth.invalid_key", "Metrics need their token.", hint=hint, headers=CHALLENGE)
-    return Response(generate_latest(registry_with(gateway.gauges)), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    registry = registry_with(gateway.gauges, DiskGauges(local_store(gateway.settings)))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -4,7 +4,6 @@ Each function is the `look` of a check: `app.doctor` and `worker.doctor` have th
 """
 
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from ulid import ULID
 
 from app.shared.checkup import Check, Finding, fail, failed_with, ok, warn
 from app.shared.db import db_now, make_engine, make_sessions, migration_config, read_only
+from app.shared.disk import existing, free_bytes
 from app.shared.queue import RING_EXPIRES_SECONDS
 from app.shared.secret import FILE_NAME
 from app.shared.settings import GIB, Settings
@@ -211,9 +211,8 @@ def check_files(settings: Settings) -> Finding:
 
 def check_disk(path: Path, *, little_bytes: int, least_bytes: int) -> Finding:
     """There is room where `path` is, or will be."""
-    there = next(place for place in (path, *path.parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    detail = f"{free / GIB:.1f} GiB free in {there}"
+    free = free_bytes(path)
+    detail = f"{free / GIB:.1f} GiB free in {existing(path)}"
     if free < least_bytes:
         return fail(detail, f"Free or add space; below {least_bytes / GIB:g} GiB jobs fail.")
     if free < little_bytes:

@@ -1,11 +1,12 @@
-"""What the database says of the service's state, read when Prometheus asks and kept for some seconds.
+"""What is read when Prometheus asks: the service's state from the database, kept for some seconds, and room on disks.
 
-Every gateway and worker tells the same: rules take `max` over them.
+Of the database every gateway and worker tells the same: rules take `max` over them.
 """
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -14,7 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.db import db_now
-from app.shared.jobs import LIVE
+from app.shared.disk import free_bytes
+from app.shared.jobs import HELD, LIVE
 from app.shared.tables import Job, OutboxMessage, WebhookDelivery
 from app.shared.webhooks import PENDING
 from app.shared.workers import QUEUES, live_queues
@@ -46,12 +48,32 @@ class DatabaseGauges(Collector):
         up = GaugeMetricFamily("archrepair_database_up", "Whether the database answered just now.")
         try:
             with self._readers() as session:
-                families = [*_jobs(session), *_outbox(session), *_webhooks(session), _workers(session)]
+                families = [
+                    *_jobs(session),
+                    _leases(session),
+                    *_outbox(session),
+                    *_webhooks(session),
+                    _workers(session),
+                ]
         except SQLAlchemyError:  # counted where it happened
             up.add_metric([], 0)
             return [up]
         up.add_metric([], 1)
         return [up, *families]
+
+
+class DiskGauges(Collector):
+    """How much is free in directories of this machine, by the name of what they are for."""
+
+    def __init__(self, places: Mapping[str, Path]) -> None:
+        self._places = places
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One family, also where there is no place to tell of."""
+        family = GaugeMetricFamily("archrepair_free_bytes", "Free disk, by what it is for.", labels=["place"])
+        for name, path in self._places.items():
+            family.add_metric([name], free_bytes(path))
+        yield family
 
 
 def _jobs(session: Session) -> Iterator[GaugeMetricFamily]:
@@ -73,6 +95,12 @@ def _jobs(session: Session) -> Iterator[GaugeMetricFamily]:
         depth.add_metric([queue], count)
         age.add_metric([queue], seconds)
     yield from (depth, age)
+
+
+def _leases(session: Session) -> GaugeMetricFamily:
+    expired = (Job.status.in_(HELD), Job.lease_until < db_now())
+    seconds = session.scalar(select(db_now() - func.min(Job.lease_until)).where(*expired))
+    return _single("archrepair_lease_overdue_seconds", "Since when a silent worker still has its job.", seconds or 0)
 
 
 def _outbox(session: Session) -> Iterator[GaugeMetricFamily]:

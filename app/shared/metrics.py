@@ -50,6 +50,7 @@ JOB_SECONDS = Histogram(
 PHASE_SECONDS = Histogram(
     "archrepair_job_phase_seconds", "How long a phase took.", ["kind", "phase"], buckets=JOB_BUCKETS
 )
+DELIVERED, REFUSED, UNREACHABLE = WEBHOOK_RESULTS = ("delivered", "refused", "unreachable")
 WEBHOOK_ATTEMPTS = Counter("archrepair_webhook_attempts", "Attempts to deliver a webhook, by result.", ["result"])
 
 _codes: set[str] = set()
@@ -73,10 +74,20 @@ def counted_upload(is_upload: bool) -> Iterator[Callable[[int], None]]:
         yield UPLOAD_BYTES.inc
 
 
-def registry_with(database: Collector) -> CollectorRegistry:
-    """Everything: what this process has counted, or all of them together, and what `database` reads when asked."""
+def begin_counting() -> None:
+    """Have the series of which alerts look at the growth begin with 0: of one that begins with 1 they see none."""
+    for result in WEBHOOK_RESULTS:
+        WEBHOOK_ATTEMPTS.labels(result)
+    STORE_ERRORS.labels("GenericError")
+    DATABASE_ERRORS.labels("OperationalError")
+    ENGINE_FAILURES.labels("platform", OTHER)
+
+
+def registry_with(*collectors: Collector) -> CollectorRegistry:
+    """Everything: what this process has counted, or all of them together, and what `collectors` read when asked."""
     registry = CollectorRegistry()
-    registry.register(database)
+    for collector in collectors:
+        registry.register(collector)
     if MULTIPROC_DIR in os.environ:
         multiprocess.MultiProcessCollector(registry)
         ProcessCollector(registry=registry)

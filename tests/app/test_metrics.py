@@ -1,6 +1,7 @@
 """What Prometheus is told, by a real gateway and read back with Prometheus' own parser."""
 
 import re
+import shutil
 
 import httpx
 import pytest
@@ -8,11 +9,13 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
+from app.shared.claims import claim_job
 from app.shared.db import db_now
-from app.shared.gauges import DatabaseGauges
+from app.shared.gauges import DatabaseGauges, DiskGauges
 from app.shared.jobs import submit_job
 from app.shared.metrics import MOST_CODES, count_engine_failure, registry_with
 from app.shared.outbox import relay_outbox
+from app.shared.reaping import reap_expired
 from app.shared.tables import Job, OutboxMessage
 
 IDENTIFIER = re.compile(r"[a-z]{2,4}_[0-9A-Z]{26}|ar_|127\.0\.0\.1")
@@ -98,6 +101,24 @@ def test_age_and_depth_of_queues_and_outbox_are_read_from_the_database(sessions,
         relay_outbox(session, lambda: None)
         session.commit()
     assert gauges()["archrepair_outbox_oldest_seconds",] == 0
+
+
+def test_a_lease_that_nobody_takes_back_grows_older(sessions, project_id, model_id, gauges):
+    with sessions.begin() as session:
+        submit_job(session, project_id=project_id, spec={}, kind="repair", model_id=model_id)
+        assert claim_job(session, owner="lost", lease_seconds=600) is not None
+    assert gauges()["archrepair_lease_overdue_seconds",] == 0
+    with sessions.begin() as session:
+        session.execute(update(Job).values(lease_until=db_now() - 70))
+    assert 70 <= gauges()["archrepair_lease_overdue_seconds",] < 100
+    with sessions.begin() as session:
+        assert reap_expired(session)
+    assert gauges()["archrepair_lease_overdue_seconds",] == 0
+
+
+def test_free_disk_is_told_of_directories_that_are_not_there_yet_too(tmp_path):
+    told = samples(told_with(DiskGauges({"scratch": tmp_path / "not" / "yet"})))
+    assert told["archrepair_free_bytes", "scratch"] == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
 
 
 def test_asked_often_the_database_is_asked_once(sessions, project_id, model_id):
