@@ -11,9 +11,9 @@ import ipaddress
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 import structlog
@@ -97,7 +97,7 @@ class RateLimiter:
         self._closed = threading.Event()
         self._changing = threading.Lock()
         # The numbers that were taken from Redis and not used yet.
-        self._in_hand: dict[Count, deque[int]] = {}
+        self._in_hand: dict[Count, Iterator[int]] = {}
         self._storage = RedisStorage(
             broker_url,
             key_prefix="archrepair:limits",
@@ -111,8 +111,8 @@ class RateLimiter:
         """Count one request without asking Redis. None when it has to be asked, see `take`."""
         count = Count.now(name, who, limit)
         try:
-            return count.allowance(self._in_hand[count].popleft())
-        except (KeyError, IndexError):
+            return count.allowance(next(self._in_hand[count]))
+        except (KeyError, StopIteration):
             return None
 
     def take(self, name: str, who: str, limit: int) -> Allowance | None:
@@ -128,9 +128,9 @@ class RateLimiter:
         except StorageError as error:
             self._note_outage(error)
             return None
-        first, *others = range(last - bite + 1, last + 1)
-        if others:
-            self._keep(count, others)
+        first = last - bite + 1
+        if bite > 1:
+            self._keep(count, range(first + 1, last + 1))
         return count.allowance(first)
 
     def close(self) -> None:
@@ -138,12 +138,12 @@ class RateLimiter:
         self._closed.set()
         self._storage.storage.close()
 
-    def _keep(self, count: Count, numbers: Sequence[int]) -> None:
+    def _keep(self, count: Count, numbers: Iterable[int]) -> None:
         with self._changing:
             over = [old for old in self._in_hand if old.minute < count.minute]
             for old in over:
                 del self._in_hand[old]
-            self._in_hand.setdefault(count, deque()).extend(numbers)
+            self._in_hand[count] = chain(self._in_hand.get(count, ()), numbers)
 
     def _note_outage(self, error: StorageError) -> None:
         with self._changing:

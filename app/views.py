@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from app.shared.queueing import Look
 
 MAX_VIEWS = 1024
+# Of as many jobs a view can be made at once, and of each by one thread while the others wait for it.
+NUM_MAKING = 64
 # A job that tells more than this is rendered anew each time, so that all views together stay small.
 MAX_VIEW_BYTES = 32 * 1024
 
@@ -28,6 +30,11 @@ class JobViews:
     def __init__(self) -> None:
         self._views: OrderedDict[str, JobView] = OrderedDict()
         self._changing = threading.Lock()
+        self._making = tuple(threading.Lock() for _ in range(NUM_MAKING))
+
+    def making(self, job_id: str) -> threading.Lock:
+        """To be held while a view is made: when the queues were looked at anew, all who poll a job would make one."""
+        return self._making[hash(job_id) % NUM_MAKING]
 
     def get(self, job_id: str, version: int | None, look: Look) -> JobView | None:
         """The view, if the job and its place in the queue are still what it shows."""

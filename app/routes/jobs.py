@@ -29,6 +29,7 @@ from app.schemas import AskedTime, CancelRequest, JobCreate, JobPage, JobRead, V
 from app.shared.datasets import INGEST
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
 from app.shared.models import INSPECT
+from app.shared.queueing import Look
 from app.shared.references import UPLOAD
 from app.shared.tables import Job, JobInput
 from app.uploads import (
@@ -187,12 +188,18 @@ async def get_job(
 
 
 def _view(gateway: Gateway, job_id: str, *, project_id: str) -> JobView:
-    look = gateway.looks.current()
+    look, version = gateway.looks.current(), None
     if IDENTIFIER.fullmatch(job_id):
         with gateway.lookups.connect() as connection:
             version = connection.scalar(VERSION, {"job_id": job_id, "project_id": project_id})
-        if (view := gateway.job_views.get(job_id, version, look)) is not None:
-            return view
+    known = partial(gateway.job_views.get, job_id, version, look)
+    if (view := known()) is not None:
+        return view
+    with gateway.job_views.making(job_id):
+        return known() or _make_view(gateway, job_id, project_id=project_id, look=look)
+
+
+def _make_view(gateway: Gateway, job_id: str, *, project_id: str, look: Look) -> JobView:
     with gateway.readers() as session:
         row = find_job(session, job_id=job_id, project_id=project_id)
         job = render_job(session, row, look)

@@ -22,6 +22,9 @@ from sqlalchemy.sql.functions import FunctionElement
 from app.shared.metrics import DATABASE_ERRORS
 
 SQLITE_BUSY_SECONDS = 20
+# Together as many as the gateway has threads; no more than it needs are opened. What is over the size is closed after
+# each use, so that a burst does not keep a server's connections.
+POOL = {"pool_size": 16, "max_overflow": 24}
 
 
 class db_now(FunctionElement[float]):
@@ -45,10 +48,10 @@ def _postgresql_now(_element: db_now, _compiler: SQLCompiler, **_options: Any) -
 def make_engine(url: str) -> Engine:
     """An engine for SQLite or Postgres (psycopg 3). On SQLite every transaction starts as a writer, see `read_only`."""
     if make_url(url).get_backend_name() != "sqlite":
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url, pool_pre_ping=True, **POOL)
         event.listen(engine, "handle_error", _count_error)
         return engine
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}, **POOL)
     event.listen(engine, "handle_error", _count_error)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
