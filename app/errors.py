@@ -100,6 +100,8 @@ PROBLEMS = {
     "job.no_such_format": ProblemKind(404, "The job has no file in this format"),
     "job.no_localization": ProblemKind(404, "The job has no localization"),
     "job.no_report": ProblemKind(404, "The job has no report"),
+    "job.nothing_to_judge": ProblemKind(409, "The job left nothing that gates could judge"),
+    "job.gate_not_measured": ProblemKind(422, "A gate speaks of what the job did not measure"),
     "key.not_found": ProblemKind(404, "No such API key"),
     "key.scope_not_held": ProblemKind(403, "The API key cannot grant what it may not do"),
     "key.last_one": ProblemKind(409, "No other API key of the project can make keys"),

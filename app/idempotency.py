@@ -151,7 +151,7 @@ def _kept(session: Session, row: IdempotencyKey, fingerprint: str) -> Answer:
     if row.fingerprint != fingerprint:
         detail = f"The Idempotency-Key {row.key!r} came with another request before."
         raise ApiProblem("request.idempotency_mismatch", detail, hint="Use a new key for a new request.")
-    made = row.body.get("id", "")
+    made = row.body.get("id") or row.body.get("job_id", "")
     if not _is_there(session, made):
         detail = f"The request with the Idempotency-Key {row.key!r} made {made}, which was deleted since."
         raise ApiProblem("request.idempotency_gone", detail, hint="To make it anew, use a new key.")

@@ -7,7 +7,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.limits import MAX_DIMENSIONS
-from app.schemas import CancelRequest, DatasetCreate, JobCreate, ModelCreate, Problem, UploadComplete, UploadCreate
+from app.schemas import (
+    CancelRequest,
+    DatasetCreate,
+    JobCreate,
+    ModelCreate,
+    Problem,
+    UploadComplete,
+    UploadCreate,
+    VerdictRequest,
+)
 
 BINARY = {"type": "string", "format": "binary"}
 METADATA: dict[str, Any] = {
@@ -91,6 +100,10 @@ CANCEL_BODY: dict[str, Any] = {
     "required": False,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CancelRequest"}}},
 }
+VERDICT_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/VerdictRequest"}}},
+}
 UPLOAD_BODY: dict[str, Any] = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/UploadCreate"}}},
@@ -119,7 +132,7 @@ DESCRIPTION = """Repair as a service for trained classifiers: send a TorchScript
 on, get back a repaired model with the evidence that it is better. Every path also answers without `/v1`."""
 
 
-BODIES = (JobCreate, CancelRequest, UploadCreate, UploadComplete, ModelCreate, DatasetCreate)
+BODIES = (JobCreate, CancelRequest, VerdictRequest, UploadCreate, UploadComplete, ModelCreate, DatasetCreate)
 
 
 def install_openapi(app: FastAPI) -> None:

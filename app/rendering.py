@@ -70,7 +70,18 @@ DATASET_FACTS = (
     "classes",
     "content_sha256",
 )
-JOB_LINKS = ("cancel", "retry", "events", "deliveries", "logs", "artifacts", "model", "localization", "report")
+JOB_LINKS = (
+    "cancel",
+    "retry",
+    "events",
+    "deliveries",
+    "logs",
+    "artifacts",
+    "model",
+    "localization",
+    "report",
+    "verdict",
+)
 
 
 def render_job(session: Session, job: Job, look: Look | None = None) -> JobRead:

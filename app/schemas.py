@@ -18,7 +18,8 @@ from pydantic import (
 from app.keys import SCOPES
 from app.limits import MAX_DIMENSIONS, MAX_INPUT_ELEMENTS
 from app.shared.webhooks import ENDINGS, EVENTS, JOB_EVENTS, EventName, JobEventName
-from archrepair_core.spec import RepairSpec
+from archrepair_core.gates import parse_gate
+from archrepair_core.spec import GateExpression, RepairSpec
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -85,6 +86,19 @@ class JobCreate(RepairSpec):
 
 class CancelRequest(Asked):
     keep_best: bool = Field(False, description="Asked for, and noted; no method can hand over what it has so far yet.")
+
+
+def _parsed(gate: str) -> str:
+    parse_gate(gate)
+    return gate
+
+
+class VerdictRequest(Asked):
+    """Gates to put to what a job has measured, in the words of a spec's `gates`."""
+
+    gates: list[Annotated[GateExpression, AfterValidator(_parsed)]] = Field(
+        max_length=64, description="`METRIC OP LIMIT`, e.g. `test.broken_rate <= 0.01`."
+    )
 
 
 def _in_order(scopes: list[str]) -> list[str]:
@@ -299,6 +313,27 @@ class JobRead(Read):
     started_at: Time | None
     finished_at: Time | None
     updated_at: Time
+
+
+class GateRead(Read):
+    """What one gate said, as in `result.gates` of a job."""
+
+    expression: str
+    state: str = Field(description="pass, fail, inconclusive, not_evaluated")
+    reason: str
+    observed: float | None = Field(description="What was measured; of a gate with `before`, the change.")
+    limit: float | None
+    interval: list[float] | None = Field(description="The 95 % confidence interval of `observed`.")
+
+
+class VerdictRead(Read):
+    """What gates say of a job that has ended; the job itself is as it was."""
+
+    object: Literal["verdict"] = "verdict"
+    job_id: str
+    verdict: str = Field(description="pass, fail, inconclusive, not_evaluated")
+    gates: list[GateRead]
+    links: dict[str, str]
 
 
 class Reason(Read):

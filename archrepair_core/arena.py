@@ -10,12 +10,11 @@ from torch import Tensor
 from archrepair_core.case import Case
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.features import DiskBudget
-from archrepair_core.gates import parse_gate
+from archrepair_core.gates import DEFAULT_GATES, parse_gate
 from archrepair_core.margins import lead_of, margins_of
 from archrepair_core.pace import Pace, estimate_settling_seconds
 from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.search.search import Arena
-from archrepair_core.spec import DEFAULT_GATES
 
 # What a candidate may break is this share of what would just pass: 200 inputs tell it to half a point only
 # (selection.expected_broken).

@@ -5,7 +5,7 @@ Legend: N samples, K classes. `before` and `after` are logits of the original an
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import DatasetError, ModelError
-from archrepair_core.gates import Metric
 from archrepair_core.modes import eval_mode
 from archrepair_core.spec import Preprocessing
 from archrepair_core.statistics import (
@@ -136,27 +135,6 @@ def summarize_split(before: Tensor, after: Tensor, labels: np.ndarray) -> dict[s
         "ece": {"before": _ece(before, labels_N), "after": _ece(after, labels_N)},
         "confusion_change": _confusion_change(predicted_before, predicted_after, labels_N),
     }
-
-
-def metrics_of(summary: Mapping[str, Any]) -> dict[str, Metric]:
-    """The summary as the metrics that gates speak of. p-values have no interval; a rate of nothing is NaN."""
-    accuracy, worst = summary["accuracy"], summary["worst_class"]
-    return {
-        "accuracy": Metric(
-            accuracy["after"],
-            before=accuracy["before"],
-            interval=accuracy["after_ci95"],
-            change_interval=accuracy["change_ci95"],
-        ),
-        "repair_rate": _rate_metric(summary["repair_rate"]),
-        "broken_rate": _rate_metric(summary["broken_rate"]),
-        "mcnemar_p": Metric(summary["mcnemar_p"]),
-        "worst_class_p": Metric(worst["p_holm"] if worst else math.nan),
-    }
-
-
-def _rate_metric(rate: Mapping[str, Any]) -> Metric:
-    return Metric(math.nan) if rate["value"] is None else Metric(rate["value"], interval=rate["ci95"])
 
 
 def _rate(count: int, n: int) -> float | None:

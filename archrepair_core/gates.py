@@ -7,9 +7,9 @@ when the metric's confidence interval straddles the limit, the data cannot tell 
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -27,6 +27,13 @@ METRICS = {
     "params_ratio": "parameters after, divided by before",
 }
 GATED_SPLITS = ("test", "regression", "cost")
+DEFAULT_GATES = (
+    "test.accuracy > before",
+    "test.mcnemar_p < 0.05",
+    "test.broken_rate <= 0.02",
+    "test.worst_class_p >= 0.05",
+    "regression.accuracy >= before - 0.005",
+)
 # The pattern's time grows with the square of the length, and the gateway runs it on what strangers send.
 MAX_GATE_CHARACTERS = 200
 _GATE = re.compile(
@@ -99,6 +106,55 @@ def parse_gate(expression: str) -> Gate:
     return Gate(expression, f"{split}.{metric}", match["op"], limit, relative)
 
 
+def evaluate_gates(asked: Literal["auto"] | Sequence[str], measured: Mapping[str, Any]) -> tuple[GateResult, ...]:
+    """Every gate asked for, or the default ones, over what was measured: `test`, `regression` and `cost`.
+
+    `measured` may be the result of a job as it was stored: JSON loses nothing that a gate looks at. A default gate on
+    data that was not given does not apply; one that was asked for is shown as not evaluated.
+    """
+    metrics = measured_metrics(measured)
+    gates = [parse_gate(expression) for expression in (DEFAULT_GATES if asked == "auto" else asked)]
+    applying = [gate for gate in gates if asked != "auto" or gate.metric.partition(".")[0] in measured]
+    return tuple(evaluate_gate(gate, metrics) for gate in applying)
+
+
+def measured_metrics(measured: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics that gates may speak of, by their whole name. A rate of nothing is NaN."""
+    splits = {split: measured[split] for split in GATED_SPLITS if split in measured}
+    cost = splits.pop("cost", {})
+    metrics = {f"{split}.{name}": m for split, summary in splits.items() for name, m in metrics_of(summary).items()}
+    return metrics | {f"cost.{name}": Metric(_number(value)) for name, value in cost.items()}
+
+
+def metrics_of(summary: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics of one split, from what `evaluate.summarize_split` says of it. p-values have no interval."""
+    accuracy, worst = summary["accuracy"], summary["worst_class"]
+    return {
+        "accuracy": Metric(
+            _number(accuracy["after"]),
+            before=accuracy["before"],
+            interval=_interval(accuracy["after_ci95"]),
+            change_interval=_interval(accuracy["change_ci95"]),
+        ),
+        "repair_rate": _rate_metric(summary["repair_rate"]),
+        "broken_rate": _rate_metric(summary["broken_rate"]),
+        "mcnemar_p": Metric(summary["mcnemar_p"]),
+        "worst_class_p": Metric(worst["p_holm"] if worst else math.nan),
+    }
+
+
+def _rate_metric(rate: Mapping[str, Any]) -> Metric:
+    return Metric(math.nan) if rate["value"] is None else Metric(rate["value"], interval=_interval(rate["ci95"]))
+
+
+def _interval(ends: Sequence[float]) -> tuple[float, float]:
+    return ends[0], ends[1]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def evaluate_gate(gate: Gate, metrics: Mapping[str, Metric]) -> GateResult:
     """Decide one gate. A relative gate is decided on the interval of the *paired* change, which is the narrower one."""
     metric = metrics.get(gate.metric)
@@ -126,8 +182,13 @@ def _decide(
     return "inconclusive" if any(ends) else "fail"
 
 
-def verdict_of(results: Iterable[GateResult]) -> str:
-    """pass when every measured gate passed, fail when one failed, inconclusive in between, not_evaluated for none."""
+def verdict_of(results: Iterable[GateResult], *, chosen: bool = True) -> str:
+    """pass when every measured gate passed, fail when one failed, inconclusive in between, not_evaluated for none.
+
+    Where validation has chosen no repair there is nothing to let pass, whatever the gates say of the original.
+    """
+    if not chosen:
+        return "fail"
     states = {result.state for result in results} - {"not_evaluated"}
     if not states:
         return "not_evaluated"

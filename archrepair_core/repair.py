@@ -27,6 +27,7 @@ from archrepair_core.errors import DatasetError, SpecError
 from archrepair_core.export import export_model
 from archrepair_core.export.subject import Export, Subject, two_batches
 from archrepair_core.facts import Inspection, describe_model
+from archrepair_core.gates import DEFAULT_GATES
 from archrepair_core.ingest.model import IngestedModel, ingest_model
 from archrepair_core.interface import restore_
 from archrepair_core.localize.localize import localize, suspects_of
@@ -38,7 +39,7 @@ from archrepair_core.report.write import write_localization, write_pairs, write_
 from archrepair_core.restoration import Restoration, measure_restoration, restoration_weight
 from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.search import Arena, Trial
-from archrepair_core.spec import DEFAULT_GATES, PHASES, RepairSpec, resolve_outputs
+from archrepair_core.spec import PHASES, RepairSpec, resolve_outputs
 from archrepair_core.training import distillation_weight
 
 # Where each phase begins on the progress bar.

@@ -138,15 +138,6 @@ class Repair(Strict):
     max_macs_ratio: float = Field(1.25, ge=1, le=10)
 
 
-DEFAULT_GATES = (
-    "test.accuracy > before",
-    "test.mcnemar_p < 0.05",
-    "test.broken_rate <= 0.02",
-    "test.worst_class_p >= 0.05",
-    "regression.accuracy >= before - 0.005",
-)
-
-
 class RepairSpec(Strict):
     """One repair, as asked. The same seed, model, data and spec give the same result on the same machine."""
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from archrepair_core.case import BATCH_SIZE, Case
 from archrepair_core.cost import count_macs, latency_ratio
-from archrepair_core.evaluate import metrics_of, predict, summarize_split
-from archrepair_core.gates import GateResult, Metric, evaluate_gate, parse_gate, verdict_of
+from archrepair_core.evaluate import predict, summarize_split
+from archrepair_core.gates import GateResult, evaluate_gates, verdict_of
 from archrepair_core.interface import round_
 from archrepair_core.search.search import Trial, count_parameters
 from archrepair_core.selection import NO_CHANGE_UTILITY
-from archrepair_core.spec import DEFAULT_GATES
 
 MEASURED_SPLITS = ("test", "regression")
 
@@ -44,24 +43,10 @@ def gather_evidence(case: Case, trials: Sequence[Trial]) -> Evidence:
     labels = {role: case.data.splits.present()[role].labels for role in logits}
     splits = {role: summarize_split(case.baseline.logits[role], logits[role], labels[role]) for role in logits}
     cost = _cost(case, chosen)
-    gates = evaluate_gates(case, splits, cost)
-    verdict = verdict_of(gates) if chosen else "fail"
+    gates = evaluate_gates(case.spec.gates, {**splits, "cost": cost})
+    verdict = verdict_of(gates, chosen=chosen is not None)
     outcome, reason = _outcome(chosen, splits["test"], gates, verdict=verdict)
     return Evidence(chosen, logits, splits, cost, _cells(case, chosen), gates, verdict, outcome, reason)
-
-
-def evaluate_gates(case: Case, splits: Mapping[str, Any], cost: Mapping[str, float]) -> tuple[GateResult, ...]:
-    """Every gate of the spec, or the default ones, over the measured splits and costs."""
-    metrics = {f"{role}.{name}": m for role, summary in splits.items() for name, m in metrics_of(summary).items()}
-    metrics |= {f"cost.{name}": Metric(value) for name, value in cost.items()}
-    expressions = DEFAULT_GATES if case.spec.gates == "auto" else case.spec.gates
-    wanted = [gate for gate in map(parse_gate, expressions) if _has_data(gate.metric, splits, case)]
-    return tuple(evaluate_gate(gate, metrics) for gate in wanted)
-
-
-def _has_data(metric: str, splits: Mapping[str, Any], case: Case) -> bool:
-    """A default gate on data that was not given does not apply; one the customer wrote is shown as not evaluated."""
-    return case.spec.gates != "auto" or metric.split(".")[0] in (*splits, "cost")
 
 
 def _logits_after(case: Case, chosen: Trial | None) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ from torch import nn
 
 from archrepair_core.data.images import DIGEST_DTYPE, labelled_images
 from archrepair_core.errors import DatasetError, ModelError
-from archrepair_core.evaluate import metrics_of, predict, summarize_split
-from archrepair_core.gates import evaluate_gate, parse_gate
-from archrepair_core.spec import DEFAULT_GATES, Preprocessing
+from archrepair_core.evaluate import predict, summarize_split
+from archrepair_core.gates import DEFAULT_GATES, evaluate_gate, metrics_of, parse_gate
+from archrepair_core.spec import Preprocessing
 from archrepair_core.statistics import mcnemar_exact, paired_difference_interval, wilson_interval
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (23, 4, 5, 3), dtype=np.uint8)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archrepair_core.gates import (
+    DEFAULT_GATES,
     GATED_SPLITS,
     METRICS,
     OPERATORS,
@@ -17,7 +18,6 @@ from archrepair_core.gates import (
     parse_gate,
     verdict_of,
 )
-from archrepair_core.spec import DEFAULT_GATES
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from archrepair_core.errors import ArchRepairError
+from archrepair_core.events import finite
+from archrepair_core.gates import evaluate_gates, verdict_of
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.repair import RepairRequest, repair_model
 from archrepair_core.spec import RepairSpec
@@ -32,9 +34,18 @@ def run(digits, tmp_path):
         outcome = repair_model(request, told.append)
         if outcome.result["outcome"] != "localized":
             assert_follows_schema(tmp_path / "out")
+            assert_judged_again_alike(outcome)
         return outcome, tmp_path / "out", told
 
     return run_spec
+
+
+def assert_judged_again_alike(outcome):
+    """What is stored of a result is enough for its gates, to the last digit."""
+    stored = json.loads(json.dumps(finite(outcome.result)))
+    gates = evaluate_gates([gate["expression"] for gate in stored["gates"]], stored)
+    assert json.loads(json.dumps([gate.to_json() for gate in gates])) == stored["gates"]
+    assert verdict_of(gates, chosen=stored["repair"] is not None) == outcome.verdict
 
 
 def load(path):

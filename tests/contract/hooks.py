@@ -40,6 +40,7 @@ BEYOND_SCHEMA = {
     "upload.no_signed_urls": "what the operator's store can do",
     "dataset.missing_upload": "a part of the form for each name in the JSON of another part",
     "dataset.unreferenced_upload": "the same, the other way round",
+    "job.gate_not_measured": "what the job measured",
     "upload.unknown_id": "whether there is such an upload",
     "upload.not_completed": "whether its parts were sent and completed before",
     "dataset.reference_not_supported": "that a JSON body brings no files, so that it has no uploads to refer to",

@@ -60,6 +60,12 @@ def test_a_faulty_model_comes_back_repaired(client, case, tmp_path):
     (tmp_path / "repaired.pt").write_bytes(answer.content)
     assert accuracy(tmp_path / "repaired.pt", case.test) > accuracy(case.model, case.test) + 0.05
 
+    again = client.http.post(f"/v1/jobs/{job_id}/verdict", json={"gates": SPEC["gates"]}).raise_for_status().json()
+    assert (again["verdict"], again["gates"]) == (job["verdict"], job["result"]["gates"])
+    stricter = {"gates": ["test.accuracy >= 1", "cost.params_ratio <= 1"]}
+    stricter = client.http.post(f"/v1/jobs/{job_id}/verdict", json=stricter).raise_for_status().json()
+    assert (stricter["verdict"], [gate["state"] for gate in stricter["gates"]]) == ("fail", ["fail", "pass"])
+
     model = client.http.get(f"/v1/models/{job['model_id']}").raise_for_status().json()
     assert (model["state"], model["input_shape_source"]) == ("ready", "data"), model
     blocks = client.http.get(model["links"]["blocks"]).raise_for_status().json()["data"]

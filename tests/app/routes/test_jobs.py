@@ -274,6 +274,8 @@ def test_another_project_can_neither_cancel_nor_list_nor_use_the_model(gateway, 
     job = submit()
     with httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {stranger_key}"}) as stranger:
         assert problem(stranger.post(f"/v1/jobs/{job['id']}/cancel"))["code"] == "job.not_found"
+        gates = {"gates": ["test.accuracy > 0"]}
+        assert problem(stranger.post(f"/v1/jobs/{job['id']}/verdict", json=gates))["code"] == "job.not_found"
         assert stranger.get("/v1/jobs").json()["data"] == []
         assert stranger.get("/v1/models").json()["data"] == []
         assert problem(stranger.get(f"/v1/models/{job['model_id']}"))["code"] == "model.not_found"
