@@ -25,7 +25,20 @@ from app.openapi import install_openapi
 from app.prepare import prepare
 from app.ratelimits import RateLimiter
 from app.relay import start_relay, stop_relay
-from app.routes import artifacts, datasets, events, jobs, keys, metrics, models, system, uploads, verdicts, webhooks
+from app.routes import (
+    artifacts,
+    datasets,
+    events,
+    jobs,
+    keys,
+    logs,
+    metrics,
+    models,
+    system,
+    uploads,
+    verdicts,
+    webhooks,
+)
 from app.shared.db import make_engine, make_sessions, read_only, single_selects
 from app.shared.gauges import DatabaseGauges
 from app.shared.logs import configure_logs
@@ -66,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.tracing = start_tracing("archrepair-gateway")
     if app.state.tracing is not None:
         trace_requests(app, app.state.tracing)
-    modules = (jobs, verdicts, events, artifacts, models, datasets, uploads, keys, webhooks, system, metrics)
+    modules = (jobs, verdicts, events, logs, artifacts, models, datasets, uploads, keys, webhooks, system, metrics)
     app.state.api_routes = [route for module in modules for route in module.router.routes]
     for module in modules:
         app.include_router(module.router, prefix="/v1")

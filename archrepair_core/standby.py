@@ -76,7 +76,7 @@ def problem_of_crash(error: Exception) -> dict[str, str]:
         hint = "use a smaller model or fewer samples, or a machine with more memory"
     else:
         code, detail = "platform.engine_failed", f"the engine stopped with an unexpected {type(error).__name__}"
-        hint = "this is a defect of the service, not of your upload; the last lines of the log say where"
+        hint = "this is a defect of the service, not of your upload; report it with the id of the job"
     return {"code": code, "detail": detail, "hint": hint, "category": "platform"}
 
 

@@ -202,7 +202,9 @@ def main() -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         broker = stack.enter_context(running_broker())
         servers = stack.enter_context(running_stack(asked.stack, broker, directory / "template" / "state"))
-        settings = servers.fresh(directory / "state", one_shot_body_bytes=4096 * MIB, quota_queued_jobs=10**6, rate_limit_reads=10**9)
+        settings = servers.fresh(
+            directory / "state", one_shot_body_bytes=4096 * MIB, quota_queued_jobs=10**6, rate_limit_reads=10**9
+        )
         gateway = launch_gateway(settings, directory / "gateway.log")
         stack.callback(gateway.process.kill)
         bare = stack.enter_context(running_bare(settings.database_url, directory))

@@ -145,6 +145,7 @@ class EngineProcess:
             self._process.wait()
             with contextlib.suppress(ProtocolError):
                 self.drain()
+            self.log.finish()
             self._close_pipes()
         return self._process.returncode
 
@@ -212,5 +213,5 @@ def problem_of_exit(returncode: int) -> dict[str, str]:
         hint = "the last lines of the log may say where; if it happens again, report it with the job id"
     else:
         code, detail = "platform.engine_failed", f"the engine process ended with code {returncode} and no result"
-        hint = "this is a defect of the service, not of your upload; the last lines of the log say where"
+        hint = "this is a defect of the service, not of your upload; report it with the id of the job"
     return {"code": code, "detail": detail, "hint": hint, "category": "platform"}

@@ -108,7 +108,7 @@ def _overdue(seconds: float, limits: EngineLimits) -> Failure | None:
     return Failure(_problem("job.max_runtime_exceeded", detail, hint, category="user"))
 
 
-_OUR_DEFECT = "this is a defect of the service, not of your upload; the last lines of the log say where"
+_OUR_DEFECT = "this is a defect of the service, not of your upload; report it with the id of the job"
 
 
 def _problem(code: str, detail: str, hint: str, category: str = "platform") -> dict[str, str]:

@@ -26,6 +26,7 @@ from app.shared.causes import OUTAGES
 from app.shared.checkpoints import new_checkpoint_key, record_checkpoint
 from app.shared.claims import claim_job
 from app.shared.datasets import INGEST, record_dataset, settle_datasets
+from app.shared.joblog import record_log
 from app.shared.jobs import (
     Claim,
     StoredArtifact,
@@ -51,6 +52,7 @@ from worker.engine_process import ENGINE_CRASHED, EngineProcess, ProtocolError
 from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
 from worker.lease import Lease, kept_lease
 from worker.limits import EngineLimits
+from worker.live_log import LiveLog
 from worker.progress import ProgressRows
 from worker.references import TRANSIENT, FetchFailed, fetch_reference, keep_fetched, missing_references, run_watched
 from worker.scratch import Scratch, sweep_scratch
@@ -105,7 +107,8 @@ def run_next_job(bench: Workbench) -> bool:
         closing(bench.engines.take()) as engine,
     ):
         overdue_at = math.inf if claim.seconds_left is None else time.monotonic() + claim.seconds_left
-        job = _Job(bench, claim, lease, engine, log, overdue_at, Timeline())
+        live_log = LiveLog(engine.log, partial(_write_log, bench, claim, log))
+        job = _Job(bench, claim, lease, engine, log, overdue_at, Timeline(), live_log)
         ending, stored = _run(job)
         written = _write_ending(job, ending, stored)
         _settle_model(job)
@@ -135,6 +138,7 @@ class _Job:
     log: Any
     overdue_at: float
     timeline: Timeline
+    live_log: LiveLog
 
     @property
     def scratch(self) -> Scratch:
@@ -161,6 +165,10 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
         ending, stored = _interruption(job) or _failure_of(error), []
     if isinstance(ending, Interruption) and ending.reason == "overdue":
         ending = Failure(deadline_exceeded(job.claim.timeout_seconds or 0.0))
+    job.live_log.flush()
+    if isinstance(ending, Failure) and ending.problem.get("category") == "platform":
+        # The customer gets no stack traces of ours, so that they have to be here.
+        job.log.error("the engine failed", code=ending.problem["code"], engine=engine.log.raw_lines(LOG_TAIL_LINES))
     return _with_log_tail(ending, engine), [*stored, *_store_log(job, ending, engine)]
 
 
@@ -297,6 +305,18 @@ def _with_builtins(job: _Job) -> dict[str, Any]:
     return {**spec, "datasets": {split: names.get(text, text) for split, text in spec["datasets"].items()}}
 
 
+def _write_log(
+    bench: Workbench, claim: Claim, log: Any, lines: bytes, start: int, forgetting: Sequence[int]
+) -> int | None:
+    """A piece of the log as a row. Not tried again: the whole log is stored at the end, and no job waits for this."""
+    try:
+        with bench.sessions.begin() as session:
+            return record_log(session, claim, lines, start=start, forgetting=forgetting)
+    except OperationalError as error:
+        log.warning("a piece of the log not written", error=str(error))
+        return None
+
+
 def _watcher(job: _Job) -> Watcher:
     def write(session_call: Callable[[Session], bool]) -> None:
         try:
@@ -320,13 +340,17 @@ def _watcher(job: _Job) -> Watcher:
         job.timeline.enter(event.phase)
         rows.offer(event)
 
+    def tick() -> None:
+        rows.flush_due()
+        job.live_log.flush_due()
+
     rows = ProgressRows(write_progress)
     return Watcher(
         on_progress=hear,
         on_model=write_model,
         on_dataset=write_dataset,
         on_resolved_spec=lambda spec: write(partial(record_resolved_spec, claim=job.claim, spec=spec)),
-        on_tick=rows.flush_due,
+        on_tick=tick,
         interruption=partial(_interruption, job),
     )
 

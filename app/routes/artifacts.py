@@ -1,4 +1,4 @@
-"""What a job leaves: its files by id, and by what they are: model, localization, report, log."""
+"""What a job leaves: its files by id, and by what they are: model, localization, report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,15 +8,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from app.accept import weight_of
 from app.auth import JobsReader
-from app.deps import CurrentGateway, Gateway
+from app.deps import CurrentGateway
 from app.downloads import DOWNLOAD_RESPONSES, Download, download_of, send_file
 from app.errors import ApiProblem, problem_responses
-from app.joblog import event_lines, last_lines
 from app.rendering import render_artifact
 from app.rows import find_job, find_row
 from app.schemas import ArtifactPage
@@ -227,25 +225,3 @@ async def get_report(
     answer = await send_file(request, gateway.store, file)
     answer.headers.update(REPORT_HEADERS)
     return answer
-
-
-@router.get("/jobs/{job_id}/logs", response_class=PlainTextResponse)
-async def get_logs(
-    job_id: str,
-    gateway: CurrentGateway,
-    caller: JobsReader,
-    tail: Annotated[int, Query(ge=1, le=10_000, description="Only this many of the last lines.")] = 1000,
-) -> PlainTextResponse:
-    """The engine's log; until it is stored, at the end of the attempt, the job's events as lines."""
-    log = await run_in_threadpool(_find_log, gateway, job_id, project_id=caller.project_id, tail=tail)
-    if isinstance(log, Artifact):
-        log = await last_lines(gateway.store, log.storage_key, size_bytes=log.size_bytes, tail=tail)
-    return PlainTextResponse(log)
-
-
-def _find_log(gateway: Gateway, job_id: str, *, project_id: str, tail: int) -> Artifact | str:
-    rows = select(Artifact).where(Artifact.job_id == job_id, Artifact.kind == "log")
-    with gateway.readers() as session:
-        find_job(session, job_id=job_id, project_id=project_id)
-        stored = session.scalars(rows.order_by(Artifact.attempt.desc(), Artifact.id.desc()).limit(1)).first()
-        return stored or event_lines(session, job_id, tail=tail)

@@ -16,6 +16,7 @@ from app.feed import Episode, told
 from app.rendering import render_event
 from app.rows import find_job
 from app.schemas import EventPage
+from app.shared.joblog import LOG
 from app.shared.jobs import DONE
 from app.shared.tables import JobEvent
 
@@ -79,7 +80,7 @@ def _number(text: str) -> float:
 
 def _look(gateway: Gateway, job_id: str, after: int, *, project_id: str, limit: int) -> Episode:
     """The events after `after`, `limit` of them at most. Raises ApiProblem `job.not_found`."""
-    rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after)
+    rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after, JobEvent.type != LOG)
     with gateway.readers() as session:
         # In this order: a job that is done here has no event that the second query could miss.
         done = find_job(session, job_id=job_id, project_id=project_id).status in DONE

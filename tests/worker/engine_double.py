@@ -42,6 +42,24 @@ def repair(request):
 localize = repair
 
 
+def log(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def log_and_wait(request):
+    log("the first words")
+    progress("repairing", 50, message=str(os.getpid()))
+    while not Path(request["work_dir"], "more").exists():
+        time.sleep(0.02)
+    log("\n".join(f"{number} " + 100 * "x" for number in range(10_000)))
+    time.sleep(600)
+
+
+def log_and_crash(request):
+    log('Traceback (most recent call last):\n  File "ours.py", line 1, in secret_name\nValueError: their fault')
+    say("error", code="platform.engine_failed", detail="the engine stopped with an unexpected ValueError")
+
+
 def look_and_wait(request):
     look(request)
     time.sleep(600)

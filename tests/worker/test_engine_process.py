@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from worker.engine_log import TAIL_BYTES, EngineLog
+from worker.engine_log import FRESH_BYTES, LINE_BYTES, TAIL_BYTES, EngineLog
 from worker.engine_process import MAX_LINE_BYTES, ProtocolError, engine_environment, problem_of_exit
 
 PYTHON = (sys.executable, "-S", "-E", "-c")
@@ -130,3 +130,56 @@ def test_a_log_keeps_its_beginning_and_its_end_and_says_what_is_missing():
     assert len(content) < 64 * 1024 + 100
     assert log.last_lines(2) == ["line 49998", "line 49999"]
     assert TAIL_BYTES < 64 * 1024
+
+
+TRACEBACKS = """sandbox: closed
+Traceback (most recent call last):
+  File "/opt/archrepair_core/standby.py", line 60, in run_job
+    KINDS.get(kind, _repair)(request)
+    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+ValueError: no such layer
+
+During handling of the above exception, another exception occurred:
+
+  + Exception Group Traceback (most recent call last):
+  |   File "/opt/archrepair_core/repair.py", line 1, in repair
+  | ExceptionGroup: two
+RuntimeError: Traceback of TorchScript, serialized code (most recent call last):
+  File "code/__torch__/theirs.py", line 3, in forward
+    return torch.add(x, y)
+frame #0: c10::Error::Error(std::string) + 0x57 (0x7f in libc10.so)
+the last word"""
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_log_for_customers_is_without_our_stack_traces_however_it_comes(size):
+    log = EngineLog(64 * 1024)
+    for start in range(0, len(TRACEBACKS), size):
+        log.append(TRACEBACKS[start : start + size].encode())
+    log.finish()
+    shown = log.content().decode()
+    assert shown.splitlines() == [
+        "sandbox: closed",
+        "ValueError: no such layer",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "RuntimeError: Traceback of TorchScript, serialized code (most recent call last):",
+        '  File "code/__torch__/theirs.py", line 3, in forward',
+        "    return torch.add(x, y)",
+        "the last word",
+    ]
+    assert "\n".join(log.raw_lines(100)) == TRACEBACKS
+    assert log.take() == (0, shown.encode())
+    log.append(b"and one more\n")
+    assert log.take() == (len(shown.encode()), b"and one more\n")
+
+
+def test_what_nobody_took_of_a_log_is_bounded_and_its_place_known():
+    log = EngineLog(64 * 1024)
+    for _ in range(10):
+        log.append(b"x" * LINE_BYTES + b"\n")
+    start, lines = log.take()
+    assert (start, len(lines)) == (10 * (LINE_BYTES + 1) - FRESH_BYTES, FRESH_BYTES)
+    log.append(b"y" * 2 * LINE_BYTES)
+    assert log.take() == (10 * (LINE_BYTES + 1), b"y" * 2 * LINE_BYTES + b"\n"), "a line without an end is one too"
