@@ -111,6 +111,7 @@ PROBLEMS = {
     "quota.stored_bytes": ProblemKind(429, "The project stores too much"),
     "quota.models": ProblemKind(429, "The project has too many models"),
     "quota.open_uploads": ProblemKind(429, "The project has too many open uploads"),
+    "quota.event_streams": ProblemKind(429, "Too many open event streams", retryable=True),
     "quota.webhook_endpoints": ProblemKind(429, "The project has too many webhook endpoints"),
     "webhook.url_refused": ProblemKind(422, "The URL of a webhook is not called"),
     "endpoint.not_found": ProblemKind(404, "No such webhook endpoint"),

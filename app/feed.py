@@ -9,7 +9,7 @@ import asyncio
 import json
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -54,7 +54,25 @@ class Feed:
     stopping: threading.Event
     reading: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PARALLEL_READS))
     listeners: dict[str, set[asyncio.Event]] = field(default_factory=lambda: defaultdict(set))
+    # How many streams each key has open here.
+    streams: Counter[str] = field(default_factory=Counter)
     _healthy: bool = True
+
+    def admit(self, key_id: str, *, limit: int) -> Callable[[], None]:
+        """Count a stream of this key, until what is returned is called. Raises ApiProblem `quota.event_streams`."""
+        if limit and self.streams[key_id] >= limit:
+            detail = (
+                f"This key has {self.streams[key_id]:,} event streams open, the most that event_streams_per_key allows."
+            )
+            hint = "Close one, follow several jobs by a webhook, or ask with GET /v1/jobs/{id}?wait=60."
+            raise ApiProblem("quota.event_streams", detail, hint=hint)
+        self.streams[key_id] += 1
+        return partial(self._dismiss, key_id)
+
+    def _dismiss(self, key_id: str) -> None:
+        self.streams[key_id] -= 1
+        if not self.streams[key_id]:
+            del self.streams[key_id]
 
     @contextmanager
     def listening(self, job_id: str) -> Iterator[asyncio.Event]:

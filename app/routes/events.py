@@ -1,5 +1,6 @@
 """What happened to a job, as a page or as it happens."""
 
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ from fastapi.sse import EventSourceResponse
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app.auth import JobsReader
 from app.deps import CurrentGateway, Gateway
@@ -60,7 +62,23 @@ async def list_events(
     if first.over and not first.events:
         return Response(status_code=204)
     events = told(gateway.feed, job_id, partial(look, limit=EVENTS_PER_READ), after=start)
-    return EventSourceResponse(events, headers=STREAM_HEADERS)
+    dismiss = gateway.feed.admit(caller.key_id, limit=gateway.settings.event_streams_per_key)
+    return CountedStream(events, dismiss)
+
+
+class CountedStream(EventSourceResponse):
+    """A stream that says when it has ended, also one whose client was gone before its first event."""
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        super().__init__(events, headers=STREAM_HEADERS)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The answer, whose end is told whatever ends it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
 
 
 def prefers_stream(accept: str) -> bool:

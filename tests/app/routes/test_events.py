@@ -166,7 +166,12 @@ class Listener:
         return b"event: job.succeeded" in self.heard and self.heard.endswith(b"0\r\n\r\n")
 
 
-def test_two_hundred_listeners_hold_neither_threads_nor_connections(own_gateway, submission):
+def test_two_hundred_listeners_hold_neither_threads_nor_connections(settings, start_gateway, submission):
+    with start_gateway(settings.model_copy(update={"event_streams_per_key": 200})) as gateway:
+        check_listeners(gateway, submission)
+
+
+def check_listeners(own_gateway, submission):
     job_id = own_gateway.client.post("/v1/jobs", files=submission()).json()["id"]
 
     async def listen() -> list[bool]:
@@ -183,6 +188,41 @@ def test_two_hundred_listeners_hold_neither_threads_nor_connections(own_gateway,
         return await asyncio.wait_for(asyncio.gather(*(listener.hear_out() for listener in listeners)), 30)
 
     assert asyncio.run(listen()) == [True] * 200
+
+
+def opened(gateway, job_id, key=None):
+    """A stream that is open, as its client; the headers of the answer have come."""
+    headers = STREAM | {"Authorization": f"Bearer {key or gateway.key}"}
+    client = httpx.Client(base_url=gateway.url, headers=headers, timeout=10)
+    request = client.build_request("GET", f"/v1/jobs/{job_id}/events")
+    return client, client.send(request, stream=True)
+
+
+def test_a_key_has_so_many_streams_and_a_closed_one_makes_room(settings, start_gateway, submission, eventually):
+    with start_gateway(settings.model_copy(update={"event_streams_per_key": 2})) as gateway:
+        job_id = gateway.client.post("/v1/jobs", files=submission()).json()["id"]
+        made = gateway.client.post("/v1/api-keys", json={"name": "other", "scopes": ["jobs:read"]}).json()
+        streams = [opened(gateway, job_id) for _ in range(3)]
+        assert [answer.status_code for _, answer in streams] == [200, 200, 429]
+        refused = json.loads(streams[2][1].read())
+        assert (refused["code"], refused["retryable"]) == ("quota.event_streams", True)
+        assert "2 event streams" in refused["detail"]
+        assert int(streams[2][1].headers["retry-after"]) > 0
+        assert gateway.client.get(f"/v1/jobs/{job_id}/events").status_code == 200, "a page is no stream"
+        streams.append(opened(gateway, job_id, made["key"]))
+        assert streams[-1][1].status_code == 200, "another key has its own"
+        for client, answer in streams[:1]:
+            answer.close()
+            client.close()
+
+        def let_in() -> bool:
+            streams.append(opened(gateway, job_id))
+            return streams[-1][1].status_code == 200
+
+        eventually(let_in, 10)
+        for client, answer in streams:
+            answer.close()
+            client.close()
 
 
 def test_a_stream_ends_when_the_gateway_stops(own_gateway, submission):
