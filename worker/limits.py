@@ -31,7 +31,10 @@ class EngineLimits(BaseSettings):
     file_bytes: int = Field(64 * GIB, gt=0, description="RLIMIT_FSIZE: the largest file the engine may write.")
     open_files: int = Field(4096, gt=0, description="RLIMIT_NOFILE.")
     threads: int = Field(8192, gt=0, description="RLIMIT_NPROC: all threads of this user; the kernel exempts root.")
-    sandbox: Mode = Field("best_effort", description="Whether an engine that cannot close itself off may run.")
+    sandbox: Mode = Field(
+        "best_effort",
+        description="Engines that cannot close themselves off: `required`: none, `best_effort`: they may, `off`.",
+    )
     checkpoint_bytes: int = Field(16 * GIB, ge=0, description="Of what one attempt may leave for the next.")
     log_bytes: int = Field(8 * MIB, ge=64 * 1024, description="What is kept of the engine's stderr.")
 

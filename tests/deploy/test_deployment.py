@@ -5,6 +5,7 @@ That the images build and run is not tested here: docs/operation.md says so.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import yaml
 from sqlalchemy import text as sql
 
 from app.shared.settings import Settings
+from worker.hardware import WorkerSettings
 from worker.limits import EngineLimits
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +55,8 @@ def services() -> dict[str, Any]:
 
 
 def known_variables() -> set[str]:
-    ours = {f"ARCHREPAIR_{name.upper()}" for name in Settings.model_fields}
-    return ours | {f"ARCHREPAIR_ENGINE_{name.upper()}" for name in EngineLimits.model_fields}
+    models = (Settings, WorkerSettings, EngineLimits)
+    return {f"{model.model_config['env_prefix']}{name.upper()}" for model in models for name in model.model_fields}
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
@@ -167,6 +169,19 @@ def test_every_variable_that_is_set_is_a_setting(services):
     dockerfiles = [name for path in DOCKERFILES for name in re.findall(r"\b([A-Z][A-Z_]+)=", path.read_text())]
     for name in {*environments, *dockerfiles}:
         assert name in known_variables() or OTHERS.match(name), name
+
+
+def test_settings_that_compose_does_not_name_come_from_a_file_and_change_none_it_names(tmp_path):
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    (tmp_path / "settings.env").write_text("ARCHREPAIR_QUOTA_MODELS=7\nARCHREPAIR_STORE_URL=s3://another\n")
+    answer = compose("--file", str(tmp_path / "docker-compose.yml"), "config", "--format", "json", **SECRETS)
+    assert answer.returncode == 0, answer.stderr
+    services = json.loads(answer.stdout)["services"]
+    for name in ("gateway", "worker", "worker-gpu", "migrate"):
+        environment = services[name]["environment"]
+        assert environment["ARCHREPAIR_QUOTA_MODELS"] == "7", name
+        assert environment["ARCHREPAIR_STORE_URL"] == "s3://archrepair", name
+    assert "ARCHREPAIR_QUOTA_MODELS" not in services["postgres"]["environment"]
 
 
 def test_prometheus_reaches_the_metrics_of_every_worker_and_nobody_else_does(services):
