@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -21,19 +22,40 @@ from statistics import median
 from typing import Any
 
 import httpx
+import psutil
 from fastapi import FastAPI, Request
 from sqlalchemy import text
 from starlette.responses import JSONResponse
 
 from app.shared.db import make_engine
+from app.shared.settings import Settings
+from archrepair_core.demo.digits import make_case
 from tests.conftest import launch_gateway
-from tests.servers import LOOPBACK, accepts, die_with_parent, free_port, running_broker, running_stack, wait_until
+from tests.servers import (
+    LOOPBACK,
+    accepts,
+    die_with_parent,
+    environment_of,
+    free_port,
+    running_broker,
+    running_stack,
+    wait_until,
+)
 
 MIB = 1 << 20
 POLLERS, UPLOADERS, UPLOAD_BYTES = 200, 20, 50 * MIB
 SPEC = json.dumps({"datasets": {"repair": "builtin:digits"}}).encode()
 MODEL = b"PK\x03\x04" + bytes(60)
 BOUNDARY = "load"
+NUM_STARTS = 20
+# More than an interpreter takes, and less than one that has imported torch.
+WARM_BYTES = 150 * MIB
+LONG_SPEC = json.dumps(
+    {
+        "datasets": {"repair": "upload:repair"},
+        "repair": {"method": "weights", "epochs": 1000, "budget_seconds": 600},
+    }
+)
 
 
 def bare_app() -> FastAPI:
@@ -191,6 +213,60 @@ def large_upload(gateway: Any, bare: str, size_bytes: int) -> None:
     print(f"(c) {size_bytes // MIB} MB: {own:.2f} s; a bare route: {plain:.2f} s; {own / plain:.2f} x; +{grown:.0f} MB")
 
 
+@contextmanager
+def running_worker(settings: Settings, log: Path) -> Any:
+    """A worker with the real engine."""
+    environment = {**os.environ, **environment_of(settings), "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worker.celery_app"],
+            env=environment, stdout=output, stderr=output, preexec_fn=die_with_parent,
+        )  # fmt: skip
+    yield psutil.Process(process.pid)
+    process.terminate()
+    process.wait()
+
+
+def engines_of(worker: psutil.Process) -> list[psutil.Process]:
+    """Its engines, the oldest first: the one that has a job before the one that waits for the next."""
+    found = [child for child in worker.children(recursive=True) if "archrepair_core.standby" in child.cmdline()]
+    return sorted(found, key=psutil.Process.create_time)
+
+
+def is_warm(worker: psutil.Process) -> bool:
+    """Whether the engine that waits has nothing left to import: it did nothing for a second."""
+    engines = engines_of(worker)
+    if len(engines) != 1 or engines[0].memory_info().rss < WARM_BYTES:
+        return False
+    before = engines[0].cpu_times().user
+    time.sleep(1)
+    return engines[0].cpu_times().user == before
+
+
+def start_and_cancel(gateway: Any, worker: psutil.Process, case: Path) -> None:
+    """Jobs one after the other: from the answer to POST until one runs, and from a cancel until its engine is gone."""
+    started, gone = [], []
+    for _ in range(NUM_STARTS):
+        wait_until(lambda: is_warm(worker), seconds=120, what="an engine that is warm")
+        with (case / "model.pt").open("rb") as model, (case / "repair.npz").open("rb") as repair:
+            parts = [("spec", (None, LONG_SPEC)), ("model", ("model.pt", model)), ("repair", ("repair.npz", repair))]
+            job = gateway.client.post("/v1/jobs", files=parts).raise_for_status().json()
+        asked_at = time.perf_counter()
+        while gateway.client.get(f"/v1/jobs/{job['id']}").json()["status"] == "queued":
+            time.sleep(0.005)
+        started.append(time.perf_counter() - asked_at)
+        while gateway.client.get(f"/v1/jobs/{job['id']}").json()["phase"] in (None, "ingesting"):
+            time.sleep(0.1)
+        engine = engines_of(worker)[0]
+        asked_at = time.perf_counter()
+        gateway.client.post(f"/v1/jobs/{job['id']}/cancel").raise_for_status()
+        engine.wait(60)
+        gone.append(time.perf_counter() - asked_at)
+    for name, found in (("submit to running", started), ("cancel to engine gone", gone)):
+        p50, p95 = 1000 * median(found), 1000 * sorted(found)[math.ceil(0.95 * len(found)) - 1]
+        print(f"(d) {name}: {len(found)} jobs, p50 {p50:.0f} ms, p95 {p95:.0f} ms, longest {1000 * max(found):.0f} ms")
+
+
 def main() -> None:
     """Everything on one stack, in one run."""
     parser = argparse.ArgumentParser()
@@ -214,6 +290,14 @@ def main() -> None:
         throughput(gateway, bare, job_id, asked.seconds, pool)
         polls_and_uploads(gateway, f"/v1/jobs/{job_id}", asked.seconds, pool)
         large_upload(gateway, bare, asked.large_mb * MIB)
+        gateway.process.kill()
+        # What the others left behind in the queue would be worked off first.
+        settings = servers.fresh(directory / "second-state")
+        gateway = launch_gateway(settings, directory / "gateway.log")
+        stack.callback(gateway.process.kill)
+        make_case(directory, seed=0)
+        worker = stack.enter_context(running_worker(settings, directory / "worker.log"))
+        start_and_cancel(gateway, worker, directory)
 
 
 if __name__ == "__main__":
