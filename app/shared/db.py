@@ -46,12 +46,16 @@ def _postgresql_now(_element: db_now, _compiler: SQLCompiler, **_options: Any) -
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for SQLite or Postgres (psycopg 3). On SQLite every transaction starts as a writer, see `read_only`."""
+    """An engine for SQLite or Postgres (psycopg 3). On SQLite every transaction starts as a writer, see `read_only`.
+
+    Its errors are logged, and do not tell what a statement was given: specs, URLs with signatures, digests of keys.
+    """
     if make_url(url).get_backend_name() != "sqlite":
-        engine = create_engine(url, pool_pre_ping=True, **POOL)
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, **POOL)
         event.listen(engine, "handle_error", _count_error)
         return engine
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}, **POOL)
+    waiting = {"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}
+    engine = create_engine(url, connect_args=waiting, hide_parameters=True, **POOL)
     event.listen(engine, "handle_error", _count_error)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

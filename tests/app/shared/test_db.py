@@ -9,7 +9,8 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.db import db_now, make_engine, make_sessions, migration_config, read_only, upgrade_schema
@@ -25,6 +26,13 @@ def test_the_database_clock_is_epoch_seconds_with_a_fraction(sessions: sessionma
             time.sleep(0.003)
     assert abs(readings[-1] - time.time()) < 2
     assert len(set(readings)) > 1, "the clock must move within a second, or short leases never expire"
+
+
+def test_a_failed_statement_does_not_tell_its_values(sessions):
+    with sessions() as session, pytest.raises(DBAPIError) as caught:
+        session.execute(text("SELECT :given FROM no_such_table"), {"given": "SECRET-OF-A-STATEMENT"})
+    assert "no_such_table" in str(caught.value)
+    assert "SECRET-OF-A-STATEMENT" not in str(caught.value) + repr(caught.value)
 
 
 def test_migrations_make_exactly_the_tables_of_the_code(settings: Settings):
