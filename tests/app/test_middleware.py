@@ -109,3 +109,15 @@ def test_pages_of_other_origins_may_call_only_when_an_operator_says_so(gateway, 
         assert "Idempotent-Replayed" in answer.headers["access-control-expose-headers"]
         strange = client.get("/v1/jobs", headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in strange.headers
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/api-keys", "/v1/datasets", "/v1/webhook-endpoints", "/v1/uploads"])
+@pytest.mark.parametrize(
+    "body",
+    ["[" * 20_000, "[" * 20_000 + "]" * 20_000, '{"a":' * 9_000 + "1" + "}" * 9_000, '{"seed":' + "9" * 9_000 + "}"],
+    ids=["opened", "nested", "nested objects", "digits"],
+)
+def test_json_that_would_exhaust_who_reads_it_is_refused_like_any_other(gateway, path, body):
+    answer = gateway.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (413, 422)
+    assert answer.json()["code"].startswith(("request.", "spec."))

@@ -113,6 +113,15 @@ def test_a_link_on_the_way_leads_nowhere(opened, root, tmp_path):
         fetch_reference(parse_reference((root / "out" / "secret").as_uri()), tmp_path / "to", opened.bench.settings)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "no-such-host.invalid", "localhost"])
+def test_a_signature_in_a_url_is_not_repeated_in_what_failed(service, tmp_path, host):
+    reference = parse_reference(f"https://{host}/data.npz?signature=SECRET-9c1#sha256={SHA256}")
+    with pytest.raises(FetchFailed) as caught:
+        fetch_reference(reference, tmp_path / "to", service.bench.settings)
+    assert "SECRET-9c1" not in f"{caught.value} {caught.value.problem}"
+    assert "SECRET-9c1" not in reference.shown + reference.filename
+
+
 def test_the_worker_checks_places_again(service, tmp_path):
     for text in ("file:///etc/passwd", "s3://acme/a.npz", f"https://127.0.0.1/a#sha256={SHA256}"):
         with pytest.raises(FetchFailed) as caught:

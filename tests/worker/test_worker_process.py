@@ -1,6 +1,7 @@
 """The whole worker: Celery's main process, its spawned pool process, a real broker; only the engine is a double."""
 
 import os
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from standardwebhooks import Webhook
 from app.shared.claims import claim_job
 from app.shared.db import db_now
 from app.shared.outbox import relay_outbox
-from app.shared.queue import make_celery, ring
+from app.shared.queue import RING_TASK, make_celery, ring
 from app.shared.reaping import reap_expired
 from app.shared.tables import WebhookDelivery, WorkerRow
 from archrepair_client.processes import Child, Program
@@ -70,6 +71,32 @@ def test_a_ring_starts_the_job_and_sigterm_gives_it_back(service, submit, worker
     assert seconds < 6
     assert worker.ended() == "ended with code 0"
     assert (service.job(second).status, service.job(second).attempt) == ("queued", 0)
+
+
+class MakesADirectory:
+    """Unpickled, it has made one: what a pickle may do."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_who_reaches_the_broker_can_ring_and_nothing_more(service, settings, submit, worker, eventually, tmp_path):
+    celery = make_celery(settings)
+    names = [{"task": RING_TASK, "id": "1", "lang": "py"}, {"task": "os.system", "id": "2", "lang": "py"}]
+    with celery.connection_for_write() as connection, connection.Producer() as producer:
+        for number, headers in enumerate(names):
+            producer.publish(pickle.dumps(MakesADirectory(tmp_path / f"made-{number}")), routing_key="celery",
+                             content_type="application/x-python-serialize", content_encoding="binary",
+                             headers=headers)  # fmt: skip
+        producer.publish([["id"], {}, {}], routing_key="celery", serializer="json", headers=names[1])
+    celery.close()
+    job_id = submit("succeed")
+    eventually(lambda: service.job(job_id).status == "succeeded", 45)
+    assert worker.ended() is None
+    assert list(tmp_path.glob("made-*")) == []
 
 
 def test_a_worker_is_known_while_it_lives_and_drains_before_it_goes(service, submit, worker, eventually):

@@ -369,6 +369,20 @@ def test_a_part_at_a_signed_url_is_not_believed(gateway, begin, reader_key):
 
 
 @on_s3
+def test_a_signed_url_writes_one_part_and_opens_nothing_else(gateway, begin):
+    (first, second, *_), content = begin(presigned=True)["part_urls"], pieces(CONTENT)
+    assert httpx.put(first["url"], content=content[1]).status_code == 200
+    query = first["url"].partition("?")[2]
+    other = f"{second['url'].partition('?')[0]}?{query}"
+    later = first["url"].replace("X-Amz-Expires=3600", "X-Amz-Expires=604800")
+    assert later != first["url"]
+    unsigned = first["url"].partition("?")[0]
+    tried = [httpx.get(first["url"]), httpx.delete(first["url"]), httpx.put(other, content=content[2]),
+             httpx.put(later, content=content[1]), httpx.put(unsigned, content=content[1])]  # fmt: skip
+    assert [answer.status_code for answer in tried] == [403] * len(tried)
+
+
+@on_s3
 def test_signed_urls_name_the_store_as_clients_reach_it(stack, tmp_path, start_gateway):
     settings = stack.fresh(tmp_path / "state", store_public_endpoint="https://files.example.org")
     with start_gateway(settings) as running:
