@@ -139,6 +139,7 @@ def _job(job: Job, artifacts: list[ArtifactRead], attempts: list[AttemptRead], p
         created_at=_time(job.created_at),
         started_at=rfc3339(job.started_at),
         finished_at=rfc3339(job.finished_at),
+        expires_at=rfc3339(job.expires_at),
         updated_at=_time(job.updated_at),
     )
 

@@ -12,6 +12,7 @@ from app.references import content_columns
 from app.routes.models import usable_model
 from app.rows import find_job
 from app.shared.datasets import INGEST
+from app.shared.deletion import keep_seconds
 from app.shared.jobs import DONE, INSPECT, submit_job
 from app.shared.models import lock_contents
 from app.shared.references import parse_reference, references_in
@@ -56,6 +57,7 @@ def retry_job(session: Session, settings: Settings, *, job_id: str, project_id: 
         hardware=job.hardware,
         timeout_seconds=None if job.deadline_at is None else job.deadline_at - job.created_at,
         retry_of=job.id,
+        keep_seconds=keep_seconds(settings.retention_days, job.keep_seconds),
     )
 
 

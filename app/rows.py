@@ -38,6 +38,6 @@ def find_job(session: Session, *, job_id: str, project_id: str, lock: bool = Fal
 
     Raises ApiProblem `job.not_found`.
     """
-    found = select(Job).where(Job.id == job_id, Job.project_id == project_id)
+    found = select(Job).where(Job.id == job_id, Job.project_id == project_id, Job.deleted_at.is_(None))
     found = found.with_for_update().execution_options(populate_existing=True) if lock else found
     return find_row(session, found, job_id, noun="job")

@@ -77,7 +77,18 @@ class JobCreate(RepairSpec):
         None, gt=0, le=30 * 24 * 3600, description="The job fails when it is not done by then, waiting included."
     )
 
+    keep_days: float | None = Field(
+        None,
+        gt=0,
+        le=36_500,
+        description="Deleted so many days after its end, or earlier where the service keeps jobs for less; see "
+        "`expires_at`.",
+    )
     webhook: JobWebhook | None = None
+
+    def keep_seconds(self) -> float | None:
+        """`keep_days`, in seconds."""
+        return None if self.keep_days is None else self.keep_days * 24 * 3600
 
     def repair_spec(self) -> dict[str, Any]:
         """The part the engine understands, as JSON data."""
@@ -312,6 +323,7 @@ class JobRead(Read):
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
+    expires_at: Time | None = Field(description="When a job that is done is deleted with its files; null for never.")
     updated_at: Time
 
 

@@ -89,7 +89,11 @@ def connect_main_process(celery: Celery, settings: Settings, worker: Worker) -> 
     sweeps = threading.Thread(
         target=sweep_until,
         args=(stopped, sessions, partial(ring, celery)),
-        kwargs={"store": open_store(settings.store_url), "worker": worker},
+        kwargs={
+            "store": open_store(settings.store_url),
+            "worker": worker,
+            "retention_days": settings.retention_days,
+        },
         name="sweeps",
         daemon=True,
     )

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared.checkpoints import free_checkpoints
 from app.shared.datasets import settle_datasets
+from app.shared.deletion import expire_jobs, purge_jobs, schedule_expiry
+from app.shared.forgetting import forget_deleted
 from app.shared.idempotency import forget_old_answers
 from app.shared.metrics import JOBS_REAPED
 from app.shared.models import settle_forgotten_models
@@ -36,12 +38,23 @@ def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str
         settle_forgotten_models(session)
         forget_old_deliveries(session)
         settle_datasets(session)
+        expire_jobs(session)
         if queued_without_ring(session):
             add_ring(session)
     with sessions() as session:
         relay_outbox(session, ring)
         session.commit()
     return reaped
+
+
+def sweep_old(sessions: sessionmaker[Session], store: ObjectStore, retention_days: float) -> None:
+    """Remove what nobody came back for, and what is left of deleted things."""
+    sweep_uploads(store, older_than_seconds=FORGOTTEN_UPLOAD_SECONDS)
+    free_expired_uploads(sessions, store)
+    with sessions.begin() as session:
+        forget_old_answers(session)
+        schedule_expiry(session, retention_days)
+    forget_deleted(sessions, store)
 
 
 def sweep_until(
@@ -51,8 +64,9 @@ def sweep_until(
     *,
     store: ObjectStore,
     worker: Worker,
+    retention_days: float,
 ) -> None:
-    """Sweep every two seconds, the store and old answers every hour. An outage is logged once, and the sweeps go on."""
+    """Sweep every two seconds, what is old every hour. An outage is logged once, and the sweeps go on."""
     healthy, swept_store_at = True, float("-inf")
     while True:
         try:
@@ -60,11 +74,9 @@ def sweep_until(
                 note_worker(session, worker)
             reaped = sweep(sessions, ring)
             free_checkpoints(sessions, store)
+            purge_jobs(sessions, store)
             if time.monotonic() - swept_store_at >= STORE_SWEEP_SECONDS:
-                sweep_uploads(store, older_than_seconds=FORGOTTEN_UPLOAD_SECONDS)
-                free_expired_uploads(sessions, store)
-                with sessions.begin() as session:
-                    forget_old_answers(session)
+                sweep_old(sessions, store, retention_days)
                 swept_store_at = time.monotonic()
         except Exception as error:  # noqa: BLE001  the border of the thread: without it, lost workers stay lost
             if healthy:

@@ -65,7 +65,8 @@ JSON_FILE = {200: {"content": {"application/json": {}}, "description": "The file
 
 def artifact_file(artifact_id: str, gateway: CurrentGateway, caller: JobsReader) -> Download:
     """The artifact a path names. Another project's is as absent as one that never was."""
-    found = select(Artifact).join(Job).where(Artifact.id == artifact_id, Job.project_id == caller.project_id)
+    of_project = (Job.project_id == caller.project_id, Job.deleted_at.is_(None))
+    found = select(Artifact).join(Job).where(Artifact.id == artifact_id, *of_project)
     with gateway.readers() as session:
         return download_of(find_row(session, found, artifact_id, noun="artifact"))
 

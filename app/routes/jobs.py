@@ -22,11 +22,12 @@ from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.quotas import require_quotas
 from app.references import check_stored, require_readable, stored_inputs
 from app.rendering import render_job, render_jobs
-from app.retries import retry_job
+from app.retries import require_customers_own, require_done, retry_job
 from app.routes.models import add_model, file_columns, usable_model
 from app.rows import find_job
 from app.schemas import AskedTime, CancelRequest, JobCreate, JobPage, JobRead, Validation
 from app.shared.datasets import INGEST
+from app.shared.deletion import keep_seconds, mark_deleted
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
 from app.shared.models import INSPECT
 from app.shared.queueing import Look
@@ -111,7 +112,10 @@ def _submit(
         max_attempts=gateway.settings.max_attempts,
         hardware=spec.hardware,
         timeout_seconds=spec.timeout_seconds,
+        keep_seconds=keep_seconds(gateway.settings.retention_days, spec.keep_seconds()),
     )
+    if MODEL_PART in kept:
+        model.job_id = job.id
     return _accepted(session, gateway, job)
 
 
@@ -142,7 +146,7 @@ def list_jobs(
     cursor: Cursor = None,
 ) -> JobPage:
     """The project's jobs, newest first. Inspections are shown with `kind=inspect` or `kind=ingest` only."""
-    rows = select(Job).where(Job.project_id == caller.project_id)
+    rows = select(Job).where(Job.project_id == caller.project_id, Job.deleted_at.is_(None))
     if kind is None:
         rows = rows.where(Job.kind.not_in((INSPECT, INGEST)))
     for column, wanted in ((Job.status, status), (Job.kind, kind), (Job.verdict, verdict), (Job.model_id, model_id)):
@@ -257,3 +261,14 @@ def retry(job_id: str, gateway: CurrentGateway, caller: JobsWriter, once: Once) 
 def _retry(gateway: Gateway, project_id: str, job_id: str, session: Session) -> Answer:
     require_quotas(session, gateway.settings, project_id, queued_jobs=1)
     return _accepted(session, gateway, retry_job(session, gateway.settings, job_id=job_id, project_id=project_id))
+
+
+@router.delete("/jobs/{job_id}", status_code=204, responses=problem_responses(404, 409))
+def remove_job(job_id: str, gateway: CurrentGateway, caller: JobsWriter) -> Response:
+    """Delete a job that is done, with its history and files, and with the model and data that only it has used."""
+    with gateway.sessions.begin() as session:
+        job = find_job(session, job_id=job_id, project_id=caller.project_id, lock=True)
+        require_done(job)
+        require_customers_own(job)
+        session.execute(mark_deleted().where(Job.id == job.id))
+    return Response(status_code=204)

@@ -17,9 +17,14 @@ CHECKPOINTS = "checkpoints"
 FREE_BATCH = 50
 
 
+def checkpoint_prefix(job_id: str) -> str:
+    """Where all that a job's attempts left for each other is."""
+    return f"{CHECKPOINTS}/{job_id}"
+
+
 def new_checkpoint_key(claim: Claim) -> str:
     """A key nobody has used: a worker that lost its lease may still be writing to its own."""
-    return f"{CHECKPOINTS}/{claim.job_id}/{claim.attempt}-{ULID()}"
+    return f"{checkpoint_prefix(claim.job_id)}/{claim.attempt}-{ULID()}"
 
 
 def record_checkpoint(session: Session, claim: Claim, key: str) -> str | None:
@@ -42,7 +47,7 @@ def free_checkpoints(sessions: sessionmaker[Session], store: ObjectStore) -> Non
         ended = select(Job.id).where(Job.checkpoint_key > "", Job.status.in_(DONE)).limit(FREE_BATCH)
         job_ids = session.scalars(ended).all()
     for job_id in job_ids:
-        for page in obstore.list(store, f"{CHECKPOINTS}/{job_id}"):
+        for page in obstore.list(store, checkpoint_prefix(job_id)):
             for item in page:
                 storage.delete(store, item["path"])
         with sessions.begin() as session:

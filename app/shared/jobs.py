@@ -51,7 +51,11 @@ TRANSITIONS = {
     "cancelled": Transition(HELD, "cancelled", "job.cancelled"),
     "give_back": Transition(("running",), "queued", "job.requeued"),
 }
-RUN_IS_OVER: dict[str, Any] = {"lease_until": None, "finished_at": db_now()}
+RUN_IS_OVER: dict[str, Any] = {
+    "lease_until": None,
+    "finished_at": db_now(),
+    "expires_at": db_now() + Job.keep_seconds,  # NULL without a number
+}
 AS_BEFORE_THE_RUN: dict[str, Any] = {
     "owner": None,
     "lease_until": None,
@@ -118,10 +122,11 @@ def submit_job(
     hardware: str = "auto",
     timeout_seconds: float | None = None,
     retry_of: str | None = None,
+    keep_seconds: float | None = None,
 ) -> Job:
     """Create a queued job with its input rows, its first event and the ring that will wake a worker.
 
-    `timeout_seconds` is for the whole job, from now; `hardware` as in `workers.queue_for`.
+    `timeout_seconds` is for the whole job, from now; `hardware` as in `workers.queue_for`; `keep_seconds` from its end.
     """
     job = Job(
         id=new_id("job"),
@@ -139,6 +144,7 @@ def submit_job(
         queue=queue_for(session, hardware),
         deadline_at=None if timeout_seconds is None else db_now() + timeout_seconds,
         retry_of=retry_of,
+        keep_seconds=keep_seconds,
     )
     session.add(job)
     session.flush()

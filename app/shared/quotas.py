@@ -84,7 +84,7 @@ def _webhook_endpoints(project_id: str) -> Select[Any]:
 def _stored_bytes(project_id: str) -> Select[Any]:
     """Equal contents of a project are one object in the store, and counted once."""
     completed = (Upload.project_id == project_id, Upload.deleted_at.is_(None))
-    of_jobs = Job.project_id == project_id
+    of_jobs = (Job.project_id == project_id) & Job.deleted_at.is_(None)
     objects = union(
         _objects(Model, Model.project_id == project_id, Model.deleted_at.is_(None)),
         _objects(Dataset, Dataset.project_id == project_id, Dataset.deleted_at.is_(None)),

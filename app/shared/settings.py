@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="The port there.")
     lease_seconds: float = Field(gt=0, description="A silent worker loses its job after this; renewed every third.")
     max_attempts: int = Field(3, ge=1, description="How often a job is tried when workers are lost.")
+    retention_days: float = Field(90, ge=0, description="How long jobs are kept once they are done; 0 for ever.")
     drain_seconds: float = Field(0, ge=0, description="A gateway told to stop answers on, unready, for so long.")
     one_shot_body_bytes: int = Field(512 * MIB, gt=0, description="The largest body of one request.")
     spec_bytes: int = Field(256 * 1024, gt=0, description="The largest spec of a job.")

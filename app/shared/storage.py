@@ -60,9 +60,14 @@ def open_store(url: str, *, patient: bool = True) -> ObjectStore:
     raise ValueError(f"store URL {url!r}: only file:///directory and s3://bucket are supported")
 
 
+def artifact_prefix(job_id: str) -> str:
+    """Where all files that a job leaves are."""
+    return f"jobs/{job_id}"
+
+
 def artifact_key(job_id: str, attempt: int, name: str) -> str:
     """Where an attempt's file goes: apart from every other attempt's, since a store has no fence."""
-    return f"jobs/{job_id}/attempt-{attempt}/{name}"
+    return f"{artifact_prefix(job_id)}/attempt-{attempt}/{name}"
 
 
 def blob_key(sha256: str) -> str:

@@ -59,6 +59,8 @@ class Model(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     storage_key: Mapped[str] = mapped_column(String(1024))
+    # The job it was sent with, and goes with when no other uses it; None for one that was registered.
+    job_id: Mapped[str | None] = mapped_column(String(40))
     state: Mapped[str] = mapped_column(String(40), default="inspecting", server_default="inspecting")
     facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
     # Hundreds of rows for a large model: only read where they are shown.
@@ -82,6 +84,7 @@ class Job(Base):
         Index(None, "project_id", "created_at"),
         Index(None, "project_id", "cache_key"),
         Index(None, "expires_at"),
+        Index(None, "deleted_at"),
         Index(None, "status", "lease_until"),
     )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -118,8 +121,12 @@ class Job(Base):
     queue: Mapped[str] = mapped_column(String(40), default="cpu", server_default="cpu")
     # Past it the job is failed by the service, whatever it does then.
     deadline_at: Mapped[float | None] = mapped_column(Double)
+    # How long it is kept once it is done; None: the sweep decides that, if anything is to be deleted by itself at all.
+    keep_seconds: Mapped[float | None] = mapped_column(Double)
     # When a job that is done is deleted with its bytes.
     expires_at: Mapped[float | None] = mapped_column(Double)
+    # Hides it; a sweep removes its bytes, and then the row.
+    deleted_at: Mapped[float | None] = mapped_column(Double)
     retry_of: Mapped[str | None] = mapped_column(String(40))
     # sha256 over model, data, spec, seed and version: equal keys, equal results.
     cache_key: Mapped[str | None] = mapped_column(String(64))

@@ -36,6 +36,7 @@ LOOSENED = (("jobs", "model_id", 40, 40, True), ("job_inputs", "name", 200, 2048
 ADDED_INDEXES = (
     ("jobs", "project_id", "cache_key"),
     ("jobs", "expires_at"),
+    ("jobs", "deleted_at"),
     ("jobs", "kind", "queue", "status", "finished_at"),
     ("jobs", "checkpoint_key"),
 )
@@ -46,11 +47,14 @@ def added() -> dict[str, tuple[sa.Column, ...]]:
     return {
         "projects": (sa.Column("quotas", JSON, nullable=False, server_default="{}"),),
         "api_keys": tuple(sa.Column(name, sa.Double()) for name in ("expires_at", "revoked_at", "last_used_at")),
+        "models": (sa.Column("job_id", sa.String(40)),),
         "jobs": (
             sa.Column("hardware", sa.String(40), nullable=False, server_default="auto"),
             sa.Column("queue", sa.String(40), nullable=False, server_default="cpu"),
             sa.Column("deadline_at", sa.Double()),
+            sa.Column("keep_seconds", sa.Double()),
             sa.Column("expires_at", sa.Double()),
+            sa.Column("deleted_at", sa.Double()),
             sa.Column("retry_of", sa.String(40)),
             sa.Column("cache_key", sa.String(64)),
             sa.Column("checkpoint_key", sa.String(1024)),

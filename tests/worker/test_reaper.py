@@ -83,7 +83,7 @@ def test_the_sweeps_go_on_after_an_outage(service, monkeypatch):
     old.touch()
     os.utime(old, (1.0, 1.0))
 
-    sweep_until(stopped, service.bench.sessions, ring, store=service.bench.store, worker=WORKER)
+    sweep_until(stopped, service.bench.sessions, ring, store=service.bench.store, worker=WORKER, retention_days=90)
     assert service.job(job_id).status == "queued"
     assert not old.exists()
     assert unsent(service) == 0
