@@ -96,6 +96,16 @@ def stored_inputs(session: Session, spec: JobCreate, *, project_id: str, also: S
     return [JobInput(name=name, **content_columns(row)) for name, row in found if row.storage_key is not None]
 
 
+def stored_digests(session: Session, spec: JobCreate, *, project_id: str) -> dict[str, str]:
+    """What is behind the uploads and datasets of a spec: the sha256 of the file, or the name of a builtin one."""
+    found = {}
+    for field, reference in parse_references(spec).items():
+        if reference.kind in FINDERS:
+            row = FINDERS[reference.kind](session, field, reference.target, project_id)
+            found[reference.target] = row.sha256 or row.reference
+    return found
+
+
 def content_columns(row: Any) -> dict[str, Any]:
     """What a completed upload or a ready dataset says of its content."""
     return {name: getattr(row, name) for name in ("filename", "sha256", "size_bytes", "storage_key")}

@@ -24,6 +24,7 @@ from archrepair_core.spec import GateExpression, RepairSpec
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+MAX_METADATA_PAIRS = 16
 InputShape: Any = Field(description="Of one input, without the batch: what the blocks were found with.")
 InputShapeSource: Any = Field(description="given with the upload, written in the file, guessed, or a job's data.")
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -69,7 +70,9 @@ class JobCreate(RepairSpec):
     """A repair, and what belongs to the job around it."""
 
     model_id: str | None = Field(None, max_length=40, description="A registered model, in place of a `model` part.")
-    metadata: dict[MetadataKey, MetadataValue] = Field({}, max_length=16, description="Yours to find the job by.")
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        {}, max_length=MAX_METADATA_PAIRS, description="Yours to find the job by: `GET /jobs?metadata[KEY]=VALUE`."
+    )
     hardware: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="What it must run on; auto takes a GPU where a worker has one, and waits for none."
     )
@@ -83,6 +86,11 @@ class JobCreate(RepairSpec):
         le=36_500,
         description="Deleted so many days after its end, or earlier where the service keeps jobs for less; see "
         "`expires_at`.",
+    )
+    cache: Literal["prefer"] | None = Field(
+        None,
+        description="prefer: when the same was run before (model, data, spec, seed, hardware and version) and has "
+        "succeeded, the answer is that job, with 200, and nothing is run.",
     )
     webhook: JobWebhook | None = None
 
@@ -188,7 +196,9 @@ class DatasetFields(Asked):
     name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = (
         Field(None, description="For people; without it, the name of the file.")
     )
-    metadata: dict[MetadataKey, MetadataValue] = Field({}, max_length=16, description="Yours to find it by.")
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        {}, max_length=MAX_METADATA_PAIRS, description="Yours to find it by."
+    )
 
 
 class DatasetCreate(DatasetFields):

@@ -15,21 +15,21 @@ from app.auth import JobsReader, JobsWriter
 from app.deps import IDENTIFIER, CurrentGateway, Gateway
 from app.egress import require_callable
 from app.errors import ApiProblem, problem_responses
+from app.filters import METADATA_PARAMETER, AskedJobs
 from app.idempotency import Answer, Once, answer_once, was_answered
 from app.limits import read_small_body
 from app.openapi import CANCEL_BODY, SUBMIT_BODY
-from app.pages import Cursor, Filter, Limit, cut, page_of
+from app.pages import Cursor, Limit, cut, page_of
 from app.quotas import require_quotas
-from app.references import check_stored, require_readable, stored_inputs
+from app.references import check_stored, require_readable, stored_digests, stored_inputs
 from app.rendering import render_job, render_jobs
 from app.retries import require_customers_own, require_done, retry_job
 from app.routes.models import add_model, file_columns, usable_model
 from app.rows import find_job
-from app.schemas import AskedTime, CancelRequest, JobCreate, JobPage, JobRead, Validation
-from app.shared.datasets import INGEST
+from app.schemas import CancelRequest, JobCreate, JobPage, JobRead, Validation
+from app.shared.cache import cache_key, find_cached
 from app.shared.deletion import keep_seconds, mark_deleted
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job
-from app.shared.models import INSPECT
 from app.shared.queueing import Look
 from app.shared.references import UPLOAD
 from app.shared.tables import Job, JobInput
@@ -48,7 +48,9 @@ from app.waiting import RETRY_AFTER_SECONDS, wait_for
 
 router = APIRouter(tags=["jobs"], responses=problem_responses(401, 403, 422, 429, 500, 503))
 # What a poll asks first: whether there is anything new.
-VERSION = select(Job.version).where(Job.id == bindparam("job_id"), Job.project_id == bindparam("project_id"))
+VERSION = select(Job.version).where(
+    Job.id == bindparam("job_id"), Job.project_id == bindparam("project_id"), Job.deleted_at.is_(None)
+)
 
 
 @router.post(
@@ -56,7 +58,10 @@ VERSION = select(Job.version).where(Job.id == bindparam("job_id"), Job.project_i
     status_code=202,
     response_model=JobRead,
     responses={
-        200: {"model": Validation, "description": "With validate_only: the spec is valid"},
+        200: {
+            "model": JobRead | Validation,
+            "description": "With `cache`: the earlier job. With validate_only: the spec is valid",
+        },
         **problem_responses(409, 413, 415),
     },
     openapi_extra={"requestBody": SUBMIT_BODY},
@@ -81,7 +86,7 @@ async def create_job(
     async with receive_files(parts, spec, gateway.store) as received:
         submit = partial(_submit, gateway, caller.project_id, spec, received)
         answer = await run_in_threadpool(answer_once, gateway, once, spec, submit, files=digests(received))
-        if answer.replayed:
+        if answer.replayed or answer.status != 202:
             await run_in_threadpool(forget_files, received, gateway.store)
     gateway.relay.wake()
     return answer.response()
@@ -90,6 +95,9 @@ async def create_job(
 def _submit(
     gateway: Gateway, project_id: str, spec: JobCreate, files: dict[str, ReceivedFile], session: Session
 ) -> Answer:
+    if spec.cache is not None and (cached := _cached(session, spec, digests(files), project_id=project_id)):
+        shown = render_job(session, cached)
+        return Answer(200, shown.model_dump(mode="json"), {"Location": shown.links["self"]})
     taken = {"queued_jobs": 1, "models": int(MODEL_PART in files), "stored_bytes": total_bytes(files)}
     require_quotas(session, gateway.settings, project_id, **taken)
     sha256s = [file.stored.sha256 for file in files.values()]
@@ -119,6 +127,18 @@ def _submit(
     return _accepted(session, gateway, job)
 
 
+def _cached(session: Session, spec: JobCreate, files: dict[str, str], *, project_id: str) -> Job | None:
+    """The job that has done all of this before. `files` are the sha256s of the parts of the request."""
+    model_sha256 = files.get(MODEL_PART)
+    if spec.model_id is not None:
+        model_sha256 = usable_model(session, model_id=spec.model_id, project_id=project_id).sha256
+    assert model_sha256 is not None, "a submission has a model"
+    contents = {f"{UPLOAD}{name}": sha256 for name, sha256 in files.items()}
+    contents |= stored_digests(session, spec, project_id=project_id)
+    key = cache_key(spec.repair_spec(), model_sha256=model_sha256, digests=contents, hardware=spec.hardware)
+    return find_cached(session, project_id, key) if key is not None else None
+
+
 def _accepted(session: Session, gateway: Gateway, job: Job) -> Answer:
     shown = render_job(session, job, gateway.looks.current())
     headers = {"Location": shown.links["self"], "Retry-After": str(RETRY_AFTER_SECONDS)}
@@ -132,28 +152,12 @@ def _check_stored(gateway: Gateway, spec: JobCreate, *, project_id: str) -> None
         check_stored(session, spec, project_id=project_id)
 
 
-@router.get("/jobs", response_model=JobPage)
+@router.get("/jobs", response_model=JobPage, openapi_extra=METADATA_PARAMETER)
 def list_jobs(
-    gateway: CurrentGateway,
-    caller: JobsReader,
-    *,
-    status: Filter = None,
-    kind: Filter = None,
-    verdict: Filter = None,
-    model_id: Filter = None,
-    created_after: AskedTime | None = None,
-    limit: Limit = 20,
-    cursor: Cursor = None,
+    gateway: CurrentGateway, caller: JobsReader, asked: AskedJobs, *, limit: Limit = 20, cursor: Cursor = None
 ) -> JobPage:
     """The project's jobs, newest first. Inspections are shown with `kind=inspect` or `kind=ingest` only."""
-    rows = select(Job).where(Job.project_id == caller.project_id, Job.deleted_at.is_(None))
-    if kind is None:
-        rows = rows.where(Job.kind.not_in((INSPECT, INGEST)))
-    for column, wanted in ((Job.status, status), (Job.kind, kind), (Job.verdict, verdict), (Job.model_id, model_id)):
-        if wanted is not None:
-            rows = rows.where(column == wanted)
-    if created_after is not None:
-        rows = rows.where(Job.created_at > created_after.timestamp())
+    rows = select(Job).where(Job.project_id == caller.project_id, Job.deleted_at.is_(None), *asked)
     page = page_of(rows, Job, limit=limit, cursor=cursor)
     with gateway.readers() as session:
         jobs, next_cursor = cut(session.scalars(page).all(), limit)

@@ -16,7 +16,7 @@ from app.shared.checkpoints import checkpoint_prefix
 from app.shared.db import db_now
 from app.shared.jobs import DONE, INSPECT
 from app.shared.models import delete_model, free_content, lock_contents
-from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, Model, WebhookDelivery
+from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, JobLabel, Model, WebhookDelivery
 from app.shared.webhooks import PENDING
 
 DAY_SECONDS = 24 * 3600.0
@@ -76,7 +76,7 @@ def _purge_rows(session: Session, store: ObjectStore, job_id: str) -> None:
     model = session.scalar(select(Model).where(Model.id == of_job).with_for_update())
     if session.scalar(select(Job.id).where(Job.id == job_id).with_for_update()) is None:
         return  # another worker was faster
-    for table in (Artifact, Attempt, JobEvent, JobInput):
+    for table in (Artifact, Attempt, JobEvent, JobInput, JobLabel):
         session.execute(delete(table).where(table.job_id == job_id))
     # What is still to be sent is sent; the log of an endpoint is the endpoint's.
     told = (WebhookDelivery.job_id == job_id, WebhookDelivery.endpoint_id.is_(None), WebhookDelivery.state != PENDING)

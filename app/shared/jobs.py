@@ -13,9 +13,11 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from app.shared.cache import key_of_job
 from app.shared.causes import cause_of, retries_of
 from app.shared.db import db_now
 from app.shared.ids import new_id
+from app.shared.labels import add_labels
 from app.shared.outbox import add_ring
 from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput
 from app.shared.telemetry import current_traceparent
@@ -151,6 +153,7 @@ def submit_job(
     for job_input in inputs:
         job_input.job_id = job.id
         session.add(job_input)
+    add_labels(session, job, job.labels)
     _record(session, job.id, "job.created", {"status": "queued"})
     announce_job(session, job.id, "job.created")
     add_ring(session)
@@ -228,6 +231,7 @@ def finish_job(
         verdict=verdict,
         error=error,
         phases=closed(before.phases, before.now),
+        cache_key=key_of_job(session, claim.job_id) if status == "succeeded" else None,
         **RUN_IS_OVER,
     )
     if row is None:

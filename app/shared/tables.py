@@ -82,6 +82,11 @@ class Job(Base):
         Index(None, "kind", "queue", "status", "finished_at"),
         Index(None, "checkpoint_key"),
         Index(None, "project_id", "created_at"),
+        # Pages of a filtered list, newest first.
+        Index(None, "project_id", "status", "created_at"),
+        Index(None, "project_id", "kind", "created_at"),
+        Index(None, "project_id", "verdict", "created_at"),
+        Index(None, "project_id", "model_id", "created_at"),
         Index(None, "project_id", "cache_key"),
         Index(None, "expires_at"),
         Index(None, "deleted_at"),
@@ -149,6 +154,16 @@ class JobInput(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     storage_key: Mapped[str] = mapped_column(String(1024))
+
+
+class JobLabel(Base):
+    """A pair of a job's metadata, see `app.shared.labels`."""
+
+    __tablename__ = "job_labels"
+    __table_args__ = (Index(None, "project_id", "digest", "job_id"),)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[str] = mapped_column(String(40))
 
 
 class Attempt(Base):

@@ -3,6 +3,7 @@
 Only adds, with defaults by the server: the code before it goes on writing while this one comes up.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 
@@ -15,8 +16,10 @@ branch_labels = None
 depends_on = None
 
 JSON = sa.JSON(none_as_null=True)
+ROWS_AT_ONCE = 1000
 # Children first: the order in which they can be dropped.
 TABLES = (
+    "job_labels",
     "webhook_deliveries",
     "webhook_endpoints",
     "datasets",
@@ -35,6 +38,10 @@ KEYS = sa.table("api_keys", sa.column("id", sa.String), sa.column("scopes", sa.J
 LOOSENED = (("jobs", "model_id", 40, 40, True), ("job_inputs", "name", 200, 2048, False))
 ADDED_INDEXES = (
     ("jobs", "project_id", "cache_key"),
+    ("jobs", "project_id", "status", "created_at"),
+    ("jobs", "project_id", "kind", "created_at"),
+    ("jobs", "project_id", "verdict", "created_at"),
+    ("jobs", "project_id", "model_id", "created_at"),
     ("jobs", "expires_at"),
     ("jobs", "deleted_at"),
     ("jobs", "kind", "queue", "status", "finished_at"),
@@ -75,6 +82,7 @@ def upgrade() -> None:
     claimed_by = ["status", "project_id", "queue", "priority", "created_at", "id", "kind", "deadline_at"]
     op.create_index("ix_jobs_claim", "jobs", claimed_by)
     op.drop_index("ix_jobs_status_priority_created_at", "jobs")
+    create_job_labels()
     create_workers()
     create_idempotency_keys()
     create_uploads()
@@ -156,6 +164,34 @@ def reference(table: str, column: str, target: str) -> sa.ForeignKeyConstraint:
 
 def create_index(table: str, *columns: str) -> None:
     op.create_index(f"ix_{table}_{'_'.join(columns)}", table, list(columns))
+
+
+def create_job_labels() -> None:
+    """With the labels of the jobs there are: digests of the pairs of their metadata."""
+    op.create_table(
+        "job_labels",
+        text("job_id", 40),
+        text("digest", 64),
+        text("project_id", 40),
+        reference("job_labels", "job_id", "jobs"),
+        sa.PrimaryKeyConstraint("job_id", "digest", name="pk_job_labels"),
+    )
+    create_index("job_labels", "project_id", "digest", "job_id")
+    connection = op.get_bind()
+    labels = sa.table("job_labels", sa.column("job_id"), sa.column("digest"), sa.column("project_id"))
+    jobs = sa.table("jobs", sa.column("id"), sa.column("project_id"), sa.column("metadata", sa.JSON))
+    for rows in connection.execute(sa.select(jobs)).partitions(ROWS_AT_ONCE):
+        found = [
+            {"job_id": row.id, "digest": digest_of(pair), "project_id": row.project_id}
+            for row in rows
+            for pair in row.metadata.items()
+        ]
+        if found:
+            connection.execute(labels.insert(), found)
+
+
+def digest_of(pair: tuple[str, str]) -> str:
+    return hashlib.sha256(json.dumps(list(pair)).encode()).hexdigest()
 
 
 def create_workers() -> None:

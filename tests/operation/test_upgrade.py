@@ -11,7 +11,9 @@ from alembic import command
 from sqlalchemy import Engine, MetaData, Table, func, insert, select, update
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from app.shared.db import make_engine, migration_config, upgrade_schema
+from app.shared.db import make_engine, make_sessions, migration_config, upgrade_schema
+from app.shared.labels import has_label
+from app.shared.tables import Job
 from tests.servers import Stack
 
 BEFORE = "0002"
@@ -78,6 +80,22 @@ def test_code_of_the_version_before_writes_and_reads_the_new_schema(url, engine)
             assert len(connection.execute(select(table)).first() or ()) == len(table.columns)
         jobs = tables["jobs"]
         connection.execute(update(jobs).values(status="succeeded", version=jobs.c.version + 1))
+
+
+def test_jobs_that_are_there_are_found_by_their_metadata(url, engine):
+    tables = tables_of_the_old_code(engine)
+    pairs = {"git_sha": "8c1f2e0", "nul \x00 and ü": "1"}
+    with engine.begin() as connection:
+        for number in (1, 2):
+            for name in ("projects", "models", "jobs"):
+                connection.execute(insert(tables[name]).values(row_of(tables[name], number)))
+        jobs = tables["jobs"]
+        connection.execute(update(jobs).where(jobs.c.id == "jobs-1").values(metadata=pairs))
+    upgrade_schema(url)
+    with make_sessions(engine)() as session:
+        for key, value in pairs.items():
+            assert session.scalars(select(Job.id).where(has_label("projects-1", key, value))).all() == ["jobs-1"]
+            assert session.scalars(select(Job.id).where(has_label("projects-2", key, value))).all() == []
 
 
 def test_what_is_written_during_the_migration_is_there_after_it(url, engine):

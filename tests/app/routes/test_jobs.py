@@ -144,8 +144,9 @@ def test_jobs_are_filtered(gateway, submit):
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=101", "cursor=%3F", "cursor=AAAA", "created_after=now", "status=a-b"]
-)
+    "query", ["limit=0", "limit=101", "cursor=%3F", "cursor=AAAA", "created_after=now", "created_before=1700000000",
+              "status=a-b", "verdict=good", "kind=train", "model_id=mdl_x", "model_id=job_00000000000000000000000000"]
+)  # fmt: skip
 def test_a_wrong_query_names_its_parameter(gateway, query):
     body = problem(gateway.client.get(f"/v1/jobs?{query}"))
     assert (body["status"], body["code"]) == (422, "request.invalid")
