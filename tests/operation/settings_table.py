@@ -26,7 +26,7 @@ IN_WORDS = {
     "store_url": "embedded: a directory there",
     "data_bytes": "the machine's memory",
 }
-UNITS = (("_bytes", "bytes"), ("_seconds", "s"))
+UNITS = (("_bytes", "bytes"), ("_seconds", "s"), ("_days", "days"))
 SIZES = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
 
 
