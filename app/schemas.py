@@ -529,7 +529,9 @@ class WebhookEndpointSecret(WebhookEndpointRead):
 
 class WebhookSigningSecret(Read):
     object: Literal["webhook_signing_secret"] = "webhook_signing_secret"
-    secret: str = Field(description="What the webhooks of single jobs of your project are signed with.")
+    secret: str | None = Field(
+        description="What the webhooks of your single jobs are signed with; null when a rotation is answered again."
+    )
 
 
 class WebhookAttempt(Read):

@@ -30,8 +30,16 @@ from app.schemas import (
 )
 from app.shared.db import db_now
 from app.shared.ids import new_id
+from app.shared.quotas import lock_project
 from app.shared.tables import WebhookDelivery, WebhookEndpoint
-from app.shared.webhooks import close_endpoint, redeliver, send_test, signing_secret
+from app.shared.webhooks import (
+    close_endpoint,
+    redeliver,
+    rotate_secret_of_single_jobs,
+    secret_of_single_jobs,
+    send_test,
+    signing_secret,
+)
 
 router = APIRouter(tags=["webhooks"], responses=problem_responses(401, 403, 422, 429, 500, 503))
 
@@ -86,7 +94,24 @@ def list_endpoints(
 @router.post("/webhook-endpoints/job-secret", response_model=WebhookSigningSecret)
 def show_job_secret(gateway: CurrentGateway, caller: WebhooksWriter) -> WebhookSigningSecret:
     """The secret with which the webhooks of single jobs (`webhook` in a spec) are signed: one for your project."""
-    return WebhookSigningSecret(secret=signing_secret(gateway.service_secret, caller.project_id))
+    with gateway.readers() as session:
+        secret = secret_of_single_jobs(session, gateway.service_secret, caller.project_id)
+    return WebhookSigningSecret(secret=secret)
+
+
+@router.post(
+    "/webhook-endpoints/job-secret/rotate", response_model=WebhookSigningSecret, responses=problem_responses(409)
+)
+def rotate_job_secret(gateway: CurrentGateway, caller: WebhooksWriter, once: Once) -> Response:
+    """A new secret for the webhooks of single jobs. For a day every message carries a signature by the old one too."""
+    return answer_once(gateway, once, None, partial(_rotate_of_jobs, gateway, caller.project_id)).response()
+
+
+def _rotate_of_jobs(gateway: Gateway, project_id: str, session: Session) -> Answer:
+    lock_project(session, project_id)
+    rotate_secret_of_single_jobs(session, project_id)
+    shown = WebhookSigningSecret(secret=secret_of_single_jobs(session, gateway.service_secret, project_id))
+    return Answer(200, shown.model_dump(mode="json"), secrets=("secret",))
 
 
 @router.get("/webhook-endpoints/{endpoint_id}", response_model=WebhookEndpointRead, responses=problem_responses(404))

@@ -44,6 +44,9 @@ MAX_PAYLOAD_BYTES = 20_000
 # Who asks again and again does not make a row grow without end.
 MAX_ATTEMPTS_SHOWN = 50
 GONE = 410
+# Of the row that stands for the webhooks of a project's single jobs: their secret rotates like that of an endpoint. It
+# is made by the first rotation, deleted from the start, and is only ever asked for its version.
+NO_URL = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,29 @@ def signing_secret(service_secret: bytes, owner: str, version: int = 1) -> str:
     """`whsec_…` of an endpoint, or of a project for the webhooks of its jobs."""
     derived = hmac.digest(service_secret, f"webhook:{owner}:{version}".encode(), hashlib.sha256)
     return f"whsec_{base64.b64encode(derived).decode()}"
+
+
+def secret_of_single_jobs(session: Session, service_secret: bytes, project_id: str) -> str:
+    """What the webhooks of a project's single jobs are signed with now."""
+    row = _of_single_jobs(session, project_id)
+    return signing_secret(service_secret, project_id, row.secret_version if row is not None else 1)
+
+
+def rotate_secret_of_single_jobs(session: Session, project_id: str) -> None:
+    """Sign them with another from now on, and for a day with the one before too. The project must be locked."""
+    row, now = _of_single_jobs(session, project_id), session.scalars(select(db_now())).one()
+    if row is None:
+        row = WebhookEndpoint(id=new_id("whk"), project_id=project_id, url=NO_URL, events=[], secret_version=1,
+                              enabled=False, deleted_at=now)  # fmt: skip
+        session.add(row)
+    row.secret_version += 1
+    row.rotated_at = now
+    session.flush()
+
+
+def _of_single_jobs(session: Session, project_id: str) -> WebhookEndpoint | None:
+    rows = select(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id, WebhookEndpoint.url == NO_URL)
+    return session.scalar(rows)
 
 
 def signed_headers(delivery: Delivery) -> dict[str, str]:
@@ -167,7 +193,9 @@ def _taken(session: Session, row: WebhookDelivery, service_secret: bytes, now: f
     if endpoint is not None:
         row.url = endpoint.url  # it may have moved since
     row.next_attempt_at = now + TAKEN_SECONDS
-    secrets = _secrets(endpoint, row.project_id, service_secret, now)
+    signed_by = endpoint or _of_single_jobs(session, row.project_id)
+    owner = endpoint.id if endpoint is not None else row.project_id
+    secrets = _secrets(signed_by, service_secret, owner=owner, now=now)
     return Delivery(row.id, row.project_id, row.url, _body(row.payload), secrets, row.next_attempt_at)
 
 
@@ -271,13 +299,12 @@ def _body(payload: Mapping[str, Any]) -> bytes:
     return json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _secrets(endpoint: WebhookEndpoint | None, project_id: str, service_secret: bytes, now: float) -> tuple[str, ...]:
-    if endpoint is None:
-        return (signing_secret(service_secret, project_id),)
-    versions = [endpoint.secret_version]
-    if endpoint.rotated_at is not None and now - endpoint.rotated_at < OLD_SECRET_SECONDS:
-        versions.append(endpoint.secret_version - 1)
-    return tuple(signing_secret(service_secret, endpoint.id, version) for version in versions)
+def _secrets(row: WebhookEndpoint | None, service_secret: bytes, *, owner: str, now: float) -> tuple[str, ...]:
+    """The secret of the version in `row`, without one the first, and for a day after a rotation the one before."""
+    versions = [row.secret_version if row is not None else 1]
+    if row is not None and row.rotated_at is not None and now - row.rotated_at < OLD_SECRET_SECONDS:
+        versions.append(row.secret_version - 1)
+    return tuple(signing_secret(service_secret, owner, version) for version in versions)
 
 
 def _has_taken_nothing(session: Session, endpoint: WebhookEndpoint, now: float) -> bool:

@@ -27,6 +27,8 @@ from app.shared.webhooks import (
     forget_old_deliveries,
     record_attempt,
     redeliver,
+    rotate_secret_of_single_jobs,
+    secret_of_single_jobs,
     signing_secret,
     take_due,
 )
@@ -225,6 +227,39 @@ def test_for_a_day_after_a_rotation_both_secrets_sign(service, endpoint, receive
     deliver()
     with pytest.raises(WebhookVerificationError):
         verified(receiver, 1, signing_secret(SECRET, endpoint, 1))
+
+
+def test_the_secret_of_single_jobs_rotates_with_a_day_for_the_old_one(service, receiver, deliver):
+    def secret():
+        with service.bench.sessions() as session:
+            return secret_of_single_jobs(session, SECRET, service.project_id)
+
+    def rotate():
+        with service.bench.sessions.begin() as session:
+            rotate_secret_of_single_jobs(session, service.project_id)
+
+    def tell():
+        service.submit("succeed", webhook={"url": receiver.url, "events": ["job.created"]})
+        assert deliver() == 1
+        return len(receiver.got) - 1
+
+    first = secret()
+    assert first == signing_secret(SECRET, service.project_id)
+    verified(receiver, tell(), first)
+    rotate()
+    second = secret()
+    both = tell()
+    for either in (first, second):
+        verified(receiver, both, either)
+    rotate()
+    assert len({first, second, secret()}) == 3
+    with service.bench.sessions.begin() as session:
+        session.execute(update(WebhookEndpoint).values(rotated_at=WebhookEndpoint.rotated_at - 25 * 3600))
+    last = tell()
+    verified(receiver, last, secret())
+    for old in (first, second):
+        with pytest.raises(WebhookVerificationError):
+            verified(receiver, last, old)
 
 
 def test_two_deliverers_do_not_take_the_same_and_a_dead_ones_is_taken_again(service, endpoint, receiver, deliver):

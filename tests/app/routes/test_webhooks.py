@@ -37,6 +37,20 @@ def test_a_secret_is_rotated(gateway, make):
     assert rotated.json()["rotated_at"]
 
 
+def test_the_secret_of_single_jobs_is_rotated_once_and_is_no_endpoint(gateway):
+    def shown():
+        return gateway.client.post("/v1/webhook-endpoints/job-secret").json()["secret"]
+
+    before, listed = shown(), gateway.client.get("/v1/webhook-endpoints").json()
+    path, once = "/v1/webhook-endpoints/job-secret/rotate", {"Idempotency-Key": "rotate the secret of jobs"}
+    rotated = gateway.client.post(path, headers=once).json()
+    assert (rotated["object"], rotated["secret"]) == ("webhook_signing_secret", shown())
+    assert rotated["secret"] != before
+    assert gateway.client.post(path, headers=once).json() == rotated | {"secret": None}
+    assert shown() == rotated["secret"], "sent again, it is the same rotation"
+    assert gateway.client.get("/v1/webhook-endpoints").json() == listed
+
+
 def test_an_endpoint_is_changed_and_deleted(gateway, make):
     path = make()["links"]["self"]
     changed = gateway.client.patch(path, json={"enabled": False, "events": ["job.failed"]}).json()
