@@ -196,11 +196,13 @@ def check_files(settings: Settings) -> Finding:
         return warn(f"there is no {state_dir} yet", NOT_YET)
     names = ("api-key", FILE_NAME)
     modes = {path: path.stat().st_mode & 0o777 for name in names if (path := state_dir / name).is_file()}
+    is_embedded = settings.database_url.startswith("sqlite")
+    if not modes and not is_embedded:
+        return ok(f"no secret files in {state_dir}")  # a pod's scratch, which it may share with whom it likes
     if open_files := [path for path, mode in modes.items() if mode & 0o007]:
         words = " ".join(map(str, open_files))
-        return fail(
-            f"everybody on this host may read {words}", f"chmod 600 {words}, and make new keys if others use this host."
-        )
+        hint = f"chmod 600 {words}, and make new keys if others use this host."
+        return fail(f"everybody on this host may read {words}", hint)
     if state_dir.stat().st_mode & 0o022 and not state_dir.stat().st_mode & 0o1000:
         return fail(f"others may change what is in {state_dir}", f"chmod 700 {state_dir}")
     if shared := [path for path, mode in modes.items() if mode & 0o070]:

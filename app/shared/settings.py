@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     dataset_roots: tuple[str, ...] = Field((), description="Directories of the workers, open to every project.")
     dataset_bytes: int = Field(8 * GIB, gt=0, description="The largest file that is fetched.")
     dataset_fetch_seconds: float = Field(3600, gt=0, description="How long fetching one may take.")
-    log_level: str = Field("INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`.")
+    log_level: str = Field(
+        "INFO", pattern=r"^(?i:debug|info|warning|error)$", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`."
+    )
     metrics_token: str | None = Field(
         None, repr=False, min_length=16, description="Who asks the gateway for /metrics must send it."
     )

@@ -285,6 +285,14 @@ def test_files_that_others_may_read_or_change_are_named(complete, look, name, mo
     assert (str(path) in found.hint) == (status != "ok")
 
 
+@pytest.mark.parametrize("stack", ["production"], indirect=True)
+def test_a_state_directory_of_production_without_secrets_may_be_anybodys(complete, look):
+    for path in complete.state_dir.iterdir():
+        path.unlink()
+    complete.state_dir.chmod(0o777)
+    assert look(complete)["files"].status == "ok"
+
+
 def test_without_workers_and_with_silent_ones_it_says_so(complete, look, sessions):
     with sessions.begin() as session:
         session.execute(update(WorkerRow).values(seen_at=WorkerRow.seen_at - 1000))

@@ -31,3 +31,13 @@ def test_production_has_a_longer_lease(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ARCHREPAIR_BROKER_URL", "redis://broker/0")
     monkeypatch.setenv("ARCHREPAIR_STORE_URL", "s3://bucket")
     assert Settings().lease_seconds == 60
+
+
+@pytest.mark.parametrize(("level", "known"), [("INFO", True), ("warning", True), ("LOUD", False)])
+def test_a_log_level_there_is_not_is_named_at_the_start(monkeypatch: pytest.MonkeyPatch, level: str, known: bool):
+    monkeypatch.setenv("ARCHREPAIR_LOG_LEVEL", level)
+    if known:
+        assert Settings().log_level == level
+        return
+    with pytest.raises(ValidationError, match="log_level"):
+        Settings()
