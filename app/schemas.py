@@ -104,7 +104,11 @@ class JobCreate(RepairSpec):
 
 
 class CancelRequest(Asked):
-    keep_best: bool = Field(False, description="Asked for, and noted; no method can hand over what it has so far yet.")
+    keep_best: bool = Field(
+        False,
+        description="A repair that is searching ends its search, measures the best it has and hands it over: the "
+        "job is cancelled, with result, verdict and files. Where there is nothing yet, as without it.",
+    )
 
 
 def _parsed(gate: str) -> str:

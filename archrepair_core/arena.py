@@ -14,6 +14,7 @@ from archrepair_core.gates import DEFAULT_GATES, parse_gate
 from archrepair_core.margins import lead_of, margins_of
 from archrepair_core.pace import Pace, estimate_settling_seconds
 from archrepair_core.prefix_cache import PrefixCache
+from archrepair_core.processes import never
 from archrepair_core.search.search import Arena
 
 # What a candidate may break is this share of what would just pass: 200 inputs tell it to half a point only
@@ -30,7 +31,14 @@ MAX_POPULATION = 5000
 MAX_GUARD = 512
 
 
-def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], pace: Pace | None = None) -> Arena:
+def make_arena(
+    case: Case,
+    work_dir: Path,
+    on_progress: Callable[[str], None],
+    pace: Pace | None = None,
+    *,
+    stopped: Callable[[], bool] = never,
+) -> Arena:
     """What every trial shares; features are computed when a trial first asks for them."""
     spec, host = case.spec.repair, case.host
     splits, logits, guard_share = _with_hard_guard(case)
@@ -60,6 +68,7 @@ def make_arena(case: Case, work_dir: Path, on_progress: Callable[[str], None], p
         checkpoints=pace.checkpoints if pace else None,
         keep_K=_keep(splits, logits),
         field_margins_M=_field_margins(case),
+        stopped=stopped,
     )
 
 

@@ -1,10 +1,17 @@
-"""What the engine process tells the worker: one JSON object per line, on a descriptor nobody else writes to."""
+"""What the engine process tells the worker: one JSON object per line, on a descriptor nobody else writes to.
+
+The worker tells it one job, and by a signal that it shall come to an end.
+"""
 
 import json
 import math
 import os
+import signal
 import sys
 from typing import Any, TextIO
+
+# Sent to it, the engine ends its search and hands over the best it has.
+FINISH_SIGNAL = signal.SIGUSR1
 
 
 class EventPipe:

@@ -6,7 +6,7 @@ all, is asked of process 0. Without `torchrun` all of this costs nothing.
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,6 +46,16 @@ def agreed(value: float) -> float:
 def clock() -> float:
     """`time.monotonic()` of process 0: whoever decides by time decides as the others do."""
     return agreed(time.monotonic())
+
+
+def never() -> bool:
+    """What nobody asked to stop."""
+    return False
+
+
+def is_over(deadline: float, stopped: Callable[[], bool]) -> bool:
+    """Whether it is past `deadline`, in `clock()` seconds, or process 0 was asked to stop."""
+    return bool(agreed(float(stopped() or time.monotonic() > deadline)))
 
 
 def share_of(items: Indices) -> tuple[slice, float]:

@@ -33,8 +33,10 @@ from archrepair_core.interface import restore_
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
 from archrepair_core.pace import Pace, set_pace
+from archrepair_core.processes import never
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
+from archrepair_core.report.schema import Completion
 from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report, write_views
 from archrepair_core.restoration import Restoration, measure_restoration, restoration_weight
 from archrepair_core.search.drawing import draw_svg
@@ -103,10 +105,15 @@ OnInspected = Callable[[Inspection], None]
 
 
 def repair_model(
-    request: RepairRequest, on_progress: OnProgress, *, on_inspected: OnInspected | None = None
+    request: RepairRequest,
+    on_progress: OnProgress,
+    *,
+    on_inspected: OnInspected | None = None,
+    stopped: Callable[[], bool] = never,
 ) -> RepairOutcome:
     """Run one job from files to files; `on_inspected` hears what the model is once its blocks are known.
 
+    Once `stopped()`, nothing more is searched: the best so far is measured and packaged as the best of all would be.
     Raises ArchRepairError with what the customer can do about it.
     """
     spec, narrator = request.spec, _Narrator(on_progress)
@@ -125,7 +132,8 @@ def repair_model(
 
     pace = set_pace(case, request.work_dir)
     narrator.begin("localizing", f"observing {len(host.blocks)} blocks on passing and failing inputs")
-    arena = make_arena(case, request.work_dir, narrator.during("localizing", pace.budget_seconds), pace)
+    on_probe = narrator.during("localizing", pace.budget_seconds)
+    arena = make_arena(case, request.work_dir, on_probe, pace, stopped=stopped)
     share = 1.0 if spec.kind == "localize" else PROBING_SHARE
     localization = localize(case, arena, until=pace.deadline - (1.0 - share) * pace.budget_seconds)
     if spec.kind == "localize":
@@ -139,12 +147,13 @@ def repair_model(
         on_progress=narrator.during("repairing", pace.budget_seconds),
     )
     trials = _search(case, localization, arena, pace.deadline)
+    completion: Completion = "partial" if arena.is_stopped else "full"
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
     evidence = gather_evidence(case, trials)
 
     narrator.begin("packaging", "writing the model and the report")
-    return _package(request, case, localization, trials, evidence, narrator=narrator, pace=pace)
+    return _package(request, case, localization, trials, evidence, narrator=narrator, pace=pace, completion=completion)
 
 
 def _reference(request: RepairRequest, host: Host, data: Data) -> nn.Module | None:
@@ -201,6 +210,7 @@ def _package(
     *,
     narrator: "_Narrator",
     pace: Pace,
+    completion: Completion,
 ) -> RepairOutcome:
     """Leave the files; a repair the gates refused is a `candidate`, never the `model`."""
     artifacts = [Artifact(name, kind) for name, kind in REPORT_FILES.items()]
@@ -225,9 +235,10 @@ def _package(
         exports=exports,
         resolved_spec=resolved,
         seconds=narrator.seconds(),
+        completion=completion,
     )
     write_views(out, report, case)
-    result = _result(evidence, exports, narrator.seconds())
+    result = _result(evidence, exports, narrator.seconds(), completion)
     return RepairOutcome(result, evidence.verdict, resolved, tuple(artifacts))
 
 
@@ -254,10 +265,13 @@ def _export(case: Case, evidence: Evidence, out_dir: Path) -> list[Export]:
     )
 
 
-def _result(evidence: Evidence, exports: list[Export], seconds: dict[str, float]) -> dict[str, Any]:
+def _result(
+    evidence: Evidence, exports: list[Export], seconds: dict[str, float], completion: Completion
+) -> dict[str, Any]:
     chosen = evidence.chosen
     return {
         "outcome": evidence.outcome,
+        "completion": completion,
         "recommended": evidence.verdict == "pass",
         "reason": evidence.reason,
         "repair": chosen.genotype.to_json() | {"name": chosen.genotype.name, "alpha": chosen.alpha} if chosen else None,

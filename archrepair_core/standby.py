@@ -6,14 +6,17 @@ reports by events and exits 0, also after an error it could name. Anything else 
 """
 
 import json
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archrepair_core.errors import ArchRepairError, EngineError
-from archrepair_core.events import EventPipe, open_event_pipe
+from archrepair_core.events import FINISH_SIGNAL, EventPipe, open_event_pipe
 from archrepair_core.sandbox.sandbox import describe_layers, enter_sandbox, parse_mode
 from archrepair_core.spec import RepairSpec
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one job, or none when stdin closes first. Without arguments there is no sandbox."""
+    stop = threading.Event()
+    signal.signal(FINISH_SIGNAL, lambda _signal, _frame: stop.set())
     events = open_event_pipe()
     if arguments and not _close_off(arguments, events):
         return 0
@@ -33,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     events.send("ready")
     line = sys.stdin.buffer.readline()
     if line:
-        run_job(json.loads(line), events)
+        run_job(json.loads(line), events, stopped=stop.is_set)
     return 0
 
 
@@ -49,8 +54,11 @@ def _close_off(arguments: Sequence[str], events: EventPipe) -> bool:
     return True
 
 
-def run_job(request: Mapping[str, Any], events: EventPipe) -> None:
-    """Do what the request's spec says; whatever happens, the last event is `result` or `error`."""
+def run_job(request: Mapping[str, Any], events: EventPipe, *, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Do what the request's spec says; whatever happens, the last event is `result` or `error`.
+
+    A repair hands over the best it has once `stopped()`.
+    """
     phase = "ingesting"
 
     def on_progress(progress: "Progress") -> None:
@@ -60,7 +68,7 @@ def run_job(request: Mapping[str, Any], events: EventPipe) -> None:
 
     kind = request["spec"].get("kind")
     try:
-        KINDS.get(kind, _repair)(request, events, on_progress)
+        KINDS.get(kind, partial(_repair, stopped=stopped))(request, events, on_progress)
     except ArchRepairError as error:
         traceback.print_exc()
         events.send("error", **error.to_problem(), phase=phase)
@@ -80,7 +88,9 @@ def problem_of_crash(error: Exception) -> dict[str, str]:
     return {"code": code, "detail": detail, "hint": hint, "category": "platform"}
 
 
-def _repair(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress") -> None:
+def _repair(
+    request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress", *, stopped: Callable[[], bool]
+) -> None:
     from archrepair_core.repair import RepairRequest, repair_model
 
     outcome = repair_model(
@@ -93,6 +103,7 @@ def _repair(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgr
         ),
         on_progress,
         on_inspected=lambda inspection: _send_model(inspection, events),
+        stopped=stopped,
     )
     events.send("resolved_spec", spec=outcome.resolved_spec)
     artifacts = [{"name": artifact.name, "kind": artifact.kind} for artifact in outcome.artifacts]

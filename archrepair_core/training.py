@@ -25,7 +25,7 @@ from archrepair_core.checkpoint import Checkpoint, Checkpoints, Saved
 from archrepair_core.features import Features, Indices
 from archrepair_core.margins import lost_margin
 from archrepair_core.precision import Precision, autocast
-from archrepair_core.processes import agreed, clock, mean_of_all, seed_of_process, sum_gradients, summed
+from archrepair_core.processes import agreed, clock, is_over, mean_of_all, never, seed_of_process, sum_gradients, summed
 from archrepair_core.spec import Repair
 from archrepair_core.training_state import TrainingState
 
@@ -65,7 +65,7 @@ class TrainingPlan:
     class. `penalty` is added to the loss of every batch; it is asked, with the batch, after the forward pass it is
     about. With `checkpoints`, a training that was interrupted goes on, and one that was finished is not repeated;
     `name` tells it from others that begin alike. `score` is what validation says of the model as it is, more is better,
-    and its standard error: training stops when it gets worse.
+    and its standard error: training stops when it gets worse. `stopped` says whether somebody wants what there is now.
     """
 
     epochs: float | None
@@ -80,6 +80,7 @@ class TrainingPlan:
     checkpoints: Checkpoints | None = None
     name: str = ""
     score: Callable[[], tuple[float, float]] | None = None
+    stopped: Callable[[], bool] = never
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def _train_once(
     with _training_mode(learner.model, learner.scope), torch.enable_grad():
         for views, items in islice(drawn, state.step, total_steps):
             diverged = state.step % LOOK_EVERY == 0 and _has_diverged(state.seen_losses())
-            if diverged or clock() > plan.deadline:
+            if diverged or is_over(plan.deadline, plan.stopped):
                 break
             optimizers[0].param_groups[0]["lr"] = rate * _warm_up(state.step / total_steps)
             state.losses.append(_learn(learner, optimizers, views, items, plan=plan))

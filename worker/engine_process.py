@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from archrepair_core.events import FINISH_SIGNAL
 from worker.engine_events import Event, parse_event
 from worker.engine_log import EngineLog
 from worker.limits import EngineLimits, rlimits
@@ -93,6 +94,11 @@ class EngineProcess:
             self._process.stdin.close()
         except BrokenPipeError:
             pass  # It is dead already; `exited` says so, and its exit code tells more than this exception.
+
+    def ask_to_finish(self) -> None:
+        """Have it end its search and hand over the best it has; whether it does, its events will say."""
+        if self._process.returncode is None:  # not reaped yet, so the pid is its own
+            os.kill(self.pid, FINISH_SIGNAL)
 
     def pump(self, timeout_seconds: float) -> list[Event]:
         """Wait at most that long for output and return the events in it. Raises ProtocolError."""

@@ -27,9 +27,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Interruption:
-    """Why we ended the engine before it was done."""
+    """Why the job was ended before it was done; `kept` is what a cancelled one handed over when it was asked to."""
 
     reason: Literal["cancelled", "overdue", "lost", "stopped"]
+    kept: Result | None = None
 
 
 Ending = Result | Failure | Interruption

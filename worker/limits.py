@@ -23,6 +23,9 @@ class EngineLimits(BaseSettings):
     max_inspection_seconds: float = Field(600, gt=0, description="Wall clock of looking at a model without data.")
     start_seconds: float = Field(120, gt=0, description="Importing torch may take this long, on a cold disk too.")
     grace_seconds: float = Field(2, ge=0, description="Between SIGTERM and SIGKILL.")
+    keep_best_seconds: float = Field(
+        300, ge=0, description="After a cancel with keep_best, to measure and pack the best so far; then it is ended."
+    )
     data_bytes: int | None = Field(
         None,
         gt=0,

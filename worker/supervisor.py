@@ -50,6 +50,7 @@ from worker.checkpoints import CheckpointKeeper, UnfitCheckpoint, unpack_checkpo
 from worker.engine_events import DatasetFound, ModelFound, NamedArtifact, Progress, Result
 from worker.engine_process import ENGINE_CRASHED, EngineProcess, ProtocolError
 from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
+from worker.finishing import Finishing
 from worker.lease import Lease, kept_lease
 from worker.limits import EngineLimits
 from worker.live_log import LiveLog
@@ -108,7 +109,8 @@ def run_next_job(bench: Workbench) -> bool:
     ):
         overdue_at = math.inf if claim.seconds_left is None else time.monotonic() + claim.seconds_left
         live_log = LiveLog(engine.log, partial(_write_log, bench, claim, log))
-        job = _Job(bench, claim, lease, engine, log, overdue_at, Timeline(), live_log)
+        finishing = Finishing(engine, claim.kind, seconds=bench.limits.keep_best_seconds)
+        job = _Job(bench, claim, lease, engine, log, overdue_at, Timeline(), live_log, finishing)
         ending, stored = _run(job)
         written = _write_ending(job, ending, stored)
         _settle_model(job)
@@ -139,6 +141,7 @@ class _Job:
     overdue_at: float
     timeline: Timeline
     live_log: LiveLog
+    finishing: Finishing
 
     @property
     def scratch(self) -> Scratch:
@@ -150,10 +153,11 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
     engine = job.engine
     try:
         request = _fetch(job)
-        ending = _run_keeping_checkpoints(job, request)
+        ending = _kept(job, _run_keeping_checkpoints(job, request))
         job.timeline.enter(STORING)
         _warm_next(job)
-        named = ending.artifacts if isinstance(ending, Result) else []
+        result = ending.kept if isinstance(ending, Interruption) else ending
+        named = result.artifacts if isinstance(result, Result) else []
         stored = [_store(job, _plain_file(job.scratch.out, item), item.kind) for item in named]
     except _Interrupted as interrupted:
         engine.kill()
@@ -163,6 +167,9 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
         engine.kill()
         # Told to stop while waiting for the store: the job goes back and runs again, it did not fail.
         ending, stored = _interruption(job) or _failure_of(error), []
+    if isinstance(ending, Failure) and job.finishing.was_asked:
+        job.log.warning("nothing was kept of a cancelled job", code=ending.problem["code"])
+        ending, stored = Interruption("cancelled"), []
     if isinstance(ending, Interruption) and ending.reason == "overdue":
         ending = Failure(deadline_exceeded(job.claim.timeout_seconds or 0.0))
     job.live_log.flush()
@@ -170,6 +177,13 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
         # The customer gets no stack traces of ours, so that they have to be here.
         job.log.error("the engine failed", code=ending.problem["code"], engine=engine.log.raw_lines(LOG_TAIL_LINES))
     return _with_log_tail(ending, engine), [*stored, *_store_log(job, ending, engine)]
+
+
+def _kept(job: _Job, ending: Ending) -> Ending:
+    """A repair that ended because it was asked to is cancelled, with what it has; one that was done anyway is done."""
+    if isinstance(ending, Result) and job.finishing.was_asked and ending.result.get("completion") == "partial":
+        return Interruption("cancelled", kept=ending)
+    return ending
 
 
 class _Interrupted(Exception):
@@ -337,6 +351,7 @@ def _watcher(job: _Job) -> Watcher:
         _persist(job, partial(_record_dataset, job, event))
 
     def hear(event: Progress) -> None:
+        job.finishing.enter(event.phase)
         job.timeline.enter(event.phase)
         rows.offer(event)
 
@@ -381,6 +396,8 @@ def _interruption(job: _Job) -> Interruption | None:
     if job.lease.state == "lost":
         return Interruption("lost")
     if job.lease.state == "cancel_requested":
+        return Interruption("cancelled")
+    if job.lease.state == "keep_best_requested" and not job.finishing.may_go_on():
         return Interruption("cancelled")
     if time.monotonic() >= job.overdue_at:
         return Interruption("overdue")
@@ -433,7 +450,7 @@ def _persist(job: _Job, action: Callable[[], T]) -> T:
             job.log.warning("trying again", error=str(error))
             if isinstance(error, StoreError):
                 STORE_ERRORS.labels(type(error).__name__).inc()
-            if job.lease.state != "held" or job.bench.stopping.wait(pause_seconds):
+            if job.lease.state in ("lost", "cancel_requested") or job.bench.stopping.wait(pause_seconds):
                 raise
     return action()
 
@@ -489,5 +506,7 @@ def _ending_columns(ending: Ending) -> dict[str, Any]:
     match ending:
         case Result():
             return {"status": "succeeded", "result": ending.result, "verdict": ending.verdict, "cause": "succeeded"}
+        case Interruption(kept=Result() as kept):
+            return {"status": "cancelled", "result": kept.result, "verdict": kept.verdict, "cause": "cancelled"}
         case _:
             return {"status": "cancelled", "cause": "cancelled"}

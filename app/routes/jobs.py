@@ -241,7 +241,10 @@ def cancel_job(
     once: Once,
     asked: Annotated[CancelRequest, Depends(read_cancel)],
 ) -> Response:
-    """Ask a job to stop. A waiting job is cancelled at once, a running one when its engine is gone."""
+    """Ask a job to stop. A waiting job is cancelled at once, a running one when its engine is gone.
+
+    With `keep_best` a repair hands over the best it has first; cancelled again without, it no longer may.
+    """
     return answer_once(gateway, once, asked, partial(_cancel, caller.project_id, job_id, asked)).response()
 
 

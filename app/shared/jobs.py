@@ -31,7 +31,7 @@ DONE = ("succeeded", "failed", "cancelled")
 # The kind of job that only looks at a model.
 INSPECT = "inspect"
 
-Lease = Literal["held", "cancel_requested", "lost"]
+Lease = Literal["held", "cancel_requested", "keep_best_requested", "lost"]
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,12 @@ def submit_job(
 def renew_lease(session: Session, claim: Claim, *, lease_seconds: float) -> Lease:
     """Heartbeat. Not a change a reader can see, so `version` stays."""
     renewed = update(Job).where(*fence(claim)).values(lease_until=db_now() + lease_seconds)
-    row = session.execute(_unsynchronized(renewed).returning(Job.cancel_requested)).one_or_none()
+    row = session.execute(_unsynchronized(renewed).returning(Job.cancel_requested, Job.keep_best)).one_or_none()
     if row is None:
         return "lost"
-    return "cancel_requested" if row.cancel_requested else "held"
+    if not row.cancel_requested:
+        return "held"
+    return "keep_best_requested" if row.keep_best else "cancel_requested"
 
 
 def record_progress(session: Session, claim: Claim, *, phase: str, progress: dict[str, Any]) -> bool:
@@ -274,13 +276,19 @@ def release_job(session: Session, claim: Claim) -> bool:
 
 
 def request_cancel(session: Session, job: Job, *, keep_best: bool) -> Job:
-    """Cancel a waiting job, ask a running one to stop, leave a cancelling one. Raises JobAlreadyDone."""
+    """Cancel a waiting job, ask a running one to stop, leave a cancelling one. Raises JobAlreadyDone.
+
+    With `keep_best` a running repair is given time to hand over the best it has; asked again without, no longer.
+    """
     asked: dict[str, Any] = {"cancel_requested": True, "keep_best": keep_best}
     # Locked first: on Postgres a worker could move the row between the two attempts below.
     session.refresh(job, with_for_update=True)
     if job.status in DONE:
         raise JobAlreadyDone(job.status)
-    if take(session, "cancel_waiting", Job.id == job.id, **asked, **RUN_IS_OVER) is None:
+    if job.status == "cancelling":
+        job.keep_best = job.keep_best and keep_best
+        session.flush()
+    elif take(session, "cancel_waiting", Job.id == job.id, **asked, **RUN_IS_OVER) is None:
         take(session, "ask_to_stop", Job.id == job.id, **asked)
     session.refresh(job)
     return job

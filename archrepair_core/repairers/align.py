@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from archrepair_core.alignment import watched_divergence
 from archrepair_core.fingerprint import Fingerprint
 from archrepair_core.prefix_cache import Features
+from archrepair_core.processes import is_over, never
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Arena, Trial, cut_before, trained, walk_back_
 from archrepair_core.training import NETWORK, Scope, TrainingRun, in_scope, scoped_state
@@ -39,7 +40,7 @@ def align_block(
     trials: list[Trial] = []
     for tried, scope in enumerate(scopes):
         now = time.monotonic()
-        if trials and now >= deadline:
+        if trials and (arena.is_stopped or now >= deadline):
             break
         until = now + (deadline - now) / (len(scopes) - tried)
         trials.append(_align(arena, scope, healthy, deadline=until, epochs=epochs))
@@ -61,6 +62,7 @@ def _align(arena: Arena, scope: Scope, healthy: Fingerprint, *, deadline: float,
         steps=None if epochs is None else epochs * math.ceil(len(cache.splits["repair"]) / BATCH_SIZE),
         deadline=deadline,
         seed=arena.seed,
+        stopped=arena.stopped,
         on_step=lambda step, total: arena.on_progress(f"aligning {', '.join(scope)}: step {step} of {total}"),
     )
     alpha, score = walk_back_(arena, model, tail, genotype, cut_name=cut_name, scope=trained_scope, start=start)
@@ -77,6 +79,7 @@ def train_towards_(
     steps: int | None,
     deadline: float,
     seed: int,
+    stopped: Callable[[], bool] = never,
     on_step: Callable[[int, int], None] = lambda _step, _total: None,
 ) -> TrainingRun:
     """Train the parameters of `scope` in place so that the statistics behind the cut become the healthy ones.
@@ -92,7 +95,7 @@ def train_towards_(
     rng = np.random.default_rng(seed)
     losses: list[float] = []
     with watched_divergence(model, healthy) as divergence, torch.enable_grad():
-        while len(losses) < total and (not losses or time.monotonic() < deadline):
+        while len(losses) < total and (not losses or not is_over(deadline, stopped)):
             optimizer.param_groups[0]["lr"] = RATE * _schedule(len(losses), total)
             tail(_draw(features, rng, parameters[0].device))
             loss = divergence()

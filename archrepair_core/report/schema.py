@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 State = Literal["pass", "fail", "inconclusive", "not_evaluated"]
+Completion = Literal["full", "partial"]
 
 
 class Part(BaseModel):
@@ -299,10 +300,11 @@ class Report(Part):
     """The evidence of one repair. Every other view of it (html, Markdown, JUnit) is made of this."""
 
     object: Literal["report"]
-    schema_version: Literal["1.0"]
+    schema_version: Literal["1.1"]
     verdict: State
     outcome: Literal["repaired", "no_improvement"]
     reason: str
+    completion: Completion = Field(description="partial: the search was stopped on request, before its time was up.")
     gates: list[Gate]
     chosen: Trial | None
     test: Split

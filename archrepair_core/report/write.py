@@ -23,7 +23,7 @@ from archrepair_core.report.html import render_html
 from archrepair_core.report.junit import render_junit
 from archrepair_core.report.markdown import render_markdown
 from archrepair_core.report.pairs import draw_pairs
-from archrepair_core.report.schema import SCHEMA_VERSION
+from archrepair_core.report.schema import SCHEMA_VERSION, Completion
 from archrepair_core.search.search import Trial
 
 PAIRS_NAME = "recognition.png"
@@ -67,6 +67,7 @@ def write_report(
     exports: Sequence[Export],
     resolved_spec: Mapping[str, Any],
     seconds: Mapping[str, float],
+    completion: Completion,
 ) -> dict[str, Any]:
     """Everything a doubter needs: verdict, paired counts, data audit, what was tried, cost, how to run it again.
 
@@ -78,6 +79,7 @@ def write_report(
         "verdict": evidence.verdict,
         "outcome": evidence.outcome,
         "reason": evidence.reason,
+        "completion": completion,
         "gates": [gate.to_json() for gate in evidence.gates],
         "chosen": describe_trial(evidence.chosen) if evidence.chosen else None,
         **evidence.splits,
@@ -100,7 +102,7 @@ def write_report(
         "exports": [export.to_json() for export in exports],
         "spec": resolved_spec,
         "environment": environment(case),
-        "limits": limits_of(case, evidence),
+        "limits": [*_cut_short(completion, seconds, resolved_spec), *limits_of(case, evidence)],
     }
     _write_json(path, report)
     return dict(json.loads(path.read_text("utf-8")))
@@ -166,6 +168,16 @@ def environment(case: Case) -> dict[str, Any]:
         "device": str(case.host.device),
         "threads": torch.get_num_threads(),
     }
+
+
+def _cut_short(completion: Completion, seconds: Mapping[str, float], spec: Mapping[str, Any]) -> list[str]:
+    if completion == "full":
+        return []
+    spent, budget = seconds["repairing"], spec["repair"]["budget_seconds"]
+    return [
+        f"The search was stopped on request after {spent:.0f} s of a budget of {budget:.0f} s: this is the best it had "
+        "by then, measured like any other, and a longer search may find a better one."
+    ]
 
 
 def limits_of(case: Case, evidence: Evidence) -> list[str]:

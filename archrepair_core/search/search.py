@@ -26,7 +26,7 @@ from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.fingerprint import Fingerprint
 from archrepair_core.precision import Precision
 from archrepair_core.prefix_cache import INPUT, ROLES, PrefixCache
-from archrepair_core.processes import agreed
+from archrepair_core.processes import agreed, never
 from archrepair_core.restoration import Restoration
 from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.selection import ALPHAS, Guard, Score, choose_alpha_, choose_alpha_by_divergence_
@@ -115,6 +115,12 @@ class Arena:
     keep_K: Tensor | None = None
     field_margins_M: Tensor | None = None
     restoration: Restoration | None = None
+    stopped: Callable[[], bool] = never
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the best so far is wanted now: nothing new is begun, and what is trained ends with the step."""
+        return bool(agreed(float(self.stopped())))
 
     def plan(self, epochs: float | None, deadline: float, *, name: str) -> TrainingPlan:
         """How every training of this job is done; `name` says of what."""
@@ -127,6 +133,7 @@ class Arena:
             precision=self.precision,
             checkpoints=self.checkpoints,
             name=name,
+            stopped=self.stopped,
         )
 
     def decide(self, value: float) -> float:
@@ -169,26 +176,34 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     only when it clearly beats those before it. A probe was trained to be compared; that of the winner is the result
     where it clearly beats what the long training made of it, which then has learned the few images by heart.
     `epochs` fixes the length of the last training, None derives it from `deadline`, a `time.monotonic()` value; when
-    the winner has got worse before, the runner-up is trained too.
+    the winner has got worse before, the runner-up is trained too. Stopped before that, the best probe is the result.
     """
     started = time.monotonic()
     racing_until = min(started + RACING_SHARE * (deadline - started), deadline - arena.settling_seconds)
     field, probes = list(genotypes), list[Trial]()
     rung_epochs = rung_epochs_of(arena)
-    while len(field) > 1 and arena.decide(time.monotonic() < racing_until):
+    while len(field) > 1 and not arena.is_stopped and arena.decide(time.monotonic() < racing_until):
         rung = run_rung(arena, field, epochs=rung_epochs, until=racing_until)
         probes += rung
         field = [trial.genotype for trial in _in_order(rung)[: max(1, len(rung) // KEEP_SHARE)]]
         rung_epochs *= KEEP_SHARE
     train_until = deadline - WALK_SHARE * (deadline - started)
+    if arena.is_stopped:
+        return _newest_first(probes)
     finals = [run_trial(arena, field[0], epochs=epochs, deadline=train_until)] if field else []
     second = next((genotype for genotype in [*field, *genotypes] if genotype not in field[:1]), None)
-    time_is_left = train_until - time.monotonic() > SECOND_SHARE * (deadline - started)
+    time_is_left = not arena.is_stopped and train_until - time.monotonic() > SECOND_SHARE * (deadline - started)
     if second is not None and epochs is None and arena.decide(time_is_left) and affordable(arena, second):
         finals.append(run_trial(arena, second, epochs=None, deadline=train_until))
     early = next((probe for probe in reversed(probes) if finals and probe.genotype == finals[0].genotype), None)
     ordered = _in_order([*finals, *([early] if early else [])])
     return [*ordered, *(probe for probe in probes if probe is not early)]
+
+
+def _newest_first(probes: Sequence[Trial]) -> list[Trial]:
+    """The best probe first, each genotype by the longest it was trained; then the shorter ones."""
+    newest = {probe.genotype: probe for probe in probes}
+    return [*_in_order(list(newest.values())), *(probe for probe in probes if newest[probe.genotype] is not probe)]
 
 
 def rung_epochs_of(arena: Arena) -> float:
@@ -305,7 +320,7 @@ def run_rung(arena: Arena, field: Sequence[Genotype], *, epochs: float, until: f
     """A probe of every affordable genotype, in order; when `until` has passed, the rest is left out."""
     rung: list[Trial] = []
     for genotype in field:
-        if rung and arena.decide(time.monotonic() > until):
+        if arena.is_stopped or (rung and arena.decide(time.monotonic() > until)):
             break
         if affordable(arena, genotype):
             rung.append(run_trial(arena, genotype, epochs=epochs, deadline=math.inf, alphas=PROBE_ALPHAS))

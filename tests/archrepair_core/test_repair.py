@@ -22,7 +22,7 @@ SETS = ("repair", "validation", "test")
 
 @pytest.fixture
 def run(digits, tmp_path):
-    def run_spec(model=digits / "model.pt", files=None, model_output="auto", reference=None, **spec):
+    def run_spec(model=digits / "model.pt", files=None, model_output="auto", reference=None, stop_when=None, **spec):
         (tmp_path / "work").mkdir(exist_ok=True)
         (tmp_path / "out").mkdir(exist_ok=True)
         files = files or {f"upload:{name}": digits / f"{name}.npz" for name in SETS}
@@ -31,7 +31,8 @@ def run(digits, tmp_path):
         files |= {"upload:reference": reference} if reference else {}
         told = []
         request = RepairRequest(model, files, RepairSpec.model_validate(asked), tmp_path / "work", tmp_path / "out")
-        outcome = repair_model(request, told.append)
+        options = {"stopped": lambda: stop_when(told)} if stop_when else {}
+        outcome = repair_model(request, told.append, **options)
         if outcome.result["outcome"] != "localized":
             assert_follows_schema(tmp_path / "out")
             assert_judged_again_alike(outcome)
@@ -76,6 +77,7 @@ def test_auto_repairs_a_real_fault_and_the_report_tells_the_truth(run, digits):
     assert (report["ingest"]["format"], report["ingest"]["output"]) == ("torchscript", "output")
     assert "torch" in report["ingest"]["written_by"]
 
+    assert (outcome.result["completion"], report["completion"]) == ("full", "full")
     phases = [progress.phase for progress in told]
     assert list(dict.fromkeys(phases)) == ["ingesting", "baseline", "localizing", "repairing", "verifying", "packaging"]
     percents = [progress.percent for progress in told]
@@ -84,6 +86,39 @@ def test_auto_repairs_a_real_fault_and_the_report_tells_the_truth(run, digits):
     assert "auto" not in (spec["localization"]["method"], spec["repair"]["augment"], spec["repair"]["budget_seconds"])
     assert spec["repair"]["augment"] in ("none", "crop"), "digits must not be mirrored"
     assert RepairSpec.model_validate(spec).model_dump(mode="json") == spec, "what came out can be asked for again"
+
+
+LONG = {"budget_seconds": 3600}
+
+
+def while_training(told):
+    return sum("step" in progress.message for progress in told if progress.phase == "repairing") >= 3
+
+
+@pytest.mark.parametrize("repair", [{"method": "weights", "level": "network", "epochs": 1000}, {"method": "auto"}])
+def test_a_stopped_repair_hands_over_the_best_it_has_and_says_so(run, digits, repair):
+    outcome, out, told = run(gates=["test.accuracy > before"], repair=LONG | repair, stop_when=while_training)
+    result, report = outcome.result, json.loads((out / "report.json").read_text())
+    assert (result["completion"], report["completion"]) == ("partial", "partial")
+    assert result["seconds"]["repairing"] < 600
+    assert "stopped on request" in report["limits"][0]
+    assert "stopped on request" in (out / "report.md").read_text()
+    assert [progress.phase for progress in told][-1] == "packaging"
+    assert len(report["trials"]) >= 1
+    before = accuracy(load(digits / "model.pt"), digits / "test.npz")
+    assert result["test"]["accuracy"]["before"] == pytest.approx(before)
+    # Whether so little training helped is for the gates to say; what did not help is never the model.
+    assert (out / "repaired.pt").exists() == (result["outcome"] == "repaired")
+    if result["outcome"] == "repaired":
+        assert accuracy(load(out / "repaired.pt"), digits / "test.npz") > before
+
+
+def test_stopped_before_anything_was_tried_the_original_stays(run):
+    outcome, out, _ = run(repair=LONG | {"method": "weights"}, stop_when=lambda told: True)
+    assert (outcome.result["completion"], outcome.result["outcome"], outcome.verdict) == (
+        "partial", "no_improvement", "fail")  # fmt: skip
+    assert json.loads((out / "report.json").read_text())["trials"] == []
+    assert not list(out.glob("*.pt"))
 
 
 def test_a_block_repair_leaves_every_other_parameter_bit_identical(run, digits):

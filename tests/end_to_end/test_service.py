@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -148,6 +149,29 @@ def test_cancel_frees_the_machine_within_seconds(client, case, processes, eventu
     processes.wait_until_gone({key: command for key, command in before.items() if key[0] == engine}, 5)
     assert time.monotonic() - asked_at < 5
     assert client.http.post(f"/v1/jobs/{job_id}/cancel", json={}).status_code == 409
+
+
+def test_a_cancel_may_keep_the_best_so_far(client, case, tmp_path, eventually):
+    job_id = submit_case(client, case, {**LONG_SPEC, "gates": ["test.accuracy > before"]})
+    path = f"/v1/jobs/{job_id}"
+    trained = re.compile(r": step [0-9]{3,} of ")  # long enough for something to be better
+    eventually(lambda: trained.search((client.job(job_id)["progress"] or {}).get("message", "")), 60)
+    log = client.http.get(f"{path}/logs").raise_for_status().text
+    assert "sandbox: " in log, "the engine's log is there while it runs"
+
+    asked = client.http.post(f"{path}/cancel", json={"keep_best": True})
+    assert (asked.status_code, asked.json()["status"]) == (202, "cancelling")
+    job = client.wait(job_id)
+
+    assert (job["status"], job["verdict"], job["error"]) == ("cancelled", "pass", None), job
+    assert (job["result"]["outcome"], job["result"]["completion"]) == ("repaired", "partial")
+    answer = client.http.get(f"{path}/model").raise_for_status()
+    (tmp_path / "repaired.pt").write_bytes(answer.content)
+    assert accuracy(tmp_path / "repaired.pt", case.test) > accuracy(case.model, case.test)
+    report = client.http.get(f"{path}/report", params={"format": "md"}).raise_for_status().text
+    assert "stopped on request" in report
+    again = client.http.post(f"{path}/verdict", json={"gates": ["test.accuracy > before"]}).raise_for_status().json()
+    assert again["verdict"] == "pass"
 
 
 def test_a_job_survives_the_killing_of_its_worker(client, case, processes, eventually):

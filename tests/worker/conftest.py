@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from app.shared.db import make_engine, make_sessions
 from app.shared.ids import new_id
-from app.shared.jobs import submit_job
+from app.shared.jobs import request_cancel, submit_job
 from app.shared.storage import open_store
 from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, Model, Project
 from worker.engine_process import EngineProcess
@@ -70,6 +70,10 @@ class Service:
                 inputs=[upload],
                 **options,
             ).id
+
+    def cancel(self, job_id, *, keep_best=False):
+        with self.bench.sessions.begin() as session:
+            request_cancel(session, session.get_one(Job, job_id), keep_best=keep_best)
 
     def job(self, job_id):
         with self.bench.sessions() as session:

@@ -102,6 +102,30 @@ def refuse_the_data(request):
     say("error", code="model.fails_on_inputs", detail="wrong shape", hint="resize", category="user")
 
 
+def repair_until_asked(request):
+    asked = []
+    signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
+    progress(request["spec"].get("phase", "repairing"), 50, message=str(os.getpid()))
+    while not asked:
+        time.sleep(0.02)
+    Path(request["out_dir"], "repaired.pt").write_bytes(b"THE BEST SO FAR")
+    progress("packaging", 99)
+    result = {"outcome": "repaired", "completion": request["spec"].get("completion", "partial")}
+    say("result", result=result, verdict="pass", artifacts=[{"name": "repaired.pt", "kind": "model"}])
+
+
+def finish_badly(request):
+    signal.signal(signal.SIGUSR1, lambda *_: say("error", code="platform.engine_failed", detail="broken"))
+    progress("repairing", 50, message=str(os.getpid()))
+    time.sleep(600)
+
+
+def never_finish(request):
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    progress("repairing", 50, message=str(os.getpid()))
+    time.sleep(600)
+
+
 def run_for_ever(request):
     progress("repairing", 50, message=str(os.getpid()))
     time.sleep(600)

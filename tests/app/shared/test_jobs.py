@@ -339,10 +339,14 @@ def test_a_running_job_is_asked_to_stop_and_its_worker_hears_it(sessions: sessio
     assert cancel(sessions, job_id, keep_best=True) == "cancelling"
     assert cancel(sessions, job_id, keep_best=True) == "cancelling", "asking twice is no error"
     with sessions.begin() as session:
+        assert renew_lease(session, held, lease_seconds=60) == "keep_best_requested"
+    assert cancel(sessions, job_id) == "cancelling", "asked without keep_best, it need not be kept any more"
+    assert cancel(sessions, job_id, keep_best=True) == "cancelling", "which cannot be taken back"
+    with sessions.begin() as session:
         assert renew_lease(session, held, lease_seconds=60) == "cancel_requested"
         assert finish_job(session, held, status="cancelled", cause="cancelled")
     job = load(sessions, job_id)
-    assert (job.status, job.keep_best) == ("cancelled", True)
+    assert (job.status, job.keep_best) == ("cancelled", False)
     assert events(sessions, job_id).count("job.cancelling") == 1
 
 

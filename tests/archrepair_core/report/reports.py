@@ -75,6 +75,7 @@ def make_report(num_classes=10, *, num_inputs=600, name="layer1.0", cell=True):
         "verdict": "fail",
         "outcome": "no_improvement",
         "reason": name,
+        "completion": "full",
         "gates": gates,
         "chosen": trial,
         "test": split,
