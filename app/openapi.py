@@ -86,7 +86,7 @@ DATASET_BODY: dict[str, Any] = {
                 "type": "object",
                 "required": ["file"],
                 "properties": {
-                    "file": {**BINARY, "description": "The data: .npz or Parquet."},
+                    "file": {**BINARY, "description": "The data: .npz, Parquet, or a zip or tar of images."},
                     "name": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\x00-\x1f\x7f]*$"},
                     "metadata": METADATA,
                 },

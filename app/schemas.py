@@ -456,7 +456,7 @@ class DatasetRead(Read):
     filename: str | None
     size_bytes: int | None
     sha256: str | None = Field(description="Of the file; null for a builtin one.")
-    format: str | None = Field(description="npz, parquet, builtin")
+    format: str | None = Field(description="npz, parquet, image_folder, webdataset, manifest, builtin")
     num_samples: int | None
     image_shape: list[int] | None = Field(description="[height, width, channels]")
     pixel_type: str | None = Field(description="uint8, float32")

@@ -97,7 +97,12 @@ def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path)
         if reference is not None:
             resize = spec.preprocessing.resize
             loaded[role] = load_dataset(
-                reference, datasets, name=role, work_dir=work_dir, resize=(resize[0], resize[1]) if resize else None
+                reference,
+                datasets,
+                name=role,
+                work_dir=work_dir,
+                resize=(resize[0], resize[1]) if resize else None,
+                class_names=spec.model.class_names,
             )
     splits = prepare_splits(loaded, spec, seed=spec.seed)
     return Data(splits, resolve_preprocessing(spec.preprocessing, splits.repair))

@@ -113,5 +113,5 @@ def pass_through(
             pixels = corruption(pixels, range(seed + start, seed + start + len(pixels)))
             yield PixelChunk(pixels, [sample_digest(image) for image in pixels])
 
-    stream = SampleStream(images.images.shape, images.images.dtype, iter(chunks()), images.labels)
+    stream = SampleStream(images.images.shape, images.images.dtype, iter(chunks()), images.labels, images.format)
     return store(stream, name=name, source=f"{images.source} through {corruption.describe()}", work_dir=work_dir)

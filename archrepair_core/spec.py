@@ -77,6 +77,12 @@ class Model(Strict):
         description="Which output holds the logits: a field or key (`logits`), a position (`0`), a path (`0.logits`). "
         "`auto` is the only floating output of shape [N, classes].",
     )
+    class_names: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=20_000,
+        description="Names of the outputs in their order, for data whose labels are words: folders or strings.",
+    )
     reference: str | None = Field(
         None,
         min_length=1,

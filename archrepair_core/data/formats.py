@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from archrepair_core.data.archives import TAR_MAGIC, TAR_MAGIC_AT, ZIP_MAGIC, is_tar
 from archrepair_core.data.images import (
     DIGEST_DTYPE,
     LabelledImages,
@@ -13,19 +14,15 @@ from archrepair_core.data.images import (
     sample_digest,
     store,
 )
-from archrepair_core.data.npz import read_npz
+from archrepair_core.data.labels import ClassNames
+from archrepair_core.data.layouts import read_archive
 from archrepair_core.data.parquet import read_parquet
 from archrepair_core.data.references import resolve_reference
 from archrepair_core.errors import DatasetError
 
 MAX_DATASET_BYTES = 64 * 2**30
-# First bytes → reader of (file, max_bytes, resize).
-Reader = Callable[[Path, int, tuple[int, int] | None], SampleStream]
-FORMATS: dict[bytes, Reader] = {
-    b"PK\x03\x04": lambda path, max_bytes, resize: read_npz(path, max_bytes=max_bytes),
-    b"PAR1": lambda path, max_bytes, resize: read_parquet(path, max_bytes=max_bytes, resize=resize),
-}
-FORMAT_NAMES = {b"PK\x03\x04": "npz", b"PAR1": "parquet"}
+PARQUET_MAGIC = b"PAR1"
+HEAD_BYTES = TAR_MAGIC_AT + len(TAR_MAGIC)
 # What people send by mistake, so that the error can name it.
 OTHER_FORMATS: dict[bytes, str] = {
     b"\x93NUMPY": "a single .npy array",
@@ -37,7 +34,6 @@ OTHER_FORMATS: dict[bytes, str] = {
     b"\x80\x04": "a pickle",
     b"\x80\x05": "a pickle",
     b"\x89HDF": "an HDF5 file",
-    b"\x1f\x8b": "a gzip file",
     b"{": "JSON text",
     b"<": "an HTML or XML page",
 }
@@ -51,36 +47,33 @@ def load_dataset(
     work_dir: Path,
     resize: tuple[int, int] | None = None,
     max_bytes: int = MAX_DATASET_BYTES,
+    class_names: ClassNames = None,
 ) -> LabelledImages:
-    """Load .npz, Parquet or a builtin; pixels go to a memory-mapped file in `work_dir`, so memory stays flat.
+    """Load an archive, Parquet or a builtin; pixels go to a memory-mapped file in `work_dir`, so memory stays flat.
 
-    `resize` (height, width) is applied where encoded images may differ in size. Raises DatasetError for anything that
+    `resize` (height, width) is applied where encoded images may differ in size; `class_names` are the model's outputs
+    in their order, for labels that are words. Raises DatasetError for anything that
     is not such a file, or unpacks to more than `max_bytes`.
     """
     found = resolve_reference(reference, uploads)
     if not isinstance(found, Path):
         return BUILTINS[found.name](name, reference)
-    samples = _reader(found)(found, max_bytes, resize)
+    samples = _read(found, max_bytes=max_bytes, resize=resize, class_names=class_names)
     return store(samples, name=name, source=reference, work_dir=work_dir)
 
 
-def format_of(path: Path) -> str:
-    """The name of a format that can be read, by the first bytes."""
+def _read(path: Path, *, max_bytes: int, resize: tuple[int, int] | None, class_names: ClassNames) -> SampleStream:
     with path.open("rb") as file:
-        head = file.read(16)
-    return next((name for magic, name in FORMAT_NAMES.items() if head.startswith(magic)), "unknown")
-
-
-def _reader(path: Path) -> Reader:
-    with path.open("rb") as file:
-        head = file.read(16)
-    for magic, reader in FORMATS.items():
-        if head.startswith(magic):
-            return reader
+        head = file.read(HEAD_BYTES)
+    if head.startswith(PARQUET_MAGIC):
+        return read_parquet(path, max_bytes=max_bytes, resize=resize, class_names=class_names)
+    if head.startswith(ZIP_MAGIC) or is_tar(head):
+        return read_archive(path, max_bytes=max_bytes, resize=resize, class_names=class_names)
     raise DatasetError(
         "format_unknown",
-        f"the file is neither .npz nor Parquet: it {_describe(head)}",
-        hint="send .npz with 'images' and 'labels', or Parquet with the columns 'image' and 'label'",
+        f"the file is neither .npz, Parquet, zip nor tar: it {_describe(head)}",
+        hint="send .npz with 'images' and 'labels', Parquet with the columns 'image' and 'label', or an archive of "
+        "class folders",
     )
 
 
@@ -88,7 +81,7 @@ def _describe(head: bytes) -> str:
     if not head:
         return "is empty"
     known = [words for magic, words in OTHER_FORMATS.items() if head.startswith(magic)]
-    return f"looks like {known[0]}" if known else f"begins with {head!r}"
+    return f"looks like {known[0]}" if known else f"begins with {head[:16]!r}"
 
 
 def _digits(name: str, source: str) -> LabelledImages:

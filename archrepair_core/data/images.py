@@ -53,7 +53,7 @@ class LabelledImages:
     """N labelled images. `sample_digests` identify the pixels of each; `digest` is the sha256 of pixels and labels.
 
     The digest is one of content: the same samples give the same one from any file format. `images.rows` are the rows
-    in the source. Without labels every label is `NO_LABEL`.
+    in the source. Without labels every label is `NO_LABEL`. `class_names` stand where the labels were words.
     """
 
     name: str
@@ -62,6 +62,8 @@ class LabelledImages:
     digest: str
     sample_digests: np.ndarray
     source: str
+    format: str = "builtin"
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,6 +111,8 @@ class SampleStream:
     dtype: np.dtype
     chunks: Iterator[PixelChunk]
     labels: np.ndarray
+    format: str
+    class_names: tuple[str, ...] | None = None
 
 
 def sample_digest(pixels_HWC: np.ndarray) -> bytes:
@@ -132,7 +136,8 @@ def store(samples: SampleStream, *, name: str, source: str, work_dir: Path) -> L
                 done += len(chunk.digests)
         pixels = np.memmap(file.name, dtype=samples.dtype, mode="r", shape=samples.shape)
         undo.pop_all()
-    return labelled_images(pixels, samples.labels, sample_digests, name=name, source=source)
+    stored = labelled_images(pixels, samples.labels, sample_digests, name=name, source=source)
+    return replace(stored, format=samples.format, class_names=samples.class_names)
 
 
 def labelled_images(

@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -37,7 +39,15 @@ def test_what_a_repair_could_not_read_is_refused(files, tmp_path):
         describe_dataset("none", files, tmp_path)
 
 
-def test_an_engine_reads_a_dataset_in_its_sandbox(files, tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_engine_reads_a_dataset_in_its_sandbox(files, tmp_path, packed):
+    if packed:
+        data = tmp_path / "labelled.tar.gz"
+        with tarfile.open(data, "w:gz") as archive, zipfile.ZipFile(files["labelled"]) as arrays:
+            for name in arrays.namelist():
+                arrays.extract(name, tmp_path)
+                archive.add(tmp_path / name, f"set/{name}")
+        files["labelled"] = data
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     out.mkdir()

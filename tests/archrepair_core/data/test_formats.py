@@ -52,14 +52,17 @@ def test_the_built_in_digits_are_real_handwriting_as_bytes(tmp_path):
     ],
 )
 def test_a_file_of_another_kind_is_named(load_bytes, content, said):
-    with pytest.raises(DatasetError, match=r"neither \.npz nor Parquet") as caught:
+    with pytest.raises(DatasetError, match=r"neither \.npz, Parquet, zip nor tar") as caught:
         load_bytes(content)
     assert caught.value.code == "dataset.format_unknown"
     assert said in caught.value.detail
 
 
 @settings(max_examples=300, deadline=None)
-@given(magic=st.sampled_from([b"", b"PK\x03\x04", b"PAR1", b"\x93NUMPY"]), rest=st.binary(max_size=300))
+@given(
+    magic=st.sampled_from([b"", b"PK\x03\x04", b"PAR1", b"\x93NUMPY", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"]),
+    rest=st.binary(max_size=300),
+)
 def test_arbitrary_bytes_are_a_dataset_error_and_nothing_else(load_bytes, magic, rest):
     with pytest.raises(DatasetError) as caught:
         load_bytes(magic + rest)

@@ -126,7 +126,7 @@ PNG = encode(PIXELS[0])
         ({"image": [{"path": "a.png"}], "label": [0]}, "image_column_type", "struct<path: string>"),
         ({"image": [[1, 2]], "label": [0]}, "image_column_type", "list"),
         ({"image": as_struct([PNG]), "label": [0.0]}, "labels_not_integer", "double"),
-        ({"image": as_struct([PNG]), "label": ["cat"]}, "labels_not_integer", "string"),
+        ({"image": as_struct([PNG]), "label": ["cat"]}, "class_names_missing", "'cat'"),
         ({"image": as_struct([PNG]), "label": [True]}, "labels_not_integer", "bool"),
         ({"image": as_struct([PNG] * 3), "label": [0, 1, None]}, "label_missing", "row 2"),
         ({"image": as_struct([PNG] * 3), "label": [0, 1, -1]}, "label_negative", "label -1 in row 2"),

@@ -97,7 +97,7 @@ def with_value(value, dtype):
 @pytest.mark.parametrize(
     ("arrays", "code", "said"),
     [
-        ({"x": IMAGES, "y": LABELS}, "key_missing", "no 'images'; it holds: x, y"),
+        ({"x": IMAGES, "y": LABELS}, "key_missing", "nor an array 'images'; it holds: x, y"),
         ({"images": IMAGES[0, 0], "labels": LABELS}, "images_shape", "(7, 3)"),
         ({"images": IMAGES[None], "labels": LABELS}, "images_shape", "(1, 6, 5, 7, 3)"),
         ({"images": np.uint8(3), "labels": LABELS}, "images_shape", "()"),
