@@ -74,10 +74,11 @@ def sweep_until(
                 note_worker(session, worker)
             reaped = sweep(sessions, ring)
             free_checkpoints(sessions, store)
-            purge_jobs(sessions, store)
             if time.monotonic() - swept_store_at >= STORE_SWEEP_SECONDS:
                 sweep_old(sessions, store, retention_days)
                 swept_store_at = time.monotonic()
+            # Last: a store that does not let go of one file must not keep all else from being swept.
+            purged = purge_jobs(sessions, store)
         except Exception as error:  # noqa: BLE001  the border of the thread: without it, lost workers stay lost
             if healthy:
                 structlog.get_logger().warning("sweep failed", error=f"{type(error).__name__}: {error}")
@@ -87,6 +88,8 @@ def sweep_until(
             if reaped:
                 JOBS_REAPED.inc(len(reaped))
                 structlog.get_logger().warning("took jobs back from silent workers", job_ids=reaped)
+            if purged:
+                structlog.get_logger().info("removed what was left of deleted jobs", job_ids=purged)
         if stopped.wait(SWEEP_SECONDS):
             break
     with sessions.begin() as session:

@@ -10,8 +10,10 @@ from app.shared.jobs import request_cancel
 from app.shared.models import submit_inspection
 from app.shared.tables import Job, Model, OutboxMessage
 from app.shared.workers import Worker
+from tests.servers import stored_keys
 from worker import reaper
 from worker.reaper import sweep, sweep_until
+from worker.supervisor import run_next_job
 
 WORKER = Worker("box:1:A", ("cpu",), "cpu", "0.1")
 
@@ -119,3 +121,30 @@ def test_a_model_that_kills_its_workers_is_rejected_and_not_tried_for_ever(servi
         model = session.get_one(Model, service.model_id)
     assert (model.state, model.error["code"]) == ("rejected", "worker.lost")
     assert len(inspections(service)) == 1
+
+
+def test_a_job_that_was_kept_long_enough_goes_with_all_it_has(service, settings, monkeypatch, eventually):
+    monkeypatch.setattr(reaper, "SWEEP_SECONDS", 0.01)
+    kept, expired = (service.submit("succeed", keep_seconds=seconds) for seconds in (3600.0, 0.0))
+    for _ in range(2):
+        assert run_next_job(service.bench) is True
+    stopped = threading.Event()
+    sweeping = threading.Thread(
+        target=sweep_until,
+        args=(stopped, service.bench.sessions, lambda: None),
+        kwargs={"store": service.bench.store, "worker": WORKER, "retention_days": 90},
+    )
+    sweeping.start()
+    eventually(lambda: expired not in jobs_of(service))
+    stopped.set()
+    sweeping.join()
+    assert service.job(kept).expires_at == pytest.approx(service.job(kept).finished_at + 3600)
+    keys = stored_keys(settings)
+    assert not [key for key in keys if expired in key]
+    assert [key for key in keys if kept in key]
+    assert "blobs/sha256/data" in keys, "the other job has it too"
+
+
+def jobs_of(service):
+    with service.bench.sessions() as session:
+        return set(session.scalars(select(Job.id)))

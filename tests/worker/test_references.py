@@ -6,6 +6,7 @@ import obstore
 import pytest
 from sqlalchemy import select, update
 
+from app.shared.cache import cache_key
 from app.shared.datasets import settle_datasets, submit_ingest
 from app.shared.ids import new_id
 from app.shared.jobs import submit_job
@@ -74,6 +75,19 @@ def test_a_later_attempt_works_on_the_bytes_of_the_first(opened, root):
     run_next_job(opened.bench)
     assert opened.job(job_id).attempt == 2
     assert opened.artifacts(job_id)["repaired.pt"][1] == b"MODEL" + DATA
+
+
+def test_what_a_worker_has_fetched_may_be_asked_for_by_its_digest(opened, root):
+    """A path alone says nothing of its content, but a job that has read it does."""
+    reference = (root / "signs" / "a.npz").as_uri()
+    job_id = submit(opened, reference)
+    assert opened.job(job_id).cache_key is None
+    run_next_job(opened.bench)
+    job = opened.job(job_id)
+    asked = {"model_sha256": "0", "hardware": "auto", "digests": {}}
+    same = {"datasets": dict.fromkeys(("repair", "test"), f"{reference}#sha256={SHA256}")}
+    assert cache_key(job.spec, **asked) is None
+    assert job.cache_key == cache_key(job.spec | same, **asked)
 
 
 def test_data_that_has_changed_fails_the_job_with_both_digests(opened, root):
