@@ -136,8 +136,14 @@ def find_leaks(learned: LabelledImages, held_out: LabelledImages) -> np.ndarray:
 
 
 def check_labels(splits: Splits, num_classes: int) -> None:
-    """Refuse labels the model has no output for, naming the first one and its row in the source."""
+    """Refuse labels the model has no output for, naming the first one and its row in the source; names, too."""
     for role, dataset in splits.present().items():
+        if dataset.class_names is not None and len(dataset.class_names) != num_classes:
+            raise DatasetError(
+                "class_names_number",
+                f"model.class_names are {len(dataset.class_names)} names, but the model has {num_classes} outputs",
+                hint="name every output once, in their order",
+            )
         wrong = np.flatnonzero(dataset.labels >= num_classes)
         if len(wrong):
             label, row = dataset.labels[wrong[0]], dataset.images.rows[wrong[0]]

@@ -228,3 +228,13 @@ def test_copies_of_one_image_leave_nothing_to_learn_from():
     with pytest.raises(DatasetError, match="copies of samples in test") as caught:
         prepare_splits({"repair": images([7] * 20)}, spec(), seed=0)
     assert caught.value.code == "dataset.too_few_samples"
+
+
+def test_as_many_names_as_outputs():
+    named = replace(images([100, 101]), class_names=("cat", "dog", "mouse"))
+    splits = prepare_splits(
+        {"repair": replace(images(range(40)), class_names=None), "test": named}, spec(test="upload:t"), seed=0
+    )
+    with pytest.raises(DatasetError, match="are 3 names, but the model has 4 outputs"):
+        check_labels(splits, 4)
+    check_labels(replace(splits, test=replace(named, class_names=("a", "b", "c", "d"))), 4)
