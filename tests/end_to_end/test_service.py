@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -9,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 SPEC = {
     "datasets": {"repair": "upload:repair", "test": "upload:test"},
@@ -85,9 +88,21 @@ def test_field_images_need_no_labels(client, case, tmp_path):
     assert "align" in refused["error"]["hint"]
 
 
-def test_one_job_gives_the_model_in_every_format(client, case, tmp_path):
+def as_class_folders(data, path, names):
+    """The images as PNG files in a zip, in folders that are called by words."""
+    with np.load(data) as arrays, zipfile.ZipFile(path, "w") as archive:
+        for row, (pixels, label) in enumerate(zip(arrays["images"], arrays["labels"], strict=True)):
+            content = io.BytesIO()
+            Image.fromarray(pixels).save(content, "PNG")
+            archive.writestr(f"signs/{names[label]}/{row}.png", content.getvalue())
+    return path
+
+
+def test_one_job_gives_the_model_in_every_format_from_folders_of_images(client, case, tmp_path):
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    case = dataclasses.replace(case, repair=as_class_folders(case.repair, tmp_path / "signs.zip", names))
     formats = {"torchscript": "pt", "torch_export": "pt2", "onnx": "onnx", "safetensors": "safetensors"}
-    job_id = submit_case(client, case, {**SPEC, "outputs": list(formats)})
+    job_id = submit_case(client, case, {**SPEC, "outputs": list(formats), "model": {"class_names": names}})
     job = client.wait(job_id)
     assert job["result"]["outcome"] == "repaired", job
     assert {export["format"]: export["file"] for export in job["result"]["exports"]} == {
