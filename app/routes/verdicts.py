@@ -74,7 +74,7 @@ def _measured(job: Job) -> dict[str, Any]:
 def _require_measured(job: Job, gates: Sequence[GateResult], measured: dict[str, Any]) -> None:
     """A verdict leaves out what was not measured, which nobody should learn from a pass; of the job's own gates one
     knows, and they have to give the job's own verdict again."""
-    own = {gate["expression"] for gate in measured["gates"]} | set((job.resolved_spec or {}).get("gates", []))
+    own = {gate["expression"] for gate in measured.get("gates", [])} | set((job.resolved_spec or {}).get("gates", []))
     missing = [
         {"pointer": f"#/gates/{place}", "detail": f"{gate.expression!r}: {gate.reason}"}
         for place, gate in enumerate(gates)
