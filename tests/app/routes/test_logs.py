@@ -93,7 +93,7 @@ def test_a_log_is_no_event_and_wakes_nobody(gateway, logged, gateway_sessions):
 @pytest.mark.parametrize("status", ["succeeded", "failed", "cancelled"])
 def test_there_is_a_log_in_every_state(gateway, logged, gateway_sessions, status):
     with gateway_sessions.begin() as session:
-        error = {"code": "model.frozen_graph", "category": "user"} if status == "failed" else None
+        error = {"code": "model.frozen_graph", "detail": "frozen", "category": "user"} if status == "failed" else None
         assert finish_job(session, logged, status=status, error=error, cause=status)
     *_, engine, last = lines_of(gateway, logged.job_id)
     assert engine.endswith("drei ✓")
