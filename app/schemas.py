@@ -464,7 +464,7 @@ class DatasetRead(Read):
     num_classes: int | None
     classes: dict[str, int] | None = Field(description="How many samples each label has.")
     content_sha256: str | None = Field(description="Of pixels and labels: the same data has it in any format.")
-    job_id: str | None = Field(description="The job that reads it.")
+    job_id: str | None = Field(description="The job that reads it; once done it goes at its `expires_at`.")
     error: JobError | None = Field(description="Why it was rejected.")
     metadata: dict[str, str]
     created_at: Time

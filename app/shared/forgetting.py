@@ -33,7 +33,8 @@ def forget_deleted(sessions: sessionmaker[Session], store: ObjectStore) -> None:
     _forget_contents(sessions, store, select(Model).where(~exists().where(Job.model_id == Model.id)))
     # A job that waits may need the name of a builtin one.
     nameless = or_(Dataset.storage_key.is_not(None), Dataset.deleted_at < long_ago)
-    _forget_contents(sessions, store, select(Dataset).where(nameless))
+    unread = ~exists().where(Job.id == Dataset.job_id)
+    _forget_contents(sessions, store, select(Dataset).where(unread, nameless))
     _forget_uploads(sessions, store)
 
 

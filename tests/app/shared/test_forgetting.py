@@ -77,6 +77,13 @@ def test_a_deleted_dataset_goes_and_a_builtin_one_when_no_job_can_wait_for_its_n
     leftovers.add(Dataset, "ds_builtin", deleted_at=now - 60, **made)
     leftovers.add(Dataset, "ds_old", deleted_at=now - KEEP_SECONDS - 60, **made)
     leftovers.add(Dataset, "ds_there", **made)
+    leftovers.add(Job, "job_running", kind="ingest", spec={}, status="cancelling")
+    leftovers.add(Dataset, "ds_read", deleted_at=5.0, job_id="job_running", **made)
+    leftovers.sweep()
+    assert leftovers.ids(Dataset) == {"ds_builtin", "ds_there", "ds_read"}
+    assert leftovers.ids(Job) == {"job_running"}
+    with sessions.begin() as session:
+        session.execute(update(Job).values(status="cancelled"))
     leftovers.sweep()
     assert leftovers.ids(Dataset) == {"ds_builtin", "ds_there"}
     assert leftovers.ids(Job) == set()
