@@ -40,8 +40,9 @@ def retry_job(session: Session, settings: Settings, *, job_id: str, project_id: 
     require_customers_own(job)
     inputs = session.scalars(select(JobInput).where(JobInput.job_id == job_id)).all()
     lock_contents(session, [row.sha256 for row in inputs])
-    model = session.scalars(select(Model).where(Model.id == job.model_id).with_for_update()).one()
+    model = session.scalar(select(Model).where(Model.id == job.model_id).with_for_update())
     job = find_job(session, job_id=job_id, project_id=project_id, lock=True)
+    assert model is not None, "it goes after the jobs that name it"
     _require_inputs(session, job, model, inputs)
     usable_model(session, model_id=model.id, project_id=project_id)
     return submit_job(
