@@ -133,7 +133,8 @@ def _broker(url: str) -> Redis:
 
 def _asks_for_a_password(url: str) -> bool:
     parts = urlsplit(url)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    query = "&".join(pair for pair in parts.query.split("&") if not pair.startswith(("password=", "username=")))
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query).geturl()
     try:
         with _broker(bare) as broker:
             broker.ping()
@@ -267,8 +268,8 @@ def database_file(settings: Settings) -> Path | None:
 
 
 def shown_database(settings: Settings) -> str:
-    """The database without user and password."""
-    return make_url(settings.database_url).set(username=None, password=None).render_as_string()
+    """The database; not its password, nor the query, which may have one too."""
+    return make_url(settings.database_url).set(query={}).render_as_string(hide_password=True)
 
 
 def shown_server(url: str) -> str:

@@ -6,7 +6,7 @@ What is printed here ends up in tickets and chats: whatever a library says, no s
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Literal
@@ -98,16 +98,23 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
     """What must not be shown: passwords in URLs, and what is called a secret, key or token. The longest first."""
     values = [value for name, value in environment.items() if name.endswith(_SECRET_ENDINGS)]
     for value in environment.values():
-        if "://" in value and (password := _password(value)):
-            values += [password, unquote(password)]
+        if "://" in value:
+            values += [form for password in _passwords(value) for form in (password, unquote(password))]
     return sorted({value for value in values if value}, key=len, reverse=True)
 
 
-def _password(url: str) -> str | None:
+def _passwords(url: str) -> Iterator[str]:
+    """Before the host, and in the query, where libpq and Redis take one too."""
     try:
-        return urlsplit(url).password
+        parts = urlsplit(url)
     except ValueError:  # not a URL: then whatever stands between : and @
-        return url.rpartition("@")[0].rpartition(":")[2] or None
+        yield url.rpartition("@")[0].rpartition(":")[2]
+        return
+    yield parts.password or ""
+    for pair in parts.query.split("&"):
+        name, _, value = pair.partition("=")
+        if name.lower().endswith("password"):
+            yield value
 
 
 def _clean(finding: Finding, name: str, secrets: Sequence[str]) -> Finding:

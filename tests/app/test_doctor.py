@@ -355,9 +355,10 @@ def test_what_is_a_secret_is_known_by_its_name_and_place():
     environment = {
         "ARCHREPAIR_SECRET_KEY": "one", "AWS_SECRET_ACCESS_KEY": "two", "ARCHREPAIR_METRICS_TOKEN": "three",
         "ARCHREPAIR_DATABASE_URL": "postgresql://user:f%40ur@host/db", "BROKER": "redis://:[five@host", "HOME": "/root",
+        "OTHER_URL": "postgresql://host/db?sslmode=require&password=s%20x",
     }  # fmt: skip
     found = secrets_of(environment)
-    assert set(found) == {"f%40ur", "f@ur", "one", "two", "three", "[five"}
+    assert set(found) == {"f%40ur", "f@ur", "one", "two", "three", "[five", "s%20x", "s x"}
     assert sorted(map(len, found), reverse=True) == [len(secret) for secret in found], "a longer one may hold a shorter"
 
 
