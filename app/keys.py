@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,10 +162,10 @@ def _row(key: str, *, project_id: str, name: str, scopes: Sequence[str], expires
 
 
 def _write_private(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(descriptor, "w") as file:
         file.write(text)
-    unfinished.replace(path)
+    os.replace(unfinished, path)
 
 
 def _prefix(key: str) -> str:

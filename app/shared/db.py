@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from app.shared.metrics import DATABASE_ERRORS
 
 SQLITE_BUSY_SECONDS = 20
+WAL_RETRY_SECONDS = 0.05
 # Together as many as the gateway has threads; no more than it needs are opened. What is over the size is closed after
 # each use, so that a burst does not keep a server's connections.
 POOL = {"pool_size": 16, "max_overflow": 24}
@@ -121,6 +123,20 @@ def upgrade_schema(url: str) -> None:
         command.upgrade(migration_config(url), "head")
 
 
+def _turn_to_wal(connection: sqlite3.Connection) -> None:
+    """Whoever just looks at the file is in the way, too, and for this SQLite has no timeout."""
+    until = time.monotonic() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(WAL_RETRY_SECONDS)
+        else:
+            return
+
+
 @contextmanager
 def _alone_on_sqlite(path: str | None) -> Iterator[None]:
     """Hold the database's directory: SQLite does not wait for a lock when it turns a file into a WAL one, it fails."""
@@ -130,8 +146,8 @@ def _alone_on_sqlite(path: str | None) -> Iterator[None]:
     directory = os.open(Path(path).resolve().parent, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        with closing(sqlite3.connect(path, timeout=SQLITE_BUSY_SECONDS)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+        with closing(sqlite3.connect(path)) as connection:
+            _turn_to_wal(connection)
         yield
     finally:
         os.close(directory)

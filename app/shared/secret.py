@@ -2,6 +2,8 @@
 
 import os
 import secrets
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from app.shared.settings import Settings
@@ -27,16 +29,15 @@ def service_secret(settings: Settings) -> bytes:
 
 def _own_secret(path: Path) -> str:
     """The secret in the file, made by whoever comes first; gateway and worker may come at once."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with suppress(FileNotFoundError):
         return path.read_text().strip()
-    except FileNotFoundError:
-        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
+    # A name of its own, not one by the process's id: in containers that share the directory many have the same.
+    descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        os.link(unfinished, path)  # fails when another was faster, unlike a rename
-    except FileExistsError:
-        pass
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+        with suppress(FileExistsError):
+            os.link(unfinished, path)  # fails when another was faster, unlike a rename
     finally:
-        unfinished.unlink()
+        os.unlink(unfinished)
     return path.read_text().strip()

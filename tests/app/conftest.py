@@ -20,7 +20,7 @@ from app.shared.tables import Project
 def stranger_key(gateway_sessions: sessionmaker[Session]) -> str:
     """A key of another project on the same gateway."""
     with gateway_sessions.begin() as session:
-        return create_api_key(session, project_id=ensure_project(session, "strangers").id, name="stranger")
+        return create_api_key(session, project_id=ensure_project(session, new_id("strangers")).id, name="stranger")
 
 
 @pytest.fixture

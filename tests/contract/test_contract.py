@@ -70,7 +70,7 @@ def require_truth(gateway, directory, *options):
     return report
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_what_is_documented_is_what_happens(contract_service, tmp_path):
     require_truth(contract_service, tmp_path, "--phases", "coverage,stateful", "--max-examples", "5")
 

@@ -1,8 +1,10 @@
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,18 @@ def test_several_processes_may_migrate_at_once(tmp_path: Path):
     code = f"from app.shared.db import upgrade_schema; upgrade_schema({url!r})"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
+
+
+def test_a_new_database_waits_for_whoever_looks_at_it(tmp_path: Path):
+    with closing(sqlite3.connect(tmp_path / "new.db", check_same_thread=False)) as onlooker:
+        onlooker.executescript("CREATE TABLE t (x); BEGIN; SELECT * FROM t")
+        onlooker.execute("SELECT * FROM t").fetchall()
+        gone = threading.Timer(0.5, onlooker.rollback)
+        gone.start()
+        upgrade_schema(f"sqlite:///{tmp_path}/new.db")
+        assert not gone.is_alive(), "it was in the way"
+    with closing(sqlite3.connect(tmp_path / "new.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_migrating_does_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
