@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from app.accept import weight_of
+from app.accept import view_for
 from app.auth import JobsReader
 from app.deps import CurrentGateway
 from app.downloads import DOWNLOAD_RESPONSES, Download, download_of, send_file
@@ -156,7 +156,7 @@ def report_file(
     format: Annotated[ReportFormat | None, Query(description="Before what Accept says.")] = None,
 ) -> Download:
     """The report of a job in the format asked for; JSON for those who take anything."""
-    wanted = REPORT_VIEWS[format or _accepted_format(request.headers.get("accept", "*/*"))]
+    wanted = view_for(request, format, REPORT_VIEWS, noun="report")
     with gateway.readers() as session:
         job = find_job(session, job_id=job_id, project_id=caller.project_id)
         artifact = _artifact_of(session, job, wanted.kind)
@@ -164,17 +164,6 @@ def report_file(
         detail = f"Job {job.id} {job.status} without a report as {wanted.media_type}."
         raise ApiProblem("job.no_report", detail, hint="See the job's error and its artifacts.")
     return replace(download_of(artifact, inline=True), media_type=wanted.content_type)
-
-
-def _accepted_format(accept: str) -> str:
-    """What an Accept header likes best (RFC 9110, 12.5.1); at equal weight the first of `REPORT_VIEWS`."""
-    weights = {name: weight_of(view.media_type, accept) for name, view in REPORT_VIEWS.items()}
-    best = max(weights, key=lambda name: weights[name])
-    if not weights[best]:
-        made = ", ".join(view.media_type for view in REPORT_VIEWS.values())
-        detail = f"The report is made as {made}, not as {accept}."
-        raise ApiProblem("request.not_acceptable", detail, hint="Send one of them as Accept, or add ?format=json.")
-    return best
 
 
 @router.get("/jobs/{job_id}/artifacts", response_model=ArtifactPage)

@@ -9,10 +9,10 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from app.accept import weight_of
+from app.accept import view_for
 from app.auth import JobsReader
 from app.deps import CurrentGateway, Gateway
-from app.errors import ApiProblem, problem_responses
+from app.errors import problem_responses
 from app.joblog import LogLine, log_lines, stored_lines
 from app.routes.jobs import find_job
 from app.shared.joblog import LOG
@@ -51,7 +51,7 @@ async def get_logs(
     format: Annotated[Literal["text", "ndjson"] | None, Query(description="Before what Accept says.")] = None,
 ) -> Response:
     """What the service did and the engine said, in every state; while the job runs, a second or two later."""
-    view = LOG_VIEWS[format or _accepted_format(request.headers.get("accept", "*/*"))]
+    view = view_for(request, format, LOG_VIEWS, noun="log")
     found = await run_in_threadpool(_find, gateway, job_id, caller.project_id, tail, attempt)
     lines = await stored_lines(gateway.store, found, tail=tail) if isinstance(found, Artifact) else found
     return Response("".join(map(view.write, lines)), media_type=view.media_type, headers=LOG_HEADERS)
@@ -69,14 +69,3 @@ def _find(gateway: Gateway, job_id: str, project_id: str, tail: int, attempt: in
         if newest is not None and newest.size_bytes and session.scalar(live) is None:
             return newest
         return log_lines(session, job_id, tail=tail, attempt=attempt)
-
-
-def _accepted_format(accept: str) -> str:
-    """What an Accept header likes best; at equal weight text."""
-    weights = {name: weight_of(view.media_type, accept) for name, view in LOG_VIEWS.items()}
-    best = max(weights, key=lambda name: weights[name])
-    if not weights[best]:
-        made = ", ".join(view.media_type for view in LOG_VIEWS.values())
-        detail = f"The log is made as {made}, not as {accept}."
-        raise ApiProblem("request.not_acceptable", detail, hint="Send one of them as Accept, or add ?format=text.")
-    return best
