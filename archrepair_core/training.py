@@ -8,6 +8,7 @@ batch-norms inside: repair sets are small, and the statistics of a small batch b
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -169,6 +170,7 @@ def _resume(saved: Saved | None, learner: _Learner) -> TrainingRun | None:
         return None
     load_scoped_state(learner.model, saved.tensors)
     run = saved.meta["finished"]
+    sys.stderr.write(f"training of an earlier attempt is taken over: {run['steps']} steps\n")
     return TrainingRun(**{**run, "losses": tuple(run["losses"])})
 
 
@@ -256,6 +258,7 @@ def _train_once(
     state = TrainingState(scoped_state(learner.model, learner.scope), optimizers, learner.device)
     if saved:
         state.restore_(saved)
+        sys.stderr.write(f"training {plan.name} goes on from a checkpoint: step {state.step} of {total_steps}\n")
     patience = max(MIN_PATIENCE, round(PATIENCE_SHARE * (plan.epochs or 1)))
     drawn = draws(learner.features, epochs=math.ceil(plan.epochs or 1), batch_size=plan.batch_size, seed=plan.seed)
     diverged = False

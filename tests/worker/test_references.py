@@ -12,6 +12,7 @@ from app.shared.ids import new_id
 from app.shared.jobs import submit_job
 from app.shared.references import parse_reference
 from app.shared.tables import Dataset, Job, JobInput
+from tests.tls import make_authority, tls_server
 from worker.references import FetchFailed, fetch_reference
 from worker.supervisor import run_next_job
 
@@ -152,6 +153,46 @@ def test_an_object_of_an_opened_bucket_is_read_with_the_operators_credentials(op
     with pytest.raises(FetchFailed) as caught:
         fetch_reference(parse_reference(f"{url}.gone"), tmp_path / "to", opened.bench.settings)
     assert caught.value.problem["code"] == "dataset.not_there"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return make_authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def over_tls(service, authority, monkeypatch):
+    """A server of TLS on this machine, its authority trusted, and a worker whose operator lets it be called."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    settings = service.bench.settings.model_copy(update={"egress_allow": ("127.0.0.1", "localhost")})
+    with tls_server(authority.parent, {"/a.npz": DATA}) as server:
+        yield replace(service, bench=replace(service.bench, settings=settings)), server
+
+
+@pytest.mark.parametrize("path", ["/a.npz?signature=1", "/moved"])
+def test_a_url_is_fetched_over_tls_kept_and_told(over_tls, path):
+    service, server = over_tls
+    server.files |= {"/a.npz?signature=1": DATA}
+    server.redirects["/moved"] = "/a.npz"
+    job_id = submit(service, f"{server.url(path)}#sha256={SHA256}")
+    run_next_job(service.bench)
+    job = service.job(job_id)
+    assert job.status == "succeeded", job.error
+    (kept,) = inputs(service, job_id)
+    assert (kept.sha256, kept.size_bytes) == (SHA256, len(DATA))
+    assert service.artifacts(job_id)["repaired.pt"][1] == b"MODEL" + DATA
+    assert "signature" not in service.events(job_id, "job.progress")[0].data["message"]
+
+
+def test_a_redirect_to_another_host_is_not_followed_though_it_may_be_called(over_tls):
+    service, server = over_tls
+    server.redirects["/away"] = server.url("/a.npz", host="localhost")
+    job_id = submit(service, f"{server.url('/away')}#sha256={SHA256}")
+    run_next_job(service.bench)
+    job = service.job(job_id)
+    assert (job.status, job.error["code"], job.error["category"]) == ("failed", "dataset.redirect_refused", "user")
+    assert server.asked == [(f"127.0.0.1:{server.port}", "/away")]
+    assert inputs(service, job_id) == []
 
 
 def register(service, reference):
