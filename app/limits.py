@@ -6,8 +6,8 @@ from app.errors import ApiProblem
 
 JSON_BODY_BYTES = 64 * 1024
 MAX_DIMENSIONS = 8
-# Of one input. More would be a lie or a way to make the engine run out of memory.
-MAX_INPUT_ELEMENTS = 1 << 24
+# In each dimension of one input. The engine tries none that has more numbers altogether.
+MAX_INPUT_SIDE = 1 << 24
 
 
 async def limit_body(stream: AsyncIterator[bytes], *, max_bytes: int) -> AsyncIterator[bytes]:

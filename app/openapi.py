@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.limits import MAX_DIMENSIONS
+from app.limits import MAX_DIMENSIONS, MAX_INPUT_SIDE
 from app.schemas import (
     CancelRequest,
     DatasetCreate,
@@ -17,6 +17,8 @@ from app.schemas import (
     UploadCreate,
     VerdictRequest,
 )
+from app.shared.references import DATA_PATTERN, MODEL_PATTERN
+from archrepair_core.spec import SPLITS
 
 BINARY = {"type": "string", "format": "binary"}
 METADATA: dict[str, Any] = {
@@ -64,7 +66,7 @@ REGISTER_BODY: dict[str, Any] = {
                     },
                     "input_shape": {
                         "type": "array",
-                        "items": {"type": "integer", "minimum": 1},
+                        "items": {"type": "integer", "minimum": 1, "maximum": MAX_INPUT_SIDE},
                         "minItems": 1,
                         "maxItems": MAX_DIMENSIONS,
                         "description": "Of one input, as JSON, e.g. [3, 224, 224]; without it, it is worked out.",
@@ -157,8 +159,18 @@ def _add_schemas(document: dict[str, Any]) -> None:
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(added.get("$defs", {}))
+    _add_patterns(schemas["Model"]["properties"]["reference"], MODEL_PATTERN)
+    for split in SPLITS:
+        _add_patterns(schemas["DatasetReferences"]["properties"][split], DATA_PATTERN)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+
+
+def _add_patterns(schema: dict[str, Any], pattern: str) -> None:
+    """Say of a string, or one that may be null, what the engine leaves to the service to know."""
+    for branch in (schema, *schema.get("anyOf", [])):
+        if branch.get("type") == "string":
+            branch["pattern"] = pattern
 
 
 def _leave_out_null(document: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """What goes in and out over HTTP, one schema per direction. Enums are open: clients stop on `done`."""
 
-import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -16,7 +15,8 @@ from pydantic import (
 )
 
 from app.keys import SCOPES
-from app.limits import MAX_DIMENSIONS, MAX_INPUT_ELEMENTS
+from app.limits import MAX_DIMENSIONS, MAX_INPUT_SIDE
+from app.shared.references import REGISTER_PATTERN
 from app.shared.webhooks import ENDINGS, EVENTS, JOB_EVENTS, EventName, JobEventName
 from archrepair_core.gates import parse_gate
 from archrepair_core.spec import GateExpression, RepairSpec
@@ -177,14 +177,8 @@ class UploadComplete(Asked):
     parts: list[SentPart] = Field([], max_length=MAX_PARTS)
 
 
-def _few_elements(shape: list[int]) -> list[int]:
-    if math.prod(shape) > MAX_INPUT_ELEMENTS:
-        raise ValueError(f"an input of more than {MAX_INPUT_ELEMENTS:,} numbers is not tried")
-    return shape
-
-
-_Size = Annotated[int, Field(gt=0, strict=True), BeforeValidator(_whole)]
-GivenShape = Annotated[list[_Size], Field(min_length=1, max_length=MAX_DIMENSIONS), AfterValidator(_few_elements)]
+_Size = Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE, strict=True), BeforeValidator(_whole)]
+GivenShape = Annotated[list[_Size], Field(min_length=1, max_length=MAX_DIMENSIONS)]
 
 
 class ModelCreate(Asked):
@@ -208,7 +202,12 @@ class DatasetFields(Asked):
 class DatasetCreate(DatasetFields):
     """Data that lies somewhere: `https://…`, `s3://…`, `gs://…`, `az://…`, `file:///…`, `upl_…`, `builtin:digits`."""
 
-    reference: str = Field(min_length=1, max_length=1900, description="Where it is; `#sha256=HEX` may follow a URL.")
+    reference: str = Field(
+        min_length=1,
+        max_length=1900,
+        json_schema_extra={"pattern": REGISTER_PATTERN},
+        description="Where it is; `#sha256=HEX` may follow a URL.",
+    )
     sha256: Sha256 | None = Field(None, description="Of the file; https:// needs it, here or after the URL.")
 
 

@@ -58,6 +58,10 @@ class Inspection:
         }
 
 
+# A shape that does not fit says nothing against the model.
+UNFIT_SHAPES = ("model.input_shape_unknown", "model.input_shape_too_large", "model.fails_on_inputs")
+
+
 def inspect_model(path: Path, work_dir: Path, *, input_shape: Shape | None = None) -> Inspection:
     """Read the model of a file and find its blocks, with inputs of `input_shape`, or of the likeliest one.
 
@@ -71,7 +75,7 @@ def inspect_model(path: Path, work_dir: Path, *, input_shape: Shape | None = Non
         inputs = example_inputs(ingested.model, shape)
         verify_decompiled(ingested.reference, ingested.model, inputs)
     except ModelError as error:
-        if error.code not in ("model.input_shape_unknown", "model.fails_on_inputs"):
+        if error.code not in UNFIT_SHAPES:
             raise
         return describe_model(ingested, (), shape=shape, source=source if shape else None, unknown=error)
     return describe_model(ingested, find_blocks_(ingested.model, inputs), shape=shape, source=source)

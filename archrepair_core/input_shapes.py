@@ -24,12 +24,20 @@ SMALL_SIDES = (32, 28, 64, 96)
 SMALL_MODEL_STRIDE = 8
 USUAL_LENGTHS = (128, 1024, 16_000)
 PROBE_BATCH = 2
+# Of one input. More would be a mistake, or a way to have the engine run out of memory.
+MAX_ELEMENTS = 1 << 24
 MAX_GUESS_SECONDS = 20.0
 _HINT = "give input_shape, e.g. [3, 224, 224], or read the blocks after a job: it brings real inputs"
 
 
 def example_inputs(model: nn.Module, shape: Shape) -> Tensor:
-    """Random inputs of that shape, batch first, the same every time, in the model's own precision."""
+    """Random inputs of that shape, batch first, the same every time, in the model's own precision.
+
+    Raises `model.input_shape_too_large`.
+    """
+    if math.prod(shape) > MAX_ELEMENTS:
+        detail = f"an input of {'×'.join(map(str, shape))} has more than {MAX_ELEMENTS:,} numbers, and is not tried"
+        raise ModelError("input_shape_too_large", detail, hint="give the shape of one input, without the batch")
     inputs = torch.randn(PROBE_BATCH, *shape, generator=torch.Generator().manual_seed(0))
     return inputs.to(input_dtype(model))
 

@@ -26,6 +26,14 @@ MODEL_REFERENCE = "model/reference"
 _ID = re.compile(r"(upl|ds)_[0-9A-Z]{26}")
 _FRAGMENT = re.compile(r"sha256=([0-9a-f]{64})")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
+# The same as patterns of JSON Schema: nothing else is a reference. Of URLs they say the form, not what may be read.
+_DIGEST = "#sha256=[0-9a-f]{64}"
+_HTTPS = 'https://[!"$-~]+'
+_PLACES = (rf"(s3|gs|az)://[a-z0-9][a-z0-9._-]{{1,62}}/[^?#]+({_DIGEST})?", rf"file:(//)?/[^?#]+({_DIGEST})?")
+_IN_SPEC = (rf"upload:[\s\S]{{1,{MAX_NAME_CHARACTERS}}}", "upl_[0-9A-Z]{26}", _HTTPS + _DIGEST, *_PLACES)
+MODEL_PATTERN = f"^({'|'.join(_IN_SPEC)})$"
+DATA_PATTERN = f"^({'|'.join((*_IN_SPEC, 'ds_[0-9A-Z]{26}', *BUILTINS))})$"
+REGISTER_PATTERN = f"^({'|'.join(('upl_[0-9A-Z]{26}', f'{_HTTPS}({_DIGEST})?', *_PLACES, *BUILTINS))})$"
 HINT = (
     "Use upload:NAME with a file part called NAME in this request, upl_… of a finished upload, ds_… of a registered "
     "dataset, https://…#sha256=HEX, s3://, gs://, az:// or file:/// where the operator allows it, or builtin:digits."

@@ -77,6 +77,13 @@ def test_a_given_shape_that_does_not_fit_costs_the_blocks_but_not_the_model(save
     assert "[1, 1, 8, 8]" in found["blocks_unknown"]["detail"]
 
 
+def test_a_shape_too_large_to_try_costs_the_blocks_but_not_the_model(saved: Path, tmp_path: Path):
+    found = inspected(saved, tmp_path, (3, 4096, 4096)).to_json()
+    assert (found["blocks"], found["input_shape"]) == ([], [3, 4096, 4096])
+    assert found["blocks_unknown"]["code"] == "model.input_shape_too_large"
+    assert "3×4096×4096" in found["blocks_unknown"]["detail"]
+
+
 def test_a_model_of_several_inputs_is_refused_as_every_job_would_refuse_it(tmp_path: Path):
     class TwoInputs(nn.Module):
         def __init__(self) -> None:

@@ -1,3 +1,4 @@
+import re
 import string
 
 import pytest
@@ -5,7 +6,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.shared.egress import EgressPolicy
-from app.shared.references import REMOTE, Reference, ReferenceRefused, parse_reference, path_of, require_allowed
+from app.shared.references import (
+    DATA_PATTERN,
+    MODEL_PATTERN,
+    REGISTER_PATTERN,
+    REMOTE,
+    Reference,
+    ReferenceRefused,
+    parse_reference,
+    path_of,
+    require_allowed,
+)
 
 HEX = "0123456789abcdef" * 4
 ID = "01JD7R2M4N5P6Q7R8S9T0V1W2X"
@@ -75,6 +86,9 @@ def test_every_text_is_a_reference_or_refused(text):
     except ReferenceRefused:
         return
     assert reference.kind in KINDS
+    assert re.search(DATA_PATTERN, text)
+    assert re.search(MODEL_PATTERN, text) or reference.kind in ("ds", "builtin")
+    assert re.search(REGISTER_PATTERN, text) or reference.kind in ("upload", "ds")
     if reference.kind in REMOTE:
         fragment = f"#sha256={reference.sha256}" if reference.sha256 else ""
         assert parse_reference(reference.target + fragment) == reference
