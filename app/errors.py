@@ -122,6 +122,7 @@ PROBLEMS = {
     "worker.engine_crashed": ProblemKind(500, "The engine crashed"),
     "worker.engine_killed": ProblemKind(500, "The engine was killed"),
     "worker.out_of_memory": ProblemKind(500, "The engine ran out of memory"),
+    "worker.disk_full": ProblemKind(500, "The disk of the worker was full", retryable=True),
     "platform.content_missing": ProblemKind(500, "A stored file is gone"),
     "platform.internal": ProblemKind(500, "Something broke on our side", retryable=True),
     "platform.database_unavailable": ProblemKind(503, "The database does not answer", retryable=True),

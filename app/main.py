@@ -53,6 +53,8 @@ from app.shared.telemetry import start_tracing
 from app.tracing import trace_requests
 from app.views import JobViews
 
+# A gateway that froze loses its locks. Contents are moved within a store while they are held, which takes a while.
+IDLE_SECONDS = 300.0
 # For browsers of the origins an operator names. No cookies: a key in a header is the only credential there is.
 CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
@@ -94,7 +96,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         closing.callback(celery.close)
         if settings.database_url.startswith("sqlite"):
             await run_in_threadpool(prepare, settings)
-        engine = make_engine(settings.database_url)
+        engine = make_engine(settings.database_url, idle_seconds=IDLE_SECONDS)
         closing.callback(engine.dispose)
         sessions, readers = make_sessions(engine), make_sessions(read_only(engine))
         with readers() as session:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import secrets
 import shutil
 import signal
@@ -20,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,17 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def free_port(below: int = 65536) -> int:
-    """A port nobody listens on; `below`, for servers that take a second one further up."""
+# Below those that the system gives to outgoing connections: of them one may be gone before the server has it. Servers
+# that take a second port take it 10,000 further up, which is below them too.
+PORTS = range(10_000, 22_000)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
     while True:
-        with socket.socket() as probe:
-            probe.bind((LOOPBACK, 0))
-            port = int(probe.getsockname()[1])
-        if port < below:
+        port = random.choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((LOOPBACK, port))
             return port
 
 
@@ -207,12 +212,14 @@ def store_command(directory: Path, ports: Mapping[str, int]) -> list[Any]:
     """`mini`: master, volume, filer and S3 in one process."""
     options = [f"-{name}.port={port}" for name, port in ports.items() if name != "s3"]
     return [weed_binary(), "mini", f"-dir={directory}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}",
-            f"-s3.port={ports['s3']}", f"-bucket={BUCKET}", "-admin.ui=false", "-webdav=false", *options]  # fmt: skip
+            f"-s3.port={ports['s3']}", f"-bucket={BUCKET}", "-admin.ui=false", "-webdav=false", *options,
+            # On ports of their own, for which several stores would race; and nothing is told to anybody outside.
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]  # fmt: skip
 
 
 def store_ports() -> dict[str, int]:
     """One for each server in it; the gRPC ports are 10000 further up."""
-    return {name: free_port(below=55000) for name in ("s3", "master", "volume", "filer", "admin")}
+    return {name: free_port() for name in ("s3", "master", "volume", "filer", "admin")}
 
 
 def store_environment(access_key: str, secret_key: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from app.shared.settings import Settings
 from app.shared.storage import open_store
 from app.shared.workers import CPU, GPU, Worker, forget_worker
 from archrepair_core.sandbox.sandbox import describe_layers, missing_layers, refuse_gaps
+from worker.deafness import DeafnessWatch
 from worker.hardware import WorkerSettings, choose_device, queues_of
 from worker.limits import EngineLimits
 from worker.metrics_port import count_together, open_metrics_port
@@ -30,6 +31,7 @@ from worker.tasks import NAME_VARIABLE, new_worker_name
 from worker.webhooks import Postbox, deliver_until
 
 LEAVING_SECONDS = 2.0
+DEAF_EXIT_CODE = 70
 # One process per worker, hence per GPU; no chatter between workers, the database knows everything.
 ARGUMENTS = (
     "--quiet",
@@ -84,15 +86,17 @@ def connect_main_process(celery: Celery, settings: Settings, worker: Worker) -> 
     stopped = threading.Event()
     pools: list[Any] = []
     secret = service_secret(settings)
-    engine = make_engine(settings.database_url)
-    sessions = make_sessions(engine)
+    engine = make_engine(settings.database_url, idle_seconds=settings.lease_seconds)
+    sessions, store = make_sessions(engine), open_store(settings.store_url)
     sweeps = threading.Thread(
         target=sweep_until,
         args=(stopped, sessions, partial(ring, celery)),
         kwargs={
-            "store": open_store(settings.store_url),
+            "store": store,
             "worker": worker,
             "retention_days": settings.retention_days,
+            "watch": DeafnessWatch(worker, store, settings.quota_running_jobs),
+            "give_up": partial(os._exit, DEAF_EXIT_CODE),
         },
         name="sweeps",
         daemon=True,

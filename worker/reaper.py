@@ -13,6 +13,7 @@ from app.shared.datasets import settle_datasets
 from app.shared.deletion import expire_jobs, purge_jobs, schedule_expiry
 from app.shared.forgetting import forget_deleted
 from app.shared.idempotency import forget_old_answers
+from app.shared.leftovers import sweep_attempts, sweep_contents
 from app.shared.metrics import JOBS_REAPED
 from app.shared.models import settle_forgotten_models
 from app.shared.outbox import add_ring, relay_outbox
@@ -22,11 +23,14 @@ from app.shared.storage import sweep_uploads
 from app.shared.uploads import free_expired_uploads
 from app.shared.webhooks import forget_old_deliveries
 from app.shared.workers import Worker, note_draining, note_worker, rehome_jobs
+from worker.deafness import DeafnessWatch
 
 SWEEP_SECONDS = 2.0
 # A store is asked rarely, listing costs; and the slowest of uploads must never be taken for a forgotten one.
 STORE_SWEEP_SECONDS = 3600.0
 FORGOTTEN_UPLOAD_SECONDS = 24 * 3600.0
+# Looked at so long after a job has ended: a sweep or two may be missed.
+LOST_ATTEMPTS_SECONDS = 3 * 24 * 3600.0
 
 
 def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str]:
@@ -48,13 +52,15 @@ def sweep(sessions: sessionmaker[Session], ring: Callable[[], None]) -> list[str
 
 
 def sweep_old(sessions: sessionmaker[Session], store: ObjectStore, retention_days: float) -> None:
-    """Remove what nobody came back for, and what is left of deleted things."""
+    """Remove what nobody came back for, what is left of deleted things, and what killed processes left."""
     sweep_uploads(store, older_than_seconds=FORGOTTEN_UPLOAD_SECONDS)
     free_expired_uploads(sessions, store)
     with sessions.begin() as session:
         forget_old_answers(session)
         schedule_expiry(session, retention_days)
     forget_deleted(sessions, store)
+    sweep_attempts(sessions, store, since_seconds=LOST_ATTEMPTS_SECONDS, older_than_seconds=STORE_SWEEP_SECONDS)
+    sweep_contents(sessions, store, older_than_seconds=FORGOTTEN_UPLOAD_SECONDS)
 
 
 def sweep_until(
@@ -65,8 +71,13 @@ def sweep_until(
     store: ObjectStore,
     worker: Worker,
     retention_days: float,
+    watch: DeafnessWatch,
+    give_up: Callable[[], None],
 ) -> None:
-    """Sweep every two seconds, what is old every hour. An outage is logged once, and the sweeps go on."""
+    """Sweep every two seconds, what is old every hour. An outage is logged once, and the sweeps go on.
+
+    `give_up` ends this process, when it is found to be deaf.
+    """
     healthy, swept_store_at = True, float("-inf")
     while True:
         try:
@@ -74,6 +85,11 @@ def sweep_until(
                 note_worker(session, worker)
             reaped = sweep(sessions, ring)
             free_checkpoints(sessions, store)
+            with sessions() as session:
+                deaf = watch.is_deaf(session)
+            if deaf:
+                structlog.get_logger().error("jobs wait and no ring is heard: this worker ends, to be started anew")
+                give_up()
             if time.monotonic() - swept_store_at >= STORE_SWEEP_SECONDS:
                 sweep_old(sessions, store, retention_days)
                 swept_store_at = time.monotonic()

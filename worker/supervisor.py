@@ -18,7 +18,7 @@ import structlog
 from obstore.exceptions import BaseError as StoreError
 from obstore.store import ObjectStore
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared import storage
@@ -26,6 +26,7 @@ from app.shared.causes import OUTAGES
 from app.shared.checkpoints import new_checkpoint_key, record_checkpoint
 from app.shared.claims import claim_job
 from app.shared.datasets import INGEST, record_dataset, settle_datasets
+from app.shared.db import DATABASE_GONE
 from app.shared.joblog import record_log
 from app.shared.jobs import (
     Claim,
@@ -47,6 +48,7 @@ from app.shared.telemetry import trace_id_of, tracer_of
 from app.shared.workers import QUEUES
 from worker.attempts import STORING, Timeline, record_attempt
 from worker.checkpoints import CheckpointKeeper, UnfitCheckpoint, unpack_checkpoints
+from worker.disk import DISK_FULL, has_room, says_full
 from worker.engine_events import DatasetFound, ModelFound, NamedArtifact, Progress, Result
 from worker.engine_process import ENGINE_CRASHED, EngineProcess, ProtocolError
 from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 LOG_NAME = "engine.log"
+# How engines end that found no room on the disk, and did not expect that.
+BREAKDOWNS = ("platform.engine_failed", ENGINE_CRASHED)
 LOG_TAIL_LINES = 40
 OUTAGE_POLL_SECONDS = 2.0
 RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15)
@@ -88,7 +92,9 @@ class Workbench:
 
 
 def run_next_job(bench: Workbench) -> bool:
-    """Claim a job and bring it to an ending. False: no job was waiting."""
+    """Claim a job and bring it to an ending. False: no job was waiting, or none can be run here now."""
+    if not _can_work(bench):
+        return False
     with bench.sessions.begin() as session:
         claim = claim_job(
             session,
@@ -119,6 +125,18 @@ def run_next_job(bench: Workbench) -> bool:
     if isinstance(ending, Failure) and ending.problem["code"] in OUTAGES:
         _await_store(bench)
     return True
+
+
+def _can_work(bench: Workbench) -> bool:
+    """Whether an engine and room on the disk are there: a job claimed without would only lose an attempt."""
+    try:
+        room = has_room(bench.engines.warm().scratch.root)
+    except OSError:
+        structlog.get_logger().exception("no engine could be started")
+        return False
+    if not room:
+        structlog.get_logger().error("no job is claimed: the disk is full", directory=str(bench.settings.state_dir))
+    return room
 
 
 def _await_store(bench: Workbench) -> None:
@@ -172,6 +190,8 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
         ending, stored = Interruption("cancelled"), []
     if isinstance(ending, Interruption) and ending.reason == "overdue":
         ending = Failure(deadline_exceeded(job.claim.timeout_seconds or 0.0))
+    if isinstance(ending, Failure) and ending.problem["code"] in BREAKDOWNS and not has_room(job.scratch.root):
+        ending = Failure(DISK_FULL)
     job.live_log.flush()
     if isinstance(ending, Failure) and ending.problem.get("category") == "platform":
         # The customer gets no stack traces of ours, so that they have to be here.
@@ -326,7 +346,7 @@ def _write_log(
     try:
         with bench.sessions.begin() as session:
             return record_log(session, claim, lines, start=start, forgetting=forgetting)
-    except OperationalError as error:
+    except DATABASE_GONE as error:
         log.warning("a piece of the log not written", error=str(error))
         return None
 
@@ -336,7 +356,7 @@ def _watcher(job: _Job) -> Watcher:
         try:
             with job.bench.sessions.begin() as session:
                 session_call(session)  # False is a lost lease, which the lease itself will tell
-        except OperationalError as error:
+        except DATABASE_GONE as error:
             job.log.warning("progress not written", error=str(error))
 
     def write_progress(event: Progress) -> None:
@@ -429,10 +449,10 @@ def _store_log(job: _Job, ending: Ending, engine: EngineProcess) -> list[StoredA
     """The log belongs to every ending that is written; without it nobody can say why a job failed."""
     if isinstance(ending, Interruption) and ending.reason != "cancelled":
         return []
-    # A new directory: in the others the engine may have put a link of that name.
-    path = Path(tempfile.mkdtemp(dir=job.scratch.work.parent)) / LOG_NAME
-    path.write_bytes(engine.log.content())
     try:
+        # A new directory: in the others the engine may have put a link of that name.
+        path = Path(tempfile.mkdtemp(dir=job.scratch.work.parent)) / LOG_NAME
+        path.write_bytes(engine.log.content())
         return [_store(job, path, "log")]
     except (StoreError, OSError):
         job.log.exception("the log of the engine could not be stored")
@@ -446,7 +466,7 @@ def _persist(job: _Job, action: Callable[[], T]) -> T:
             return action()
         except FileNotFoundError:
             raise
-        except (OperationalError, StoreError, OSError) as error:
+        except (*DATABASE_GONE, StoreError, OSError) as error:
             job.log.warning("trying again", error=str(error))
             if isinstance(error, StoreError):
                 STORE_ERRORS.labels(type(error).__name__).inc()
@@ -458,10 +478,12 @@ def _persist(job: _Job, action: Callable[[], T]) -> T:
 def _failure_of(error: Exception) -> Failure:
     if isinstance(error, FetchFailed):
         return Failure(error.problem)
+    if says_full(error):
+        return Failure(DISK_FULL)
     if isinstance(error, FileNotFoundError):
         detail, hint = "an input of the job is no longer in the object store", "upload model and data again"
         return Failure({"code": "platform.input_missing", "detail": detail, "hint": hint, "category": "platform"})
-    if isinstance(error, StoreError | OperationalError):
+    if isinstance(error, (StoreError, *DATABASE_GONE)):
         down = "store" if isinstance(error, StoreError) else "database"
         detail, hint = f"the {down} did not answer for half a minute", "nothing to do: it is tried again when it does"
         code = f"platform.{down}_unavailable"

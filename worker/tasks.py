@@ -44,7 +44,7 @@ def workbench() -> Workbench:
     """This process's connections and warm engine, made when it starts."""
     settings, limits, worker = Settings(), EngineLimits(), WorkerSettings()
     return Workbench(
-        sessions=make_sessions(make_engine(settings.database_url)),
+        sessions=make_sessions(make_engine(settings.database_url, idle_seconds=settings.lease_seconds)),
         store=open_store(settings.store_url),
         engines=WarmEngine(lambda: EngineProcess(limits, scratch_root=scratch_root(settings))),
         limits=limits,

@@ -12,18 +12,17 @@ class WarmEngine:
         self._start = start
         self._idle: EngineProcess | None = None
 
-    def warm(self) -> None:
-        """Have one ready for the next job; a dead one is replaced."""
+    def warm(self) -> EngineProcess:
+        """Have one ready for the next job, and show it; a dead one is replaced."""
         if self._idle is not None and self._idle.exited():
             self.close()
         if self._idle is None:
             self._idle = self._start()
+        return self._idle
 
     def take(self) -> EngineProcess:
         """The idle engine, from now on the caller's to close."""
-        self.warm()
-        engine, self._idle = self._idle, None
-        assert engine is not None
+        engine, self._idle = self.warm(), None
         return engine
 
     def close(self) -> None:

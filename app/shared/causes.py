@@ -11,13 +11,13 @@ RETRIES = {
     "user_error": 0,  # the same model and data would be refused again
     "oom": 0,  # the same job needs the same memory again, and may take its neighbours with it
     "platform_error": 0,
-    "platform_outage": ALL,  # a platform_error whose reason passes: database or store did not answer
+    "platform_outage": ALL,  # a platform_error whose reason passes
     "engine_crashed": 1,  # a cosmic ray, or a defect that the model meets every time
     "worker_lost": ALL,
     "preempted": ALL,  # not counted either
 }
 CAUSES = tuple(cause for cause in RETRIES if cause != "platform_outage")
-OUTAGES = ("platform.database_unavailable", "platform.store_unavailable")
+OUTAGES = ("platform.database_unavailable", "platform.store_unavailable", "worker.disk_full")
 _CAUSE_OF_CODE = {
     "job.deadline_exceeded": "deadline",
     "worker.engine_crashed": "engine_crashed",

@@ -65,6 +65,11 @@ def claim_job(
     return None
 
 
+def has_claimable(session: Session, *, queues: Sequence[str], running_jobs: int | None) -> bool:
+    """Whether `claim_job` would find one."""
+    return bool(_heads_in_turn(session, queues, running_jobs))
+
+
 def _wait_for_turn(session: Session) -> None:
     session.connection()  # begins the transaction now, which on SQLite is the lock
     if session.get_bind().dialect.name == "postgresql":

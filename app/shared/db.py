@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Double, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -27,6 +28,8 @@ WAL_RETRY_SECONDS = 0.05
 # Together as many as the gateway has threads; no more than it needs are opened. What is over the size is closed after
 # each use, so that a burst does not keep a server's connections.
 POOL = {"pool_size": 16, "max_overflow": 24}
+# What SQLAlchemy raises for a database that does not answer, or that ended a transaction which slept too long.
+DATABASE_GONE = (OperationalError, InternalError)
 
 
 class db_now(FunctionElement[float]):
@@ -47,14 +50,18 @@ def _postgresql_now(_element: db_now, _compiler: SQLCompiler, **_options: Any) -
     return "extract(epoch from clock_timestamp())::double precision"
 
 
-def make_engine(url: str) -> Engine:
+def make_engine(url: str, *, idle_seconds: float | None = None) -> Engine:
     """An engine for SQLite or Postgres (psycopg 3). On SQLite every transaction starts as a writer, see `read_only`.
 
     Its errors are logged, and do not tell what a statement was given: specs, URLs with signatures, digests of keys.
+    `idle_seconds`: Postgres ends a transaction in which nothing happens for longer. A process that freezes in one would
+    hold its locks until it wakes, and a job whose row is locked is passed over by those who would take it back.
     """
     if make_url(url).get_backend_name() != "sqlite":
         engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, **POOL)
         event.listen(engine, "handle_error", _count_error)
+        if idle_seconds is not None:
+            event.listen(engine, "connect", partial(_end_idle_transactions, idle_seconds))
         return engine
     waiting = {"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}
     engine = create_engine(url, connect_args=waiting, hide_parameters=True, **POOL)
@@ -68,6 +75,12 @@ def _count_error(context: ExceptionContext) -> None:
     """Count what is the database's doing. A broken constraint is ours, and handled where two callers may race."""
     if isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError):
         DATABASE_ERRORS.labels(type(context.sqlalchemy_exception).__name__).inc()
+
+
+def _end_idle_transactions(idle_seconds: float, dbapi_connection: Any, _record: Any) -> None:
+    with dbapi_connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {max(1, round(idle_seconds * 1000))}")
+    dbapi_connection.commit()
 
 
 def read_only(engine: Engine) -> Engine:

@@ -21,6 +21,8 @@ def make_celery(settings: Settings) -> Celery:
         task_publish_retry=False,  # the relay retries; a POST never waits for the broker
         worker_concurrency=1,
         worker_pool_start_method="spawn",  # a fork after any torch matmul hangs
+        # By default a pool process that takes 4 s to start is killed and started anew, on a busy machine for ever.
+        worker_proc_alive_timeout=120.0,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,  # a prefetched ring would sit behind a long job
         worker_enable_remote_control=False,  # cancel goes through the database

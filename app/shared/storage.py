@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +17,14 @@ from typing_extensions import Buffer
 from ulid import ULID
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta  # only there for type checkers
-    from obstore.store import RetryConfig
+    from obstore.store import RetryConfig  # only there for type checkers
 
 # obstore buffers up to CHUNK_BYTES * CONCURRENT_CHUNKS of a stream: its defaults of 5 MiB * 12 cost 60 MiB per upload.
 CHUNK_BYTES = 5 * 1024 * 1024
 CONCURRENT_CHUNKS = 3
 READ_BYTES = 256 * 1024
 UPLOADS = "tmp"
+BLOBS = "blobs/sha256"
 # A dictionary that obstore's type checkers know as RetryConfig.
 IMPATIENT: "RetryConfig" = {"max_retries": 1, "retry_timeout": timedelta(seconds=5)}
 
@@ -72,7 +72,7 @@ def artifact_key(job_id: str, attempt: int, name: str) -> str:
 
 def blob_key(sha256: str) -> str:
     """Where a content is, whoever it belongs to: equal files share one object."""
-    return f"blobs/sha256/{sha256}"
+    return f"{BLOBS}/{sha256}"
 
 
 async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes], *, key: str | None = None) -> StoredFile:
@@ -231,25 +231,35 @@ def sweep_uploads(store: ObjectStore, *, older_than_seconds: float) -> int:
 
     On S3 the parts of an unfinished upload are not listed: a lifecycle rule of the bucket has to end those.
     """
+    return sum(remove_old(store, key) for key in old_keys(store, UPLOADS, older_than_seconds=older_than_seconds))
+
+
+def old_keys(store: ObjectStore, prefix: str, *, older_than_seconds: float) -> Iterator[str]:
+    """What lies under `prefix` for longer; on a local store also what was never finished, which `list` hides."""
     before = time.time() - older_than_seconds
     if isinstance(store, LocalStore) and store.prefix is not None:
-        # Not by `list`: it hides the files of uploads that never came to their end.
-        return sum(_unlink_if_older(path, before) for path in (Path(store.prefix) / UPLOADS).glob("*"))
-    old = [item["path"] for page in obstore.list(store, UPLOADS) for item in page if _is_older(item, before)]
-    for key in old:
-        delete(store, key)
-    return len(old)
+        root = Path(store.prefix)
+        paths = (path for path in (root / prefix).rglob("*") if _is_old_file(path, before))
+        yield from (path.relative_to(root).as_posix() for path in paths)
+        return
+    for page in obstore.list(store, prefix):
+        yield from (item["path"] for item in page if item["last_modified"].timestamp() < before)
 
 
-def _is_older(item: "ObjectMeta", before: float) -> bool:
-    return item["last_modified"].timestamp() < before
+def remove_old(store: ObjectStore, key: str) -> bool:
+    """Remove what `old_keys` found; False when it is gone already."""
+    if isinstance(store, LocalStore) and store.prefix is not None:
+        try:
+            (Path(store.prefix) / key).unlink()
+        except FileNotFoundError:  # its gateway lives, or another worker sweeps too
+            return False
+        return True
+    delete(store, key)
+    return True
 
 
-def _unlink_if_older(path: Path, before: float) -> bool:
+def _is_old_file(path: Path, before: float) -> bool:
     try:
-        old = path.stat().st_mtime < before
-        if old:
-            path.unlink()
-    except FileNotFoundError:  # its gateway lives, or another worker sweeps too
+        return path.is_file() and path.stat().st_mtime < before
+    except FileNotFoundError:
         return False
-    return old

@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from app.prepare import prepare
 from app.shared.db import make_engine, make_sessions
+from app.shared.models import INSPECT
 from app.shared.settings import Settings
 from app.shared.tables import Job
 from tests.servers import (
@@ -84,11 +85,12 @@ def kill(members: list[psutil.Process]) -> None:
 class Deployment:
     """`production`: Postgres, S3 and Valkey; `embedded`: SQLite, files and Valkey. Everything on this machine."""
 
-    def __init__(self, stack: str, directory: Path) -> None:
+    def __init__(self, stack: str, directory: Path, disk: Path) -> None:
+        """`disk` holds the state directory and nothing else: what the servers of production keep has one of its own."""
         self.directory = directory
         self.servers: dict[str, Server] = {}
         self.environment: dict[str, str] = {}
-        state = directory / "state"
+        state = disk / "state"
         state.mkdir(mode=0o700)
         urls = self._start_production() if stack == "production" else embedded_urls(state)
         self.settings = Settings(
@@ -133,6 +135,7 @@ class Deployment:
         port, password = free_port(), secrets.token_hex(8)
         init_postgres(self.directory, password)
         command, options = postgres_command(self.directory, port)
+        command += ["-c", "synchronous_commit=on"]  # or it forgets what it has confirmed when it is killed
         url = f"postgresql+psycopg://postgres:{password}@{LOOPBACK}:{port}/postgres"
         self._add("database", command, lambda: postgres_answers(url), **options)
         access, secret, ports = secrets.token_hex(8), secrets.token_hex(16), store_ports()
@@ -142,7 +145,7 @@ class Deployment:
         command = store_command(objects, ports)
         self._add("store", command, lambda: store_answers(ports["s3"]), env=environment, cwd=objects)
         self.environment = client_environment(ports["s3"], access, secret)
-        return {"database_url": url, "store_url": f"s3://{BUCKET}/faults"}
+        return {"database_url": url, "store_url": f"s3://{BUCKET}/faults", "secret_key": secrets.token_hex(16)}
 
     def _process_environment(self) -> dict[str, str]:
         return {**os.environ, **self.environment, **environment_of(self.settings), "PYTHONUNBUFFERED": "1"}
@@ -155,6 +158,12 @@ class Deployment:
         """Ready when its pool process has started an engine ahead."""
         command = [sys.executable, "-P", WORKER]
         self._add(name, command, lambda: self.engine_of(name) is not None, env=self._process_environment())
+
+    def start_ended_workers(self) -> None:
+        """As whoever keeps workers running does."""
+        for name, server in self.servers.items():
+            if name.startswith("worker") and server.process.poll() is not None:
+                self.start(name)
 
     def engine_of(self, name: str) -> psutil.Process | None:
         """The engine that this worker has, running or waiting."""
@@ -171,13 +180,14 @@ class Deployment:
         assert engine is not None
         return engine.parent()
 
-    def wait_for_a_run(self) -> None:
-        """Until a job is in the hands of an engine."""
+    def wait_for_a_run(self, worker: str = "worker") -> None:
+        """Until a job is in the hands of an engine of this worker."""
+        of_worker = f"%:{self.servers[worker].process.pid}:%"
 
         def runs() -> bool:
             with self.sessions() as session:
-                running = select(Job.id).where(Job.status == "running", Job.progress.is_not(None))
-                return session.scalars(running.limit(1)).first() is not None
+                running = select(Job.id).where(Job.status == "running", Job.kind != INSPECT, Job.progress.is_not(None))
+                return session.scalars(running.where(Job.owner.like(of_worker)).limit(1)).first() is not None
 
         wait_until(runs, seconds=60, what="the run of a job")
         time.sleep(0.1)

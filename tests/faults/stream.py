@@ -26,6 +26,8 @@ class Stream:
     threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self, clients: int = 2) -> None:
+        """Once more, if it was stopped; what was accepted before stays."""
+        self.stopped.clear()
         self.threads = [threading.Thread(target=self._go_on, daemon=True) for _ in range(clients)]
         for thread in self.threads:
             thread.start()

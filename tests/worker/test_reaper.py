@@ -12,6 +12,7 @@ from app.shared.tables import Job, Model, OutboxMessage
 from app.shared.workers import Worker
 from tests.servers import stored_keys
 from worker import reaper
+from worker.deafness import DeafnessWatch
 from worker.reaper import sweep, sweep_until
 from worker.supervisor import run_next_job
 
@@ -85,10 +86,15 @@ def test_the_sweeps_go_on_after_an_outage(service, monkeypatch):
     old.touch()
     os.utime(old, (1.0, 1.0))
 
-    sweep_until(stopped, service.bench.sessions, ring, store=service.bench.store, worker=WORKER, retention_days=90)
+    sweep_until(stopped, service.bench.sessions, ring, store=service.bench.store, **sweep_options(service))
     assert service.job(job_id).status == "queued"
     assert not old.exists()
     assert unsent(service) == 0
+
+
+def sweep_options(service):
+    watch = DeafnessWatch(WORKER, service.bench.store, None)
+    return {"worker": WORKER, "retention_days": 90, "watch": watch, "give_up": pytest.fail}
 
 
 def inspections(service):
@@ -132,7 +138,7 @@ def test_a_job_that_was_kept_long_enough_goes_with_all_it_has(service, settings,
     sweeping = threading.Thread(
         target=sweep_until,
         args=(stopped, service.bench.sessions, lambda: None),
-        kwargs={"store": service.bench.store, "worker": WORKER, "retention_days": 90},
+        kwargs={"store": service.bench.store, **sweep_options(service)},
     )
     sweeping.start()
     eventually(lambda: expired not in jobs_of(service))

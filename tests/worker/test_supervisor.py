@@ -225,7 +225,7 @@ def test_a_lease_lost_during_the_last_step_leaves_no_file_behind(service):
         def warm(self):
             if service.job(job_id).status == "running" and self._idle is None and service.job(job_id).resolved_spec:
                 take_away(service.bench)
-            super().warm()
+            return super().warm()
 
     bench = replace(service.bench, engines=Thief(service.bench.engines._start))
     run_next_job(bench)

@@ -15,7 +15,7 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.shared.db import db_now, make_engine, make_sessions, migration_config, read_only, upgrade_schema
+from app.shared.db import DATABASE_GONE, db_now, make_engine, make_sessions, migration_config, read_only, upgrade_schema
 from app.shared.settings import Settings
 from app.shared.tables import ApiKey, Base, Model, Project
 
@@ -122,6 +122,23 @@ def test_a_reader_does_not_wait_for_the_writer(settings: Settings):
             assert reader.scalar(select(Project.name).where(Project.id == "prj_x")) is None
         assert time.monotonic() - started < 1
     engine.dispose()
+
+
+@pytest.mark.parametrize("stack", ["production"], indirect=True)
+def test_who_freezes_in_a_transaction_loses_its_locks(settings: Settings):
+    frozen, other = make_engine(settings.database_url, idle_seconds=0.2), make_engine(settings.database_url)
+    with make_sessions(other).begin() as session:
+        session.add(Project(id="prj_1", name="p"))
+    locked = select(Project).where(Project.id == "prj_1").with_for_update()
+    with make_sessions(frozen)() as sleeper, make_sessions(other)() as waiter:
+        sleeper.execute(locked)
+        began = time.monotonic()
+        waiter.execute(locked)
+        assert 0.1 < time.monotonic() - began < 5
+        with pytest.raises(DATABASE_GONE):
+            sleeper.execute(locked)
+    frozen.dispose()
+    other.dispose()
 
 
 def test_two_writers_of_sqlite_take_turns_instead_of_failing(embedded, tmp_path: Path):
