@@ -28,6 +28,7 @@ SPLITS = ("repair", "validation", "test", "replay", "regression")
 
 JOBS, MODELS, DATASETS = "POST /v1/jobs", "POST /v1/models", "POST /v1/datasets"
 UPLOADS, COMPLETE = "POST /v1/uploads", "POST /v1/uploads/{upload_id}/complete"
+PART = "PUT /v1/uploads/{upload_id}/parts/{number}"
 # Code of a refusal to the operations that may answer it to a valid request, and what of it no schema can say.
 BEYOND_SCHEMA = {
     "model.missing": ({JOBS}, "a model_id in JSON, which no file comes with, unless the query has validate_only"),
@@ -35,6 +36,7 @@ BEYOND_SCHEMA = {
     "model.rejected": ({JOBS}, "whether the inspection of that model found it fit"),
     "upload.unknown_id": ({MODELS}, "whether there is such an upload"),
     "upload.not_completed": ({MODELS}, "whether its parts were sent and completed before"),
+    "upload.wrong_part_size": ({PART}, "the size that the upload said before"),
     "upload.parts_missing": ({COMPLETE}, "whether its parts were sent before"),
     "upload.digest_mismatch": ({COMPLETE}, "the digest of what was sent before"),
     "upload.no_signed_urls": ({UPLOADS, "GET /v1/uploads/{upload_id}"}, "what the operator's store can do"),
@@ -128,7 +130,7 @@ COMPLETIONS = {
     ("POST /v1/webhook-endpoints", JSON): _endpoint,
     ("PATCH /v1/webhook-endpoints/{endpoint_id}", JSON): _endpoint,
     (UPLOADS, JSON): _upload,
-    ("PUT /v1/uploads/{upload_id}/parts/{number}", BYTES): lambda _: Binary(ARCHIVE),
+    (PART, BYTES): lambda _: Binary(ARCHIVE),
 }
 
 
