@@ -9,8 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import ApiProblem
 from app.references import content_columns
-from app.routes.models import usable_model
-from app.rows import find_job
+from app.rows import find_job, usable_model
 from app.shared.datasets import INGEST
 from app.shared.deletion import keep_seconds
 from app.shared.jobs import DONE, INSPECT, submit_job

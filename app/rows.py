@@ -1,4 +1,4 @@
-"""The one way a path's id becomes a row."""
+"""The one way an id, of a path or a spec, becomes a row."""
 
 from typing import TypeVar
 
@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from app.deps import IDENTIFIER
 from app.errors import ApiProblem
-from app.shared.tables import Job
+from app.shared.models import REJECTED
+from app.shared.tables import Job, Model
 
 Row = TypeVar("Row")
 WHERE_TO_LOOK = {
@@ -41,3 +42,32 @@ def find_job(session: Session, *, job_id: str, project_id: str, lock: bool = Fal
     found = select(Job).where(Job.id == job_id, Job.project_id == project_id, Job.deleted_at.is_(None))
     found = found.with_for_update().execution_options(populate_existing=True) if lock else found
     return find_row(session, found, job_id, noun="job")
+
+
+def usable_model(session: Session, *, model_id: str, project_id: str, lock: bool = False) -> Model:
+    """The model a spec names; with `lock` it cannot be deleted before the transaction ends.
+
+    Raises ApiProblem `model.unknown_id` or `model.rejected`, both at `/model_id`.
+    """
+    found = models_of(project_id).where(Model.id == model_id)
+    row = session.scalar(found.with_for_update() if lock else found) if IDENTIFIER.fullmatch(model_id) else None
+    if row is None:
+        detail = f"There is no model {model_id!r} in your project."
+        errors = [{"pointer": "#/model_id", "detail": detail}]
+        raise ApiProblem("model.unknown_id", detail, hint="GET /v1/models lists them.", errors=errors)
+    if row.state == REJECTED:
+        detail = why_rejected(row)
+        errors = [{"pointer": "#/model_id", "detail": detail}]
+        raise ApiProblem("model.rejected", detail, hint=(row.error or {}).get("hint", ""), errors=errors)
+    return row
+
+
+def models_of(project_id: str) -> Select[Model]:
+    """The project's models, without those that were deleted."""
+    return select(Model).where(Model.project_id == project_id, Model.deleted_at.is_(None))
+
+
+def why_rejected(row: Model) -> str:
+    """What the inspection had against the model."""
+    error = row.error or {}
+    return f"Model {row.id} was rejected with {error.get('code')}: {error.get('detail', '')}"

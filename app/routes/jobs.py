@@ -24,8 +24,8 @@ from app.quotas import require_quotas
 from app.references import check_stored, require_readable, stored_digests, stored_inputs
 from app.rendering import render_job, render_jobs
 from app.retries import require_customers_own, require_done, retry_job
-from app.routes.models import add_model, file_columns, usable_model
-from app.rows import find_job
+from app.routes.models import add_model, file_columns
+from app.rows import find_job, usable_model
 from app.schemas import CancelRequest, JobCreate, JobPage, JobRead, Validation
 from app.shared.cache import cache_key, find_cached
 from app.shared.deletion import keep_seconds, mark_deleted

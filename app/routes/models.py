@@ -5,14 +5,13 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from app.auth import ModelsReader, ModelsWriter
 from app.bodies import read_json
-from app.deps import IDENTIFIER, CurrentGateway, Gateway
+from app.deps import CurrentGateway, Gateway
 from app.errors import ApiProblem, problem_responses
 from app.idempotency import Answer, Once, answer_once
 from app.openapi import REGISTER_BODY
@@ -20,7 +19,7 @@ from app.pages import Cursor, Filter, Limit, cut, page_of
 from app.quotas import require_quotas
 from app.references import content_columns, usable_upload
 from app.rendering import render_blocks, render_model
-from app.rows import find_row
+from app.rows import find_row, models_of, why_rejected
 from app.schemas import BlockPage, ModelCreate, ModelPage, ModelRead
 from app.shared.ids import new_id
 from app.shared.models import (
@@ -57,25 +56,7 @@ ACCEPTED_HEADERS = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 
 def find_model(session: Session, *, model_id: str, project_id: str) -> Model:
     """The project's model of that id. Raises ApiProblem `model.not_found`."""
-    return find_row(session, _models_of(project_id).where(Model.id == model_id), model_id, noun="model")
-
-
-def usable_model(session: Session, *, model_id: str, project_id: str, lock: bool = False) -> Model:
-    """The model a spec names; with `lock` it cannot be deleted before the transaction ends.
-
-    Raises ApiProblem `model.unknown_id` or `model.rejected`, both at `/model_id`.
-    """
-    found = _models_of(project_id).where(Model.id == model_id)
-    row = session.scalar(found.with_for_update() if lock else found) if IDENTIFIER.fullmatch(model_id) else None
-    if row is None:
-        detail = f"There is no model {model_id!r} in your project."
-        errors = [{"pointer": "#/model_id", "detail": detail}]
-        raise ApiProblem("model.unknown_id", detail, hint="GET /v1/models lists them.", errors=errors)
-    if row.state == REJECTED:
-        detail = _why_rejected(row)
-        errors = [{"pointer": "#/model_id", "detail": detail}]
-        raise ApiProblem("model.rejected", detail, hint=(row.error or {}).get("hint", ""), errors=errors)
-    return row
+    return find_row(session, models_of(project_id).where(Model.id == model_id), model_id, noun="model")
 
 
 def add_model(session: Session, project_id: str, file: ReceivedFile) -> Model:
@@ -89,15 +70,6 @@ def add_model(session: Session, project_id: str, file: ReceivedFile) -> Model:
 def file_columns(file: ReceivedFile) -> dict[str, Any]:
     """What models and job inputs note of their file."""
     return {"filename": file.filename, **vars(file.stored)}
-
-
-def _models_of(project_id: str) -> Select[Model]:
-    return select(Model).where(Model.project_id == project_id, Model.deleted_at.is_(None))
-
-
-def _why_rejected(row: Model) -> str:
-    error = row.error or {}
-    return f"Model {row.id} was rejected with {error.get('code')}: {error.get('detail', '')}"
 
 
 @router.post(
@@ -162,7 +134,7 @@ def list_models(
     gateway: CurrentGateway, caller: ModelsReader, *, state: Filter = None, limit: Limit = 20, cursor: Cursor = None
 ) -> ModelPage:
     """The project's models, newest first."""
-    rows = _models_of(caller.project_id)
+    rows = models_of(caller.project_id)
     if state is not None:
         rows = rows.where(Model.state == state)
     with gateway.readers() as session:
@@ -207,7 +179,7 @@ def _require_blocks(row: Model) -> None:
             "model.inspecting", f"Model {row.id} is still being inspected.", hint=hint, headers=ACCEPTED_HEADERS
         )
     if row.state == REJECTED:
-        raise ApiProblem("model.blocks_unknown", _why_rejected(row), hint=(row.error or {}).get("hint", ""))
+        raise ApiProblem("model.blocks_unknown", why_rejected(row), hint=(row.error or {}).get("hint", ""))
     reason = (row.facts or {}).get("blocks_unknown")
     if reason:
         detail = f"Model {row.id} is ready, but its blocks are not known: {reason['detail']}"

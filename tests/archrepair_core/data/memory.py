@@ -1,0 +1,21 @@
+"""How much memory reading a dataset takes, in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from archrepair_core.data.formats import load_dataset
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+path = Path(sys.argv[1])
+load_dataset("upload:x", {"upload:x": path}, name="x", work_dir=path.parent)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def growth_of_loading_mib(file: Path) -> int:
+    """By how many MiB the peak grows while the file is loaded."""
+    run = subprocess.run([sys.executable, "-c", MEASURE, file], capture_output=True, text=True, check=True)
+    return int(run.stdout)
