@@ -124,7 +124,7 @@ async def _removed_on_failure(store: ObjectStore) -> AsyncIterator[dict[str, Rec
     except ClientDisconnect:
         await run_in_threadpool(forget_files, files, store)
         raise _disconnected() from None
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         await run_in_threadpool(forget_files, files, store)
         raise ApiProblem("platform.store_unavailable", "The files could not be stored.") from error
     except BaseException:  # a cancelled request must not leave bytes behind either

@@ -23,6 +23,7 @@ from archrepair_core.events import FINISH_SIGNAL
 from worker.engine_events import Event, parse_event
 from worker.engine_log import EngineLog
 from worker.limits import EngineLimits, rlimits
+from worker.oom import may_be_oom, oom_kills
 from worker.scratch import scratch_directory
 
 # -P: the working directory must never be searched for modules.
@@ -58,6 +59,7 @@ class EngineProcess:
         """Start it. Call from the main thread: the kernel ends the engine when the *thread* that started it ends."""
         self.log = EngineLog(limits.log_bytes)
         self._grace_seconds = limits.grace_seconds
+        self._oom_kills = oom_kills()
         with contextlib.ExitStack() as stack:
             self.scratch = stack.enter_context(scratch_directory(scratch_root))
             self._process = self._start(limits, command)
@@ -155,6 +157,10 @@ class EngineProcess:
             self._close_pipes()
         return self._process.returncode
 
+    def problem(self) -> dict[str, str]:
+        """Why it ended, where it did not say so itself: problem fields. Ends it first if it has not."""
+        return problem_of_exit(self.kill(), may_be_oom=may_be_oom(self._oom_kills, oom_kills()))
+
     def close(self) -> None:
         """End it if it still runs, and remove its directory with all it left there."""
         self.kill(grace_seconds=0)
@@ -204,11 +210,14 @@ def _child_setup(limits: EngineLimits) -> Callable[[], None]:
     return set_up
 
 
-def problem_of_exit(returncode: int) -> dict[str, str]:
+def problem_of_exit(returncode: int, *, may_be_oom: bool) -> dict[str, str]:
     """Problem fields for an engine that ended without saying `result` or `error`; negative codes are signals."""
-    if returncode == -signal.SIGKILL:
-        code, detail = "worker.engine_killed", "the engine process was killed (SIGKILL)"
-        hint = "most often the machine ran out of memory: use a smaller model, fewer samples, or a larger machine"
+    if returncode == -signal.SIGKILL and may_be_oom:
+        code, detail = "worker.out_of_memory", "the engine process was killed (SIGKILL): the machine ran out of memory"
+        hint = "use a smaller model, fewer samples, or a larger machine"
+    elif returncode == -signal.SIGKILL:
+        code, detail = "worker.engine_killed", "the engine process was killed (SIGKILL), and not for want of memory"
+        hint = "somebody or something on the worker's machine ended it; submit the job again"
     elif returncode == -signal.SIGXCPU:
         code, detail = "job.max_runtime_exceeded", "the engine process used all the processor time one job may have"
         hint = "set repair.budget_seconds lower, or ask the operator for more (ARCHREPAIR_ENGINE_MAX_RUNTIME_SECONDS)"

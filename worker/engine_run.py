@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from worker.engine_events import DatasetFound, EngineProblem, Event, ModelFound, Progress, Ready, ResolvedSpec, Result
-from worker.engine_process import EngineProcess, ProtocolError, problem_of_exit
+from worker.engine_process import EngineProcess, ProtocolError
 from worker.limits import EngineLimits
 
 POLL_SECONDS = 0.1
@@ -95,7 +95,7 @@ def _after_exit(engine: EngineProcess, request: Mapping[str, Any], watcher: Watc
         ending = _handle(event, engine, request, watcher)
         if ending is not None:
             return ending
-    return Failure(problem_of_exit(engine.kill()))
+    return Failure(engine.problem())
 
 
 def _overdue(seconds: float, limits: EngineLimits) -> Failure | None:

@@ -12,7 +12,7 @@ RETRIES = {
     "oom": 0,  # the same job needs the same memory again, and may take its neighbours with it
     "platform_error": 0,
     "platform_outage": ALL,  # a platform_error whose reason passes
-    "engine_crashed": 1,  # a cosmic ray, or a defect that the model meets every time
+    "engine_crashed": 1,  # a cosmic ray, or a defect that the model meets every time; killed by somebody too
     "worker_lost": ALL,
     "preempted": ALL,  # not counted either
 }
@@ -21,7 +21,7 @@ OUTAGES = ("platform.database_unavailable", "platform.store_unavailable", "worke
 _CAUSE_OF_CODE = {
     "job.deadline_exceeded": "deadline",
     "worker.engine_crashed": "engine_crashed",
-    "worker.engine_killed": "oom",
+    "worker.engine_killed": "engine_crashed",
     "worker.out_of_memory": "oom",
 }
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -80,30 +81,77 @@ def blob_key(sha256: str) -> str:
 async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes], *, key: str | None = None) -> StoredFile:
     """Store a stream, under a temporary key if none is given, while hashing it.
 
-    If `chunks` raises, nothing is left in the store.
+    If `chunks` raises, nothing is left in the store. A directory is written by ourselves: the store's client copies
+    every byte into a buffer of its own first, which costs as much as to write it. Raises OSError or its errors.
     """
-    digest, size = hashlib.sha256(), 0
+    digest, key = hashlib.sha256(), key or f"{UPLOADS}/{ULID()}"
+    if isinstance(store, LocalStore) and store.prefix is not None:
+        size = await _write_file(Path(store.prefix) / key, chunks, digest.update, scratch=Path(store.prefix) / UPLOADS)
+        return StoredFile(key, digest.hexdigest(), size)
+    size = 0
 
     async def hashed() -> AsyncIterator[Buffer]:
         nonlocal size
-        hashing: asyncio.Future[None] | None = None
-        async for block in _in_blocks(chunks):
-            if hashing:
-                await hashing
-            # In another thread, while this one takes the next bytes from the socket.
-            hashing = asyncio.get_running_loop().run_in_executor(None, digest.update, block)
+        async for block in _worked_on(chunks, digest.update):
             size += len(block)
             yield block
-        if hashing:
-            await hashing
 
-    key = key or f"{UPLOADS}/{ULID()}"
     await obstore.put_async(store, key, hashed(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS)
     return StoredFile(key, digest.hexdigest(), size)
 
 
+async def _write_file(
+    path: Path, chunks: AsyncIterator[bytes], hash_block: Callable[[bytearray], None], *, scratch: Path
+) -> int:
+    """A stream as a file that has its name only once it is whole. Returns its size in bytes."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    unfinished, size = scratch / f"{ULID()}.unfinished", 0
+    try:
+        with unfinished.open("xb", buffering=0) as file:
+
+            def take(block: bytearray) -> None:
+                hash_block(block)
+                _write_whole(file, block)
+
+            async for block in _worked_on(chunks, take):
+                size += len(block)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.replace(path)
+    except BaseException:  # a cancelled request must not leave bytes behind either
+        unfinished.unlink(missing_ok=True)
+        raise
+    return size
+
+
+def _write_whole(file: FileIO, block: bytearray) -> None:
+    """An unbuffered file may take less than it was given; where it takes none, it says so itself (OSError)."""
+    left = memoryview(block)
+    while left:
+        left = left[file.write(left) :]
+
+
+async def _worked_on(chunks: AsyncIterator[bytes], work: Callable[[bytearray], None]) -> AsyncIterator[bytearray]:
+    """The same bytes in blocks; `work` is done on each in another thread, in order, while the next one is collected.
+
+    All of it is done when this ends, and none is going on when it fails.
+    """
+    loop = asyncio.get_running_loop()
+    working: asyncio.Future[None] | None = None
+    try:
+        async for block in _in_blocks(chunks):
+            if working:
+                await working
+            working = loop.run_in_executor(None, work, block)
+            yield block
+        if working:
+            await working
+    finally:
+        if working and not working.done():
+            await asyncio.wait([working])
+
+
 async def _in_blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
-    """The same bytes in fewer pieces: to hand one over to the store costs as much as to hash it."""
+    """The same bytes in fewer pieces: to hand one over costs as much as to hash it."""
     block = bytearray()
     async for chunk in chunks:
         block += chunk

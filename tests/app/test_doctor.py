@@ -14,6 +14,8 @@ from typing import Any
 import obstore
 import pytest
 from alembic import command
+from obstore.exceptions import BaseError as StoreError
+from obstore.store import S3Store
 from sqlalchemy import text, update
 
 from app.doctor import CHECKS
@@ -23,7 +25,7 @@ from app.shared.db import make_engine, migration_config
 from app.shared.jobs import submit_job
 from app.shared.secret import service_secret
 from app.shared.settings import Settings
-from app.shared.storage import open_store
+from app.shared.storage import IMPATIENT, open_store
 from app.shared.tables import ApiKey, Job, WorkerRow
 from app.shared.workers import Worker, note_worker
 from tests.servers import (
@@ -181,6 +183,20 @@ def test_a_broker_that_lets_anybody_in_is_named(complete, look):
     assert (found.status, "requirepass" in found.hint) == ("warn", True)
 
 
+def has_bucket(environment: Mapping[str, str]) -> bool:
+    """A store that asks for a key says so before it looks whether the bucket is there."""
+    options = {"client_options": {"allow_http": True}, "retry_config": IMPATIENT}
+    keys = {
+        "access_key_id": environment["AWS_ACCESS_KEY_ID"],
+        "secret_access_key": environment["AWS_SECRET_ACCESS_KEY"],
+    }
+    store = S3Store(BUCKET, endpoint=environment["AWS_ENDPOINT_URL"], region="us-east-1", **keys, **options)
+    try:
+        return obstore.list(store).collect() is not None
+    except StoreError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def guarded_store() -> Iterator[Callable[[str], dict[str, str]]]:
     """A store that knows some users; gives the variables of one of them."""
@@ -197,7 +213,9 @@ def guarded_store() -> Iterator[Callable[[str], dict[str, str]]]:
         environment = {**os.environ, "GOMEMLIMIT": "400MiB"}
         with running(words, number=signal.SIGKILL, env=environment, cwd=directory):
             wait_until(lambda: store_answers(ports["s3"]), seconds=30, what="the store's start")
-            yield lambda name: client_environment(ports["s3"], name, f"SECRET-OF-{name}")
+            users = {name: client_environment(ports["s3"], name, f"SECRET-OF-{name}") for name in (*allowed, "nobody")}
+            wait_until(lambda: has_bucket(users["admin"]), seconds=30, what="the store's bucket")
+            yield users.__getitem__
 
 
 @pytest.mark.parametrize("stack", ["production"], indirect=True)

@@ -150,8 +150,7 @@ FAULTS = {
     "gateway killed during an upload": Fault(gateway_killed_during_upload, leaves_uploads=True),
     "worker killed": Fault(away("worker", 0.5), causes=LOST),
     "pool process killed": Fault(pool_process_killed, causes=LOST),
-    # Most often it is the kernel that kills, for want of memory, which another attempt would want too.
-    "engine killed": Fault(engine_killed, may_fail=frozenset({"worker.engine_killed"}), causes=frozenset({"oom"})),
+    "engine killed": Fault(engine_killed, causes=frozenset({"engine_crashed"})),
     "broker killed, data lost": Fault(away("broker", 1.0)),
     "broker away while submitting": Fault(broker_away_while_submitting),
     "database restarted": Fault(away("database", 1.0, signal.SIGINT), stacks=("production",)),

@@ -7,6 +7,7 @@ import pytest
 
 from worker.engine_log import FRESH_BYTES, LINE_BYTES, TAIL_BYTES, EngineLog
 from worker.engine_process import MAX_LINE_BYTES, ProtocolError, engine_environment, problem_of_exit
+from worker.oom import may_be_oom, oom_kills
 
 PYTHON = (sys.executable, "-S", "-E", "-c")
 
@@ -112,10 +113,30 @@ def test_the_death_of_an_engine_before_its_request_is_seen_by_its_exit_code(run,
     assert engine.kill() == -signal.SIGKILL
 
 
-def test_a_kill_without_reason_to_crash_points_at_memory():
-    assert "memory" in problem_of_exit(-signal.SIGKILL)["hint"]
-    assert "SIGSEGV" in problem_of_exit(-signal.SIGSEGV)["detail"]
-    assert "code 3" in problem_of_exit(3)["detail"]
+def test_an_engine_that_ends_without_a_word_has_a_reason():
+    assert problem_of_exit(-signal.SIGKILL, may_be_oom=True)["code"] == "worker.out_of_memory"
+    assert problem_of_exit(-signal.SIGKILL, may_be_oom=False)["code"] == "worker.engine_killed"
+    assert "SIGSEGV" in problem_of_exit(-signal.SIGSEGV, may_be_oom=True)["detail"]
+    assert "code 3" in problem_of_exit(3, may_be_oom=False)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("vmstat", "count"),
+    [
+        ("nr_free_pages 7\noom_kill 3\nswap_ra 0\n", 3),
+        ("nr_free_pages 7\n", None),
+        ("oom_kill many\n", None),
+        (None, None),
+    ],
+)
+def test_the_kernel_is_asked_for_its_victims(tmp_path, vmstat, count):
+    if vmstat is not None:
+        (tmp_path / "vmstat").write_text(vmstat)
+    assert oom_kills(tmp_path / "vmstat") == count
+
+
+def test_only_a_kernel_that_killed_nobody_was_not_short_of_memory():
+    assert [may_be_oom(3, 3), may_be_oom(3, 4), may_be_oom(None, 4), may_be_oom(3, None)] == [False, True, True, True]
 
 
 def test_a_log_keeps_its_beginning_and_its_end_and_says_what_is_missing():

@@ -365,8 +365,9 @@ def test_looking_at_a_model_has_a_limit_of_its_own(service):
     assert "MAX_INSPECTION_SECONDS" in model.error["hint"]
 
 
-def test_a_crash_is_tried_again_once(service):
-    job_id = service.submit("crash")
+@pytest.mark.parametrize("behave", ["crash", "be_killed"])
+def test_a_crash_is_tried_again_once(service, behave):
+    job_id = service.submit(behave)
     run_next_job(service.bench)
     assert service.job(job_id).status == "queued"
     run_next_job(service.bench)
@@ -376,7 +377,7 @@ def test_a_crash_is_tried_again_once(service):
 
 @pytest.mark.parametrize(
     ("behave", "cause"),
-    [("be_killed", "oom"), ("run_out_of_memory", "oom"), ("refuse", "user_error"), ("leave", "platform_error")],
+    [("run_out_of_memory", "oom"), ("refuse", "user_error"), ("leave", "platform_error")],
 )
 def test_other_failures_are_final_and_say_their_cause(service, behave, cause):
     job_id = service.submit(behave)

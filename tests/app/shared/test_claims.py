@@ -349,7 +349,7 @@ def test_a_lost_job_past_its_deadline_is_not_tried_again(sessions: Sessions, sub
         ("worker.engine_crashed", "platform", ["queued", "failed"], "engine_crashed"),
         ("platform.store_unavailable", "platform", ["queued", "queued", "failed"], "platform_error"),
         ("platform.worker_failed", "platform", ["failed"], "platform_error"),
-        ("worker.engine_killed", "platform", ["failed"], "oom"),
+        ("worker.engine_killed", "platform", ["queued", "failed"], "engine_crashed"),
         ("worker.out_of_memory", "platform", ["failed"], "oom"),
         ("model.frozen_graph", "user", ["failed"], "user_error"),
         ("job.deadline_exceeded", "user", ["failed"], "deadline"),
