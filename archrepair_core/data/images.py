@@ -4,8 +4,9 @@ Legend: N samples, H height, W width, C channels. Pixels are uint8 or float32, N
 """
 
 import hashlib
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,19 @@ MAX_CHANNELS = 64
 MAX_SAMPLES = 20_000_000
 DIGEST_DTYPE = np.dtype("S16")
 NO_LABEL = -1
+# Of the images of a file, so many may be broken: below a hundred images none, and never more than can be listed.
+MAX_SKIPPED_SHARE = 0.01
+MAX_SKIPPED = 1000
+SKIPPED_NAMED = 5
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that cannot be decoded: its row in the source, what it is called there, and why."""
+
+    row: int
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,8 @@ class LabelledImages:
     """N labelled images. `sample_digests` identify the pixels of each; `digest` is the sha256 of pixels and labels.
 
     The digest is one of content: the same samples give the same one from any file format. `images.rows` are the rows
-    in the source. Without labels every label is `NO_LABEL`. `class_names` stand where the labels were words.
+    in the source. Without labels every label is `NO_LABEL`. `class_names` stand where the labels were words. `skipped`
+    are images of the source that are not among the N; of parts, the one that keeps the name keeps them.
     """
 
     name: str
@@ -64,6 +79,7 @@ class LabelledImages:
     source: str
     format: str = "builtin"
     class_names: tuple[str, ...] | None = None
+    skipped: tuple[SkippedImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,7 +92,7 @@ class LabelledImages:
     def subset(self, indices: np.ndarray, *, name: str | None = None) -> "LabelledImages":
         """The samples at `indices`, in that order, without copying a pixel."""
         parts = (self.images.rows[indices], self.labels[indices], self.sample_digests[indices])
-        return replace(self._with(*parts), name=name or self.name)
+        return replace(self._with(*parts), name=name or self.name, skipped=() if name else self.skipped)
 
     def joined(self, other: "LabelledImages") -> "LabelledImages":
         """These samples and those of another part of the same whole, without copying a pixel."""
@@ -97,10 +113,14 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class PixelChunk:
-    """Some consecutive samples: pixels B×H×W×C as stored, and the digests of the pixels as they were in the source."""
+    """Some consecutive samples: pixels B×H×W×C as stored, and the digests of the pixels as they were in the source.
+
+    Of `skipped` images, whose row counts from the chunk's first, the pixels are blank and the digests empty.
+    """
 
     pixels: np.ndarray
     digests: list[bytes]
+    skipped: tuple[SkippedImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,9 +143,13 @@ def sample_digest(pixels_HWC: np.ndarray) -> bytes:
 
 
 def store(samples: SampleStream, *, name: str, source: str, work_dir: Path) -> LabelledImages:
-    """Write the stream to a new file in `work_dir` and map it; memory stays at one chunk however long the stream."""
+    """Write the stream to a new file in `work_dir` and map it; memory stays at one chunk however long the stream.
+
+    Raises DatasetError where more images are broken than may be skipped.
+    """
     count = samples.shape[0]
     sample_digests = np.empty(count, dtype=DIGEST_DTYPE)
+    skipped: list[SkippedImage] = []
     done = 0
     with ExitStack() as undo:
         with tempfile.NamedTemporaryFile(dir=work_dir, prefix=f"{name}-", suffix=".pixels", delete=False) as file:
@@ -133,11 +157,15 @@ def store(samples: SampleStream, *, name: str, source: str, work_dir: Path) -> L
             for chunk in samples.chunks:
                 file.write(np.ascontiguousarray(chunk.pixels).data)
                 sample_digests[done : done + len(chunk.digests)] = chunk.digests
+                skipped.extend(replace(image, row=done + image.row) for image in chunk.skipped)
+                check_skipped(skipped, count)
                 done += len(chunk.digests)
         pixels = np.memmap(file.name, dtype=samples.dtype, mode="r", shape=samples.shape)
         undo.pop_all()
     stored = labelled_images(pixels, samples.labels, sample_digests, name=name, source=source)
-    return replace(stored, format=samples.format, class_names=samples.class_names)
+    if skipped:
+        stored = stored.subset(np.setdiff1d(np.arange(count), [image.row for image in skipped]))
+    return replace(stored, format=samples.format, class_names=samples.class_names, skipped=tuple(skipped))
 
 
 def labelled_images(
@@ -167,6 +195,20 @@ def check_count(count: int) -> None:
         raise DatasetError(
             "too_large", f"the file holds {count} images, more than {MAX_SAMPLES}", hint="send fewer images"
         )
+
+
+def check_skipped(skipped: Sequence[SkippedImage], count: int) -> None:
+    """Refuse a dataset of which more images are broken than may be skipped, naming the first."""
+    allowed = min(MAX_SKIPPED, math.floor(MAX_SKIPPED_SHARE * count))
+    if len(skipped) <= allowed:
+        return
+    named = "; ".join(f"image in {image.name} cannot be decoded: {image.reason}" for image in skipped[:SKIPPED_NAMED])
+    more = f"more than the {allowed} of {count} images that may be skipped are broken: " if allowed else ""
+    raise DatasetError(
+        "image_broken",
+        more + named,
+        hint="images are PNG, JPEG, WEBP or BMP files, whole and not truncated; one in a hundred may be broken",
+    )
 
 
 def check_size(shape: tuple[int, int, int, int], dtype: np.dtype, *, max_bytes: int) -> None:

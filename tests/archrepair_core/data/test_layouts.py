@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import tarfile
 import zipfile
 
@@ -160,6 +161,48 @@ def test_sizes_may_differ_when_the_spec_resizes(load):
     with pytest.raises(DatasetError, match=r"'0/b.png' is 4×8 .* where '0/a.png' is 6×8"):
         load(as_zip(files))
     assert load(as_zip(files), resize=(5, 5)).images.shape == (2, 5, 5, 3)
+
+
+def many(count, broken, side=8):
+    """As many images in two classes, of which some are cut off."""
+    random = np.random.default_rng(0)
+    whole = [png(random.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
+    return [(f"{row % 2}/{row:03}.png", image[:-40] if row in broken else image) for row, image in enumerate(whole)]
+
+
+@pytest.mark.parametrize("pack", [as_zip, as_tar])
+def test_a_broken_image_in_a_hundred_is_skipped_and_named(load, pack):
+    loaded, whole = load(pack(many(200, broken=(0, 77)))), load(pack(many(200, broken=())))
+    assert [(image.row, image.name) for image in loaded.skipped] == [(0, "'0/000.png'"), (77, "'1/077.png'")]
+    assert all(image.reason for image in loaded.skipped)
+    rest = whole.subset(np.setdiff1d(np.arange(200), [0, 77]))
+    np.testing.assert_array_equal(loaded.images[:], rest.images[:])
+    assert (loaded.digest, loaded.images.rows.tolist()) == (rest.digest, rest.images.rows.tolist())
+
+
+def test_one_more_is_an_error_that_names_the_first(load):
+    with pytest.raises(DatasetError, match=r"more than the 2 of 200 .*'0/000.png'.*'1/003.png'.*'1/005.png'") as caught:
+        load(as_zip(many(200, broken=(0, 3, 5, 9))))
+    assert caught.value.code == "dataset.image_broken"
+
+
+def test_a_cut_part_does_not_repeat_what_was_skipped(load):
+    loaded = load(as_zip(many(100, broken=(4,))))
+    rows = np.arange(10)
+    assert len(loaded.subset(rows).skipped) == 1
+    assert loaded.subset(rows, name="test").skipped == ()
+
+
+def test_many_threads_decode_as_one_does(load, monkeypatch):
+    files = many(120, broken=(7,), side=80)
+    one, several = (_with_cores(load, monkeypatch, as_zip(files), cores) for cores in (1, 4))
+    np.testing.assert_array_equal(one.images[:], several.images[:])
+    assert (one.digest, one.skipped) == (several.digest, several.skipped)
+
+
+def _with_cores(load, monkeypatch, content, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    return load(content)
 
 
 TWO = [("0/a.png", ENCODED[0]), ("1/b.png", ENCODED[1])]
