@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from archrepair_client.jobs import Job, download, follow_job, submit_job
-from archrepair_client.running import RunningService, running_service
+from archrepair_client.client import ArchRepair
+from archrepair_client.running import running_service
+from archrepair_client.types import Job
 
 # The pictures are few and the lens is bad, so the customer of the demo accepts more broken answers than our default.
 SPEC = {
     "kind": "repair",
-    "datasets": {"repair": "upload:repair", "validation": "upload:validation", "test": "upload:test"},
     "gates": ["test.accuracy >= before + 0.05", "test.mcnemar_p < 0.05", "test.broken_rate <= 0.05"],
     "seed": 7,
     "metadata": {"purpose": "demo"},
@@ -36,32 +36,32 @@ def run_demo(directory: Path, *, console: Console) -> bool:
     console.print("Starting broker, worker and gateway …")
     with running_service(directory / "state") as service:
         console.print(f"Sending model and images to {service.url}/v1/jobs")
-        job = _repair(service, directory, console)
-        if job["status"] != "succeeded" or job["result"]["outcome"] != "repaired":
-            console.print(f"The job ended as {job['status']}: {job['error'] or job['result']['reason']}", style="red")
-            return False
-        with service.client() as client:
-            download(client, f"/v1/jobs/{job['id']}/model", directory / "repaired.pt")
-            download(client, f"/v1/jobs/{job['id']}/report", directory / "report.json")
+        with ArchRepair(base_url=service.url, api_key=service.api_key) as client:
+            job = _repair(client, directory, console)
+            if job.outcome != "repaired":
+                why = job.error.detail if job.error else (job.result or {}).get("reason")
+                console.print(f"The job ended as {job.status}: {why}", style="red")
+                return False
+            client.jobs.download_model(job.id, directory / "repaired.pt")
+            client.jobs.download_report(job.id, directory / "report.json", format="json")
     console.print("Judging the download with plain torch.jit.load, in a process that cannot import this project …")
     _show(job, _judge(directory), directory, seconds=time.monotonic() - started, console=console)
-    return bool(job["verdict"] == "pass")
+    return job.verdict == "pass"
 
 
-def _repair(service: RunningService, directory: Path, console: Console) -> Job:
+def _repair(client: ArchRepair, directory: Path, console: Console) -> Job:
     shown: dict[str, Any] = {"phase": "", "percent": -100.0}
 
     def show(job: Job) -> None:
-        progress = job["progress"]
-        if progress and (job["phase"] != shown["phase"] or progress["percent"] >= shown["percent"] + PERCENT_STEP):
-            shown.update(phase=job["phase"], percent=progress["percent"])
-            console.print(f"  {progress['percent']:5.1f} %  {job['phase']:<10}  {progress['message']}", highlight=False)
+        progress = job.progress
+        if progress and (job.phase != shown["phase"] or progress.percent >= shown["percent"] + PERCENT_STEP):
+            shown.update(phase=job.phase, percent=progress.percent)
+            console.print(f"  {progress.percent:5.1f} %  {job.phase:<10}  {progress.message}", highlight=False)
 
-    with service.client() as client:
-        files = {name: directory / f"{name}.npz" for name in SETS}
-        job = submit_job(client, SPEC, model=directory / "model.pt", datasets=files)
-        console.print(f"  {job['id']} is {job['status']}")
-        return follow_job(client, job["id"], show)
+    files = {name: directory / f"{name}.npz" for name in SETS}
+    job = client.jobs.create(model=directory / "model.pt", datasets=files, spec=SPEC)
+    console.print(f"  {job.id} is {job.status}")
+    return client.jobs.wait(job.id, on_change=show)
 
 
 def _judge(directory: Path) -> dict[str, Any]:
@@ -78,8 +78,9 @@ def _run_python(*arguments: str) -> str:
 
 
 def _show(job: Job, judged: dict[str, Any], directory: Path, *, seconds: float, console: Console) -> None:
-    table = Table(title=f"Verdict: {job['verdict']}", show_header=False)
-    repair = job["result"]["repair"]
+    table = Table(title=f"Verdict: {job.verdict}", show_header=False)
+    result = job.result or {}
+    repair = result["repair"]
     rows = {
         "accuracy, original": f"{judged['accuracy_before']:.1%} of {judged['n']} test images",
         "accuracy, repaired": f"{judged['accuracy_after']:.1%}",
@@ -87,7 +88,7 @@ def _show(job: Job, judged: dict[str, Any], directory: Path, *, seconds: float, 
         "break rate": f"{judged['break_rate']:.1%}  ({judged['broken']} right answers are wrong now)",
         "exact McNemar p": f"{judged['p_value']:.2g}",
         "what was repaired": f"{repair['name']}, {repair['alpha']:.0%} of the way",
-        "seconds": f"{job['result']['seconds']['total']:.0f} for the job, {seconds:.0f} for the demo",
+        "seconds": f"{result['seconds']['total']:.0f} for the job, {seconds:.0f} for the demo",
         "repaired model": str(directory / "repaired.pt"),
         "report": str(directory / "report.json"),
     }

@@ -26,9 +26,14 @@ class RunningService:
     api_key_file: str
     pid: int
 
+    @property
+    def api_key(self) -> str:
+        """The key with all scopes. Raises OSError when it cannot be read."""
+        return Path(self.api_key_file).read_text().strip()
+
     def client(self, *, timeout_seconds: float = 60) -> httpx.Client:
         """An HTTP client that is allowed in. No proxy: the service is on this machine."""
-        headers = {"Authorization": f"Bearer {Path(self.api_key_file).read_text().strip()}"}
+        headers = {"Authorization": f"Bearer {self.api_key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds, trust_env=False)
 
 

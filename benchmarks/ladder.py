@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from archrepair_client.jobs import Job, download, follow_job, submit_job
+from archrepair_client import ArchRepair
 from archrepair_client.running import running_service
+from archrepair_client.types import Job
 from archrepair_core.data.corruptions import at_severity
 from benchmarks.cifar import OUT, PREPROCESSING, find_data, load_cifar, order_of_test_images
 from benchmarks.faults import damage_
@@ -142,7 +142,7 @@ ROWS: dict[str, Row] = {
 REFERENCE_ROW = "auto"
 
 
-def run_row(client: httpx.Client, case: Case, row: Row, *, scratch: Path, sets: Sets, budget: float | None,
+def run_row(client: ArchRepair, case: Case, row: Row, *, scratch: Path, sets: Sets, budget: float | None,
             seed: int, keep: Path) -> Job:  # fmt: skip
     """One job to its end, its report kept."""
     files = {}
@@ -153,16 +153,14 @@ def run_row(client: httpx.Client, case: Case, row: Row, *, scratch: Path, sets: 
             )
             np.savez(scratch / f"{role}.npz", **arrays)
             files[role] = scratch / f"{role}.npz"
-    spec: dict[str, Any] = {"datasets": {role: f"upload:{role}" for role in files}, "seed": seed}
-    spec["preprocessing"] = PREPROCESSING
+    spec: dict[str, Any] = {"seed": seed, "preprocessing": PREPROCESSING}
     spec |= {key: dict(value) for key, value in row.spec.items()}
     if budget is not None:
         spec.setdefault("repair", {})["budget_seconds"] = budget
-    job = submit_job(client, spec, model=case.model(scratch), datasets=files)
-    job = follow_job(client, job["id"], lambda _job: None)
-    if job["status"] != "succeeded":
-        sys.exit(f"{job['id']} {job['status']}: {job['error']}")
-    download(client, f"/v1/jobs/{job['id']}/report", keep)
+    job = client.jobs.create_and_wait(spec=spec, model=case.model(scratch), datasets=files)
+    if job.status != "succeeded":
+        sys.exit(f"{job.id} {job.status}: {job.error}")
+    client.jobs.download_report(job.id, keep, format="json")
     return job
 
 
@@ -227,7 +225,11 @@ def run_missing(cases: Sequence[str], rows: Sequence[str], seeds: Sequence[int],
     """Start the service and run what has no report yet; the reference row first, since it sets the seconds of all
     others where `budget` does not."""
     report_path("", "", 0, budget).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as state, running_service(Path(state)) as service, service.client() as client:
+    with (
+        tempfile.TemporaryDirectory() as state,
+        running_service(Path(state)) as service,
+        ArchRepair(base_url=service.url, api_key=service.api_key) as client,
+    ):
         for case in cases:
             for seed in seeds:
                 for row in dict.fromkeys(rows if budget else [REFERENCE_ROW, *rows]):
@@ -240,7 +242,7 @@ def run_missing(cases: Sequence[str], rows: Sequence[str], seeds: Sequence[int],
                     with tempfile.TemporaryDirectory() as scratch:
                         job = run_row(client, CASES[case], ROWS[row], scratch=Path(scratch),
                                       sets=CASES[case].draw(seed), budget=seconds, seed=seed, keep=keep)  # fmt: skip
-                    sys.stderr.write(f"{case}, seed {seed}, {row}: {job['verdict']}, {job['result']['reason']}\n")
+                    sys.stderr.write(f"{case}, seed {seed}, {row}: {job.verdict}, {(job.result or {})['reason']}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
