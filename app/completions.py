@@ -102,18 +102,14 @@ class _Copy:
         self.lease_until = self.completion.lease_until
 
     async def run(self) -> None:
-        """Copy until the whole is kept: an equal content that is freed meanwhile takes ours along, but rarely twice."""
-        prefix = prefix_of(self.completion.upload_id)
-        while True:
-            whole = await storage.assemble(
-                self.owner.store, self, key=f"{prefix}/whole-{self.lease_until}", sha256=self.completion.sha256
-            )
-            try:
-                self._keep(whole)
-            except FileNotFoundError:
-                continue
-            storage.delete_prefix(self.owner.store, prefix)
-            return
+        """Copy the parts into one object, keep that, and remove them."""
+        whole = await storage.assemble(self.owner.store, self, sha256=self.completion.sha256)
+        try:
+            self._keep(whole)
+        except LeaseLost:
+            storage.delete(self.owner.store, whole.storage_key)
+            raise
+        storage.delete_prefix(self.owner.store, prefix_of(self.completion.upload_id))
 
     def _keep(self, whole: StoredFile) -> None:
         with self.owner.sessions.begin() as session:

@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 
 from app.errors import ApiProblem
 from app.schemas import JobCreate
+from app.shared.contents import lock_contents
 from app.shared.db import db_now
 from app.shared.egress import EgressPolicy
-from app.shared.models import lock_contents
 from app.shared.references import (
     MODEL_REFERENCE,
     Reference,

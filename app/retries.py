@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 from app.errors import ApiProblem
 from app.references import content_columns
 from app.rows import find_job, usable_model
+from app.shared.contents import lock_contents
 from app.shared.datasets import INGEST
 from app.shared.deletion import keep_seconds
 from app.shared.jobs import DONE, INSPECT, submit_job
-from app.shared.models import lock_contents
 from app.shared.references import parse_reference, references_in
 from app.shared.settings import Settings
 from app.shared.tables import Dataset, Job, JobInput, Model

@@ -15,10 +15,10 @@ from app.errors import ApiProblem
 from app.limits import body_too_large, limit_body, read_small_body, read_spec_bytes
 from app.multipart import Part, read_parts
 from app.schemas import JobCreate
-from app.shared.models import lock_contents
+from app.shared.contents import keep_content, lock_contents
 from app.shared.references import UPLOAD
 from app.shared.settings import Settings
-from app.shared.storage import StoredFile, delete, keep_upload, put_stream
+from app.shared.storage import StoredFile, delete, put_stream
 from app.specs import parse_spec, upload_names
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -133,12 +133,15 @@ async def _removed_on_failure(store: ObjectStore) -> AsyncIterator[dict[str, Rec
 
 
 def keep_files(session: Session, files: dict[str, ReceivedFile], store: ObjectStore) -> dict[str, ReceivedFile]:
-    """Move the received files to the keys of their contents, in the transaction that writes the rows for them.
+    """Take the received files to where they stay, in the transaction that writes the rows for them.
 
-    Nobody can delete an equal content as unused in between.
+    Nobody can delete an equal content as unused in between. From here on `files` is empty: whether a transaction whose
+    end nobody heard was committed is not known, and its bytes are not ours to remove.
     """
     lock_contents(session, [file.stored.sha256 for file in files.values()])
-    return {name: ReceivedFile(file.filename, keep_upload(store, file.stored)) for name, file in files.items()}
+    received = list(files.items())
+    files.clear()
+    return {name: ReceivedFile(file.filename, keep_content(session, store, file.stored)) for name, file in received}
 
 
 def _disconnected() -> ApiProblem:

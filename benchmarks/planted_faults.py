@@ -40,8 +40,8 @@ POOLS, UNLABELLED = (500, 200), 30
 # What the cost of scoring is stated for.
 COST_POOLS = (1000, 200)
 SEVERITY = 3
-# The seed of the trials; thresholds were set with others (1, 100 and up); 2 and 3 were looked at.
-FIRST_SEED = 4
+# The seed of the trials; thresholds were set with others (1, 100 and up); 2 to 4 were looked at.
+FIRST_SEED = 5
 DATASETS = {"repair": "upload:repair", "validation": "upload:validation", "test": "upload:test"}
 
 

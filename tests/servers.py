@@ -33,7 +33,7 @@ from sqlalchemy.engine import make_url
 
 from app.prepare import prepare
 from app.shared.settings import Settings
-from app.shared.storage import open_store
+from app.shared.storage import BLOBS, open_store
 
 PR_SET_PDEATHSIG = 1
 LOOPBACK = "127.0.0.1"
@@ -360,6 +360,11 @@ def stored_keys(settings: Settings, prefix: str = "") -> list[str]:
         paths = (path.relative_to(root) for path in (root / prefix).rglob("*") if path.is_file())
         return sorted(str(path) for path in paths)
     return sorted(item["path"] for page in obstore.list(store, prefix or None) for item in page)
+
+
+def keys_of_content(settings: Settings, content: bytes) -> list[str]:
+    """The keys of all contents that are these bytes: a directory has them by their hash, S3 as they came in."""
+    return [key for key in stored_keys(settings, BLOBS) if stored_bytes(settings, key) == content]
 
 
 def stored_bytes(settings: Settings, key: str) -> bytes:

@@ -19,10 +19,10 @@ from obstore.store import ObjectStore, from_url
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared import storage
+from app.shared.contents import lock_contents
 from app.shared.egress import EgressError, EgressPolicy
 from app.shared.fetch import fetch_to_file
 from app.shared.jobs import Claim, record_input
-from app.shared.models import lock_contents
 from app.shared.references import REMOTE, Reference, ReferenceRefused, parse_reference, path_of, references_in
 from app.shared.references import require_allowed as require_place
 from app.shared.settings import Settings

@@ -23,9 +23,9 @@ from app.references import allow, content_columns, usable_upload
 from app.rendering import render_dataset
 from app.rows import find_row
 from app.schemas import DatasetCreate, DatasetFields, DatasetPage, DatasetRead
+from app.shared.contents import free_content, lock_contents
 from app.shared.datasets import delete_dataset, submit_ingest
 from app.shared.ids import new_id
-from app.shared.models import free_content, lock_contents
 from app.shared.references import Reference, ReferenceRefused, parse_reference
 from app.shared.settings import Settings
 from app.shared.tables import Dataset, JobInput

@@ -21,14 +21,13 @@ from app.references import content_columns, usable_upload
 from app.rendering import render_blocks, render_model
 from app.rows import find_row, models_of, why_rejected
 from app.schemas import BlockPage, ModelCreate, ModelPage, ModelRead
+from app.shared.contents import free_content, lock_contents
 from app.shared.ids import new_id
 from app.shared.models import (
     INSPECTING,
     REJECTED,
     ModelInUse,
     delete_model,
-    free_content,
-    lock_contents,
     submit_inspection,
 )
 from app.shared.storage import first_bytes

@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.shared import storage
 from app.shared.checkpoints import checkpoint_prefix
+from app.shared.contents import free_content, lock_contents
 from app.shared.db import db_now
 from app.shared.jobs import DONE, INSPECT
-from app.shared.models import delete_model, free_content, lock_contents
+from app.shared.models import delete_model
 from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, JobLabel, Model, WebhookDelivery
 from app.shared.webhooks import PENDING
 

@@ -9,11 +9,11 @@ from obstore.store import ObjectStore
 from sqlalchemy import Select, delete, exists, or_, select
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.shared.contents import free_content
 from app.shared.datasets import INGEST
 from app.shared.db import db_now
 from app.shared.deletion import DAY_SECONDS, mark_deleted
 from app.shared.jobs import INSPECT
-from app.shared.models import free_content
 from app.shared.tables import ApiKey, Dataset, Job, Model, Upload, UploadPart, WebhookDelivery, WebhookEndpoint
 from app.shared.uploads import EXPIRED, free_upload
 

@@ -13,9 +13,9 @@ from obstore.store import ObjectStore
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.shared.contents import free_content
 from app.shared.db import db_now
 from app.shared.jobs import DONE
-from app.shared.models import free_content
 from app.shared.storage import BLOBS, old_keys, remove_old
 from app.shared.tables import Artifact, Attempt, Dataset, Job, JobInput, Model, Upload
 
@@ -84,7 +84,7 @@ def _unnamed(sessions: sessionmaker[Session], keys: list[str]) -> set[str]:
 
 def _free(sessions: sessionmaker[Session], store: ObjectStore, key: str) -> bool:
     name = key.rpartition("/")[2]
-    if not _SHA256.fullmatch(name):  # a file of a local store that was never finished
+    if not _SHA256.fullmatch(name):  # it has no content's key: no row can have come to name it since
         return remove_old(store, key)
     with sessions.begin() as session:
         return free_content(session, store, sha256=name, storage_key=key)

@@ -10,14 +10,12 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from obstore.store import ObjectStore
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from app.shared import storage
 from app.shared.db import db_now
 from app.shared.jobs import DONE, INSPECT, LIVE, Claim, JobAlreadyDone, fence, request_cancel, submit_job
-from app.shared.tables import Dataset, Job, JobInput, Model, Upload
+from app.shared.tables import Job, Model
 from app.shared.webhooks import announce_model
 
 INSPECTING, READY, REJECTED = "inspecting", "ready", "rejected"
@@ -126,31 +124,6 @@ def delete_model(session: Session, model: Model) -> None:
         with contextlib.suppress(JobAlreadyDone):
             request_cancel(session, job, keep_best=False)
     model.deleted_at = session.scalars(select(db_now())).one()
-
-
-def free_content(session: Session, store: ObjectStore, *, sha256: str, storage_key: str) -> bool:
-    """Delete a content's bytes when nothing refers to them any more. Call it after the deletion is committed."""
-    lock_contents(session, [sha256])
-    owned = [
-        exists().where(table.storage_key == storage_key, table.deleted_at.is_(None))
-        for table in (Model, Upload, Dataset)
-    ]
-    of_inputs = exists().where(JobInput.storage_key == storage_key)
-    unused = not session.scalar(select(or_(*owned, of_inputs)))
-    if unused:
-        storage.delete(store, storage_key)
-    return unused
-
-
-def lock_contents(session: Session, sha256s: Sequence[str]) -> None:
-    """Until this transaction ends, nobody else adds or drops references to these contents.
-
-    Between "nothing refers to it" and its deletion, an equal upload must not come in.
-    """
-    session.connection()  # begins the transaction now, which on SQLite is the lock: it has one writer
-    if session.get_bind().dialect.name == "postgresql":
-        for sha256 in sorted(set(sha256s)):  # in one order: two uploads of the same files must not wait for each other
-            session.execute(select(func.pg_advisory_xact_lock(int(sha256[:15], 16))))
 
 
 def _locked(session: Session, model_id: str) -> Model:

@@ -27,7 +27,7 @@ CONCURRENT_CHUNKS = 3
 READ_BYTES = 256 * 1024
 BLOCK_BYTES = 1024 * 1024
 UPLOADS = "tmp"
-BLOBS = "blobs/sha256"
+BLOBS = "blobs"
 # A dictionary that obstore's type checkers know as RetryConfig.
 IMPATIENT: "RetryConfig" = {"max_retries": 1, "retry_timeout": timedelta(seconds=5)}
 
@@ -74,17 +74,27 @@ def artifact_key(job_id: str, attempt: int, name: str) -> str:
 
 
 def blob_key(sha256: str) -> str:
-    """Where a content is, whoever it belongs to: equal files share one object."""
-    return f"{BLOBS}/{sha256}"
+    """Where a content is by its hash, whoever it belongs to."""
+    return f"{BLOBS}/sha256/{sha256}"
 
 
-async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes], *, key: str | None = None) -> StoredFile:
-    """Store a stream, under a temporary key if none is given, while hashing it.
+def received_key(store: ObjectStore) -> str:
+    """A key that nobody has, for bytes that come in: where they stay if to rename them would be to copy them."""
+    return f"{UPLOADS if renames(store) else f'{BLOBS}/received'}/{ULID()}"
+
+
+def renames(store: ObjectStore) -> bool:
+    """Whether the store can give an object another name without copying its bytes."""
+    return isinstance(store, LocalStore)
+
+
+async def put_stream(store: ObjectStore, chunks: AsyncIterable[bytes], *, key: str | None = None) -> StoredFile:
+    """Store a stream, under a key of its own if none is given, while hashing it.
 
     If `chunks` raises, nothing is left in the store. A directory is written by ourselves: the store's client copies
     every byte into a buffer of its own first, which costs as much as to write it. Raises OSError or its errors.
     """
-    digest, key = hashlib.sha256(), key or f"{UPLOADS}/{ULID()}"
+    digest, key = hashlib.sha256(), key or received_key(store)
     if isinstance(store, LocalStore) and store.prefix is not None:
         size = await _write_file(Path(store.prefix) / key, chunks, digest.update, scratch=Path(store.prefix) / UPLOADS)
         return StoredFile(key, digest.hexdigest(), size)
@@ -101,7 +111,7 @@ async def put_stream(store: ObjectStore, chunks: AsyncIterator[bytes], *, key: s
 
 
 async def _write_file(
-    path: Path, chunks: AsyncIterator[bytes], hash_block: Callable[[bytearray], None], *, scratch: Path
+    path: Path, chunks: AsyncIterable[bytes], hash_block: Callable[[bytearray], None], *, scratch: Path
 ) -> int:
     """A stream as a file that has its name only once it is whole. Returns its size in bytes."""
     scratch.mkdir(parents=True, exist_ok=True)
@@ -130,7 +140,7 @@ def _write_whole(file: FileIO, block: bytearray) -> None:
         left = left[file.write(left) :]
 
 
-async def _worked_on(chunks: AsyncIterator[bytes], work: Callable[[bytearray], None]) -> AsyncIterator[bytearray]:
+async def _worked_on(chunks: AsyncIterable[bytes], work: Callable[[bytearray], None]) -> AsyncIterator[bytearray]:
     """The same bytes in blocks; `work` is done on each in another thread, in order, while the next one is collected.
 
     All of it is done when this ends, and none is going on when it fails.
@@ -150,7 +160,7 @@ async def _worked_on(chunks: AsyncIterator[bytes], work: Callable[[bytearray], N
             await asyncio.wait([working])
 
 
-async def _in_blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
+async def _in_blocks(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytearray]:
     """The same bytes in fewer pieces: to hand one over costs as much as to hash it."""
     block = bytearray()
     async for chunk in chunks:
@@ -162,51 +172,23 @@ async def _in_blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
         yield block
 
 
-def keep_upload(store: ObjectStore, upload: StoredFile) -> StoredFile:
-    """Move a finished upload to the key of its content, where equal files share one object."""
-    key = blob_key(upload.sha256)
-    obstore.rename(store, upload.storage_key, key)
-    return StoredFile(key, upload.sha256, upload.size_bytes)
+def rename_to_content(store: ObjectStore, received: StoredFile) -> StoredFile:
+    """Move what came in to the key of its content. Raises FileNotFoundError when it is gone."""
+    key = blob_key(received.sha256)
+    obstore.rename(store, received.storage_key, key)
+    return StoredFile(key, received.sha256, received.size_bytes)
 
 
-async def assemble(store: ObjectStore, chunks: AsyncIterable[bytes], *, key: str, sha256: str | None) -> StoredFile:
-    """Store one object of many chunks while hashing it, for `keep_assembled`; `chunks` may be iterated twice.
+async def assemble(store: ObjectStore, chunks: AsyncIterable[bytes], *, sha256: str | None) -> StoredFile:
+    """Store one object of many chunks, under a key of its own, while hashing it.
 
     Raises DigestDiffers when a `sha256` is given and the bytes have another; whatever is raised, no object is left.
-    A local file is renamed in the end. On S3 that would be a copy, limited to 5 GiB: there the object is written where
-    it stays, for which its digest has to be known before.
     """
-    if not isinstance(store, LocalStore):
-        sha256 = sha256 or await _digest(chunks)
-        key = blob_key(sha256)
-    digest, size = hashlib.sha256(), 0
-
-    async def checked() -> AsyncIterator[bytes]:
-        nonlocal size
-        async for chunk in chunks:
-            digest.update(chunk)
-            size += len(chunk)
-            yield chunk
-        if sha256 not in (None, digest.hexdigest()):
-            raise DigestDiffers(str(sha256), digest.hexdigest())
-
-    await obstore.put_async(store, key, checked(), chunk_size=CHUNK_BYTES, max_concurrency=CONCURRENT_CHUNKS)
-    return StoredFile(key, digest.hexdigest(), size)
-
-
-def keep_assembled(store: ObjectStore, whole: StoredFile) -> None:
-    """Put an assembled object where its content belongs. Raises FileNotFoundError when it is gone by now."""
-    if whole.storage_key == blob_key(whole.sha256):
-        obstore.head(store, whole.storage_key)
-    else:
-        keep_upload(store, whole)
-
-
-async def _digest(chunks: AsyncIterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    async for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
+    whole = await put_stream(store, chunks)
+    if sha256 not in (None, whole.sha256):
+        delete(store, whole.storage_key)
+        raise DigestDiffers(str(sha256), whole.sha256)
+    return whole
 
 
 async def read_chunks(store: ObjectStore, key: str) -> AsyncIterator[bytes]:

@@ -52,7 +52,12 @@ class Model(Base):
     """An uploaded model file and what the inspection found in it; `deleted_at` hides it, jobs still name it."""
 
     __tablename__ = "models"
-    __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "state"), Index(None, "storage_key"))
+    __table_args__ = (
+        Index(None, "project_id", "created_at"),
+        Index(None, "state"),
+        Index(None, "storage_key"),
+        Index(None, "sha256"),
+    )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     filename: Mapped[str] = mapped_column(String(255))
@@ -147,7 +152,7 @@ class JobInput(Base):
     """A file of a job; `name` is the reference the spec uses, e.g. `upload:repair` or a URL."""
 
     __tablename__ = "job_inputs"
-    __table_args__ = (Index(None, "storage_key"),)
+    __table_args__ = (Index(None, "storage_key"), Index(None, "sha256"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     name: Mapped[str] = mapped_column(String(2048), primary_key=True)
     filename: Mapped[str] = mapped_column(String(255))
@@ -249,7 +254,12 @@ class Upload(Base):
     """A large file that comes in parts, see `app.shared.uploads`. A completed one has the key of its content."""
 
     __tablename__ = "uploads"
-    __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "expires_at"), Index(None, "storage_key"))
+    __table_args__ = (
+        Index(None, "project_id", "created_at"),
+        Index(None, "expires_at"),
+        Index(None, "storage_key"),
+        Index(None, "sha256"),
+    )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     filename: Mapped[str] = mapped_column(String(255))
@@ -284,7 +294,12 @@ class Dataset(Base):
     """A registered reference to data: `resolving → ready | rejected`; `storage_key` once its bytes are in the store."""
 
     __tablename__ = "datasets"
-    __table_args__ = (Index(None, "project_id", "created_at"), Index(None, "state"), Index(None, "storage_key"))
+    __table_args__ = (
+        Index(None, "project_id", "created_at"),
+        Index(None, "state"),
+        Index(None, "storage_key"),
+        Index(None, "sha256"),
+    )
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str] = mapped_column(String(200))

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from ulid import ULID
 
 from app.shared import storage
+from app.shared.contents import free_content, keep_content, lock_contents
 from app.shared.db import db_now
-from app.shared.models import free_content, lock_contents
 from app.shared.storage import StoredFile
 from app.shared.tables import Upload, UploadPart
 
@@ -114,16 +114,16 @@ def end_completion(session: Session, upload_id: str, lease_until: float, **value
 def keep_completed(
     session: Session, store: ObjectStore, upload_id: str, lease_until: float, *, whole: StoredFile, keep_seconds: float
 ) -> bool:
-    """The whole becomes the upload's content. False as above. Raises FileNotFoundError when somebody deleted it.
+    """The whole becomes the upload's content. False as above.
 
     Under the lock on its content: an equal one may be deleted as unused at the same time.
     """
     lock_contents(session, [whole.sha256])
     values = {"sha256": whole.sha256, "completed_at": db_now(), "expires_at": db_now() + keep_seconds}
-    key = storage.blob_key(whole.sha256)
-    if not end_completion(session, upload_id, lease_until, state=COMPLETED, storage_key=key, **values):
+    if not end_completion(session, upload_id, lease_until, state=COMPLETED, **values):
         return False
-    storage.keep_assembled(store, whole)
+    kept = keep_content(session, store, whole)
+    session.execute(update(Upload).where(Upload.id == upload_id).values(storage_key=kept.storage_key))
     return True
 
 

@@ -1,6 +1,5 @@
 """Jobs go whole and alone: over HTTP, and then what a worker's sweep removes, on real stores."""
 
-import hashlib
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +10,12 @@ import pytest
 from sqlalchemy import func, select, update
 
 from app.shared import deletion
+from app.shared.contents import free_content
 from app.shared.db import db_now
 from app.shared.deletion import expire_jobs, keep_seconds, purge_jobs, schedule_expiry
-from app.shared.models import free_content
-from app.shared.storage import blob_key, open_store
+from app.shared.storage import open_store
 from app.shared.tables import Base, Job, WebhookDelivery
-from tests.servers import stored_keys
+from tests.servers import keys_of_content, stored_bytes, stored_keys
 
 RESULTS = [("repaired.pt", "model", b"PK repaired"), ("report.json", "report", b"{}")]
 SPEC = {"datasets": {"repair": "upload:repair"}}
@@ -61,13 +60,9 @@ def delete(gateway, job):
     assert (answer.status_code, answer.content) == (204, b"")
 
 
-def blob_of(content):
-    return blob_key(hashlib.sha256(content).hexdigest())
-
-
 def keys_of(gateway, job, files):
     """What there is in the store of the job and of its files."""
-    contents = {blob_of(content) for content in files.values()}
+    contents = {key for content in files.values() for key in keys_of_content(gateway.settings, content)}
     return [key for key in stored_keys(gateway.settings) if job["id"] in key or key in contents]
 
 
@@ -124,7 +119,8 @@ def test_bytes_that_another_job_has_too_stay_until_it_goes(gateway, done, purge,
     jobs = [done(), done()]
     again = gateway.client.post(jobs[0]["links"]["retry"]).json()
     gateway.client.post(again["links"]["cancel"])
-    blobs = {blob_of(content) for content in files.values()}
+    blobs = [key for content in files.values() for key in keys_of_content(gateway.settings, content)]
+    assert len(blobs) == len(files)
     for job in jobs:
         delete(gateway, job)
         purge()
@@ -154,7 +150,8 @@ def test_what_was_registered_or_uploaded_stays(gateway, gateway_sessions, finish
     gateway.client.post(again["links"]["cancel"])
     for path in (model["links"]["self"], dataset["links"]["self"]):
         assert gateway.client.delete(path).status_code == 204
-    assert keys_of(gateway, again, files) == [blob_of(files["repair"])]
+    (left,) = keys_of(gateway, again, files)
+    assert stored_bytes(gateway.settings, left) == files["repair"]
     delete(gateway, again)
     purge()
     assert keys_of(gateway, again, files) == []
@@ -187,7 +184,8 @@ def test_a_sweep_that_breaks_half_way_is_done_again(
     assert gateway.client.get(job["links"]["self"]).status_code == 404
     purge()
     assert rows_of(gateway_sessions, job["id"]) == {}
-    assert keys_of(gateway, job, files) == [blob_of(files["model"])]
+    (left,) = keys_of(gateway, job, files)
+    assert stored_bytes(gateway.settings, left) == files["model"]
     assert gateway.client.get(other["links"]["model"]).content == b"PK repaired"
 
 

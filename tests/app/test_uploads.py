@@ -146,7 +146,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(gateway, gateway_sessions):
         complete = part("spec", SPEC_PART) + part("repair", b"a finished file that must go too")
         connection.sendall(complete + part("model", MODEL)[:-2] + b"x" * 6_000_000)
         deadline = time.monotonic() + 10
-        while not stored_keys(gateway.settings, "tmp"):
+        while kept(gateway, gateway_sessions) == before:
             assert time.monotonic() < deadline, "the upload must have begun"
             time.sleep(0.02)
     deadline = time.monotonic() + 10

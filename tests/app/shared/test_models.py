@@ -1,7 +1,5 @@
 import threading
-from pathlib import Path
 
-import obstore
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
@@ -11,14 +9,12 @@ from app.shared.jobs import Claim, finish_job, request_cancel, submit_job
 from app.shared.models import (
     ModelInUse,
     delete_model,
-    free_content,
     record_model,
     settle_forgotten_models,
     settle_model,
     submit_inspection,
 )
-from app.shared.storage import open_store
-from app.shared.tables import Dataset, Job, JobInput, Model, Upload
+from app.shared.tables import Job, Model
 
 Sessions = sessionmaker[Session]
 BLOCK = {"name": "layer1.0", "level": "block"}
@@ -166,38 +162,3 @@ def test_a_model_is_not_deleted_under_a_job(sessions: Sessions, project_id: str,
             request_cancel(session, session.get_one(Job, job_id), keep_best=False)
     with sessions() as session, pytest.raises(ModelInUse, match=job_id):
         delete_model(session, session.get_one(Model, model_id))
-
-
-@pytest.mark.parametrize(
-    "user",
-    ["nothing", "model", "deleted model", "input", "upload", "deleted upload", "dataset",
-     "deleted dataset"],
-)  # fmt: skip
-def test_bytes_are_freed_when_nothing_else_refers_to_them(
-    sessions: Sessions, project_id: str, model_id: str, tmp_path: Path, user: str
-):
-    store = open_store(tmp_path.as_uri())
-    obstore.put(store, "blobs/none", b"content")
-    job_id = submit(sessions, project_id, model_id)
-    with sessions.begin() as session:
-        file = {"filename": "f", "sha256": "0" * 64, "size_bytes": 7, "storage_key": "blobs/none"}
-        session.get_one(Model, model_id).deleted_at = 1.0
-        if user == "input":
-            session.add(JobInput(job_id=job_id, name="upload:repair", **file))
-        elif user != "nothing":
-            columns = {
-                "id": "other",
-                "project_id": project_id,
-                "deleted_at": 1.0 if "deleted" in user else None,
-                **file,
-            }
-            made = {
-                "model": lambda: Model(**columns),
-                "upload": lambda: Upload(**columns, part_bytes=7, expires_at=1.0),
-                "dataset": lambda: Dataset(**columns, name="d", reference="upload:file"),
-            }
-            session.add(made[user.rpartition(" ")[2]]())
-    with sessions.begin() as session:
-        freed = free_content(session, store, sha256="0" * 64, storage_key="blobs/none")
-    assert freed == (user == "nothing" or user.startswith("deleted"))
-    assert (tmp_path / "blobs" / "none").exists() != freed

@@ -17,13 +17,12 @@ from app.shared.storage import (
     delete,
     delete_prefix,
     download,
-    keep_assembled,
-    keep_upload,
     open_range,
     open_store,
     put_file,
     put_stream,
     read_chunks,
+    rename_to_content,
     sweep_uploads,
 )
 
@@ -37,11 +36,11 @@ async def pieces(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def test_an_upload_is_kept_under_the_hash_of_its_content(tmp_path: Path):
+def test_a_directory_keeps_an_upload_under_the_hash_of_its_content(tmp_path: Path):
     store = open_store((tmp_path / "objects with space").as_uri())
 
     async def upload():
-        return keep_upload(store, await put_stream(store, pieces(b"abc", b"defg")))
+        return rename_to_content(store, await put_stream(store, pieces(b"abc", b"defg")))
 
     first, second = asyncio.run(upload()), asyncio.run(upload())
     sha256 = hashlib.sha256(b"abcdefg").hexdigest()
@@ -138,13 +137,13 @@ def test_one_object_is_made_of_many_and_only_if_it_is_the_right_one(tmp_path: Pa
                     yield chunk
 
     with pytest.raises(DigestDiffers, match=sha256):
-        asyncio.run(assemble(store, Chunks(), key="parts/whole", sha256="0" * 64))
+        asyncio.run(assemble(store, Chunks(), sha256="0" * 64))
     assert files_in(tmp_path) == ["parts/1", "parts/2"]
-    whole = asyncio.run(assemble(store, Chunks(), key="parts/whole", sha256=None))
-    keep_assembled(store, whole)
+    whole = asyncio.run(assemble(store, Chunks(), sha256=None))
+    rename_to_content(store, whole)
     assert (whole.sha256, whole.size_bytes) == (sha256, 7)
     assert (tmp_path / "blobs" / "sha256" / sha256).read_bytes() == b"abcdefg"
     delete_prefix(store, "parts")
     assert files_in(tmp_path) == [f"blobs/sha256/{sha256}"]
     with pytest.raises(FileNotFoundError):
-        keep_assembled(store, whole)
+        rename_to_content(store, whole)
