@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from archrepair_client.errors import NotConfigured
+from archrepair_client.errors import NoApiKey, NotConfigured
 from archrepair_client.running import find_service
 
 URL_VARIABLE, KEY_VARIABLE = "ARCHREPAIR_URL", "ARCHREPAIR_API_KEY"
@@ -50,12 +50,13 @@ def find_access(url: str | None = None, api_key: str | None = None) -> Access:
             "Start one with `archrepair up`, or log in to one with `archrepair login URL`."
         )
     found = layers[place]
-    # A key without a URL is meant for whatever comes below; one beside another URL is not.
-    fitting = [*layers[: place + 1], *(layer for layer in layers if layer.url == found.url)]
+    # A key without a URL beside it is meant for any; one beside another URL is not.
+    fitting = [*layers[: place + 1], *(layer for layer in layers if layer.url in (None, found.url))]
     key = next((layer for layer in fitting if layer.key), None)
     if key is None:
-        raise NotConfigured(
-            f"no API key for {found.url}. Set {KEY_VARIABLE}, or store one with `archrepair login {found.url}`."
+        raise NoApiKey(
+            f"no API key for {found.url}, which {found.name} names. Give one there too (--key-file, {KEY_VARIABLE}), "
+            f"or store one with `archrepair login {found.url}`. A key that stands beside another URL is not sent there."
         )
     return Access(str(found.url), str(key.key), found.name, key.name)
 

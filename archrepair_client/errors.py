@@ -29,7 +29,11 @@ class ArchRepairError(Exception):
 
 
 class NotConfigured(ArchRepairError):
-    """Where the service is, or with which key, is not known."""
+    """Where the service is, is not known."""
+
+
+class NoApiKey(NotConfigured):
+    """There is no key to the service."""
 
 
 class NoConnection(ArchRepairError):

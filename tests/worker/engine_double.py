@@ -92,6 +92,31 @@ def look_on_data(request):
     succeed(request)
 
 
+def judge(request, verdict):
+    reports = {"report.html": "report_html", "report.json": "report", "report.md": "report_md"}
+    for name in ("repaired.pt", *reports):
+        Path(request["out_dir"], name).write_text(f"{{}} {verdict}")
+    Path(request["out_dir"], "junit.xml").write_text("<testsuites/>")
+    artifacts = [{"name": name, "kind": kind} for name, kind in reports.items()]
+    artifacts += [{"name": "repaired.pt", "kind": "model"}, {"name": "junit.xml", "kind": "report_junit"}]
+    gate = {"expression": "test.accuracy >= before + 0.01", "state": verdict, "reason": f"it is {verdict}: 1, 2"}
+    gates = [{**gate, "observed": 0.5, "limit": 0.6, "interval": [0.4, 0.6]}]
+    result = {"outcome": "repaired", "reason": "as asked", "gates": gates}
+    say("result", result=result, verdict=verdict, artifacts=artifacts)
+
+
+def meet_the_gates(request):
+    judge(request, "pass")
+
+
+def fail_a_gate(request):
+    judge(request, "fail")
+
+
+def leave_it_open(request):
+    judge(request, "inconclusive")
+
+
 def refuse(request):
     progress("localizing", 40)
     print("\n".join(f"line {number}" for number in range(100)), file=sys.stderr)

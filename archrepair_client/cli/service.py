@@ -1,4 +1,4 @@
-"""The command `archrepair`."""
+"""`archrepair up`, `demo` and `doctor`: a service on this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +10,6 @@ from archrepair_client.demo import run_demo
 from archrepair_client.doctor import NoAnswer, run_doctor
 from archrepair_client.up import CannotStart, serve
 
-app = typer.Typer(name="archrepair", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
 DEFAULT_STATE_DIR = Path("~/.archrepair")
 StateDir = Annotated[
     Path, typer.Option("--state-dir", envvar="ARCHREPAIR_STATE_DIR", help="Database, files, key and logs live here.")
@@ -19,12 +17,6 @@ StateDir = Annotated[
 Host = Annotated[str, typer.Option(envvar="ARCHREPAIR_HOST", help="Address to listen on.")]
 
 
-@app.callback()
-def main() -> None:
-    """Repair as a service for deep neural networks."""
-
-
-@app.command()
 def up(
     state_dir: StateDir = DEFAULT_STATE_DIR,
     port: Annotated[int, typer.Option(envvar="ARCHREPAIR_PORT", min=0, max=65535, help="0 takes any free one.")] = 8000,
@@ -38,7 +30,6 @@ def up(
         raise typer.Exit(1) from None
 
 
-@app.command()
 def demo(
     directory: Annotated[Path, typer.Option("--dir", help="Where models, images and report go.")] = Path("demo-output"),
 ) -> None:
@@ -47,7 +38,6 @@ def demo(
     raise typer.Exit(0 if passed else 1)
 
 
-@app.command()
 def doctor(
     state_dir: StateDir = DEFAULT_STATE_DIR,
     port: Annotated[int, typer.Option(envvar="ARCHREPAIR_PORT", min=1, max=65535)] = 8000,
