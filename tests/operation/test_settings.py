@@ -44,8 +44,8 @@ def test_defaults_are_shown_as_they_are():
 
 def test_names_of_settings_in_the_docs_are_those_of_settings():
     known = {f"{model.model_config['env_prefix']}{name.upper()}" for _, model in TABLES for name in model.model_fields}
-    # Of compose and of benchmarks alone.
-    known |= {"ARCHREPAIR_API_KEY", "ARCHREPAIR_DATA"}
+    # Of compose, of benchmarks and of clients alone.
+    known |= {"ARCHREPAIR_API_KEY", "ARCHREPAIR_DATA", "ARCHREPAIR_URL"}
     for page in PAGE.parent.glob("*.md"):
         named = set(re.findall(r"\bARCHREPAIR_[A-Z][A-Z_]*[A-Z]\b(?!_?[*…<])", page.read_text()))
         assert named <= known, page.name
