@@ -82,6 +82,7 @@ def test_a_download_that_is_cut_at_70_percent_goes_on(client, shaky, bad_line, l
     assert hashlib.sha256(target.read_bytes()).hexdigest() == expected.sha256
 
 
+@pytest.mark.slow
 def test_a_wait_outlives_a_restart_of_the_gateway(live, shaky, bad_line, client, files):
     job = client.jobs.create(model=files.model(), datasets={"repair": files.data("run_for_ever")})
     with ExitStack() as stack:

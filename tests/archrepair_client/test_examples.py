@@ -62,6 +62,7 @@ def test_the_workflow_gives_the_action_inputs_it_has():
     assert given.keys() <= action["inputs"].keys()
 
 
+@pytest.mark.slow
 def test_the_action_runs(shop, live):
     action = yaml.safe_load((EXAMPLES / "github" / "action.yml").read_text())
     inputs = {name: value.get("default") for name, value in action["inputs"].items()}
@@ -79,6 +80,7 @@ def test_the_action_runs(shop, live):
     assert (said["verdict"], (shop / said["model-path"]).read_text()) == ("pass", "{} pass")
 
 
+@pytest.mark.slow
 def test_gitlabs_component_is_what_its_schema_says_and_runs(shop, live, tmp_path):
     head, _, body = (EXAMPLES / "gitlab" / "repair.yml").read_text().partition("\n---\n")
     inputs = {name: value.get("default") for name, value in yaml.safe_load(head)["spec"]["inputs"].items()}
@@ -92,6 +94,7 @@ def test_gitlabs_component_is_what_its_schema_says_and_runs(shop, live, tmp_path
     assert (shop / job["artifacts"]["reports"]["junit"]).is_file()
 
 
+@pytest.mark.slow
 def test_the_shell_of_the_jenkinsfile_runs(shop, live):
     script = re.search(r"sh '''(.*?)'''", (EXAMPLES / "jenkins" / "Jenkinsfile").read_text(), re.DOTALL)[1]
     done = run_shell(shop, live, script, shell=("sh", "-xe"))
@@ -103,6 +106,7 @@ def test_shellcheck_finds_nothing():
     check(BIN / "shellcheck", EXAMPLES / "curl" / "repair.sh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behave", "code"), [("meet_the_gates", 0), ("fail_a_gate", 1), ("leave_it_open", 8), ("refuse_the_data", 3)]
 )
@@ -115,6 +119,7 @@ def test_curl_and_jq_do(shop, live, files, behave, code):
         assert (shop / "out" / "junit.xml").is_file()
 
 
+@pytest.mark.slow
 def test_curl_says_why_it_was_refused_and_stops_waiting(shop, live, client, files):
     script, words = f"bash {EXAMPLES}/curl/repair.sh", f"{files.data('run_for_ever')} repair.json out"
     refused = run_shell(shop, live, f"{script} {files.data()} {words}")

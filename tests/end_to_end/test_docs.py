@@ -37,11 +37,13 @@ def shop(client, case, tmp_path, monkeypatch):
 
 
 def run(command, shop, content):
-    done = subprocess.run([*command, content], cwd=shop, capture_output=True, text=True, timeout=150)
+    done = subprocess.run([*command, content], cwd=shop, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_page_about_python(shop):
     program = "\n".join(content for _, content in blocks_of("sdk.md", "python"))
     said = run([sys.executable, "-P", "-W", "error", "-c"], shop, program).splitlines()
@@ -51,6 +53,8 @@ def test_the_page_about_python(shop):
     assert (shop / "repaired.pt").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_pages_about_shell_and_pipelines(shop):
     for page in ("cli.md", "ci.md"):
         for language, content in blocks_of(page, "bash", "yaml"):
