@@ -17,7 +17,7 @@ from app.shared.models import INSPECT
 from app.shared.tables import Job
 
 Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
-Kind = Literal["repair", "localize", "inspect", "ingest"]
+Kind = Literal["repair", "localize", "evaluate", "inspect", "ingest"]
 Verdict = Literal["pass", "fail", "inconclusive", "not_evaluated"]
 METADATA_PARAMETER: dict[str, Any] = {
     "parameters": [

@@ -1,8 +1,8 @@
-"""`python -m archrepair_core model.pt data.npz`: a repair without the service.
+"""`python -m archrepair_core model.pt data.npz`: a repair without the service; `--kind evaluate` only measures.
 
 `torchrun --nproc-per-node N -m archrepair_core …` trains with N processes, on N shares of every batch.
 
-Exit codes: 0 the gates passed (or the localization is done), 1 the model was not made better, 2 an error.
+Exit codes: 0 the gates passed (or there were none to pass), 1 the model was not made better, 2 an error.
 """
 
 import argparse
@@ -19,10 +19,11 @@ from pydantic import ValidationError
 
 from archrepair_core.errors import ArchRepairError, DatasetError, SpecError
 from archrepair_core.sandbox.sandbox import Mode, describe_layers, enter_sandbox, parse_mode
-from archrepair_core.spec import SPLITS, RepairSpec
+from archrepair_core.spec import REQUIRED_DATA, SPLITS, RepairSpec
 
 if TYPE_CHECKING:
-    from archrepair_core.repair import Progress, RepairOutcome
+    from archrepair_core.progress import Progress
+    from archrepair_core.request import RepairOutcome
 
 PASSED, NOT_BETTER, ERROR = 0, 1, 2
 
@@ -47,7 +48,12 @@ def parse_command_line(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options; argparse exits with 2 on wrong ones, which is our code for errors too."""
     parser = argparse.ArgumentParser(prog="python -m archrepair_core", description="Repair a TorchScript classifier.")
     parser.add_argument("model", type=Path, help="TorchScript file")
-    parser.add_argument("data", type=Path, help="labelled inputs it fails on, known to the spec as upload:repair")
+    parser.add_argument(
+        "data",
+        type=Path,
+        help="labelled inputs it fails on, known to the spec as upload:repair; in an evaluation as upload:test",
+    )
+    parser.add_argument("--kind", choices=tuple(REQUIRED_DATA), help="in place of the spec's; without either, repair")
     parser.add_argument("--spec", type=Path, help="RepairSpec as JSON; without it every knob is auto")
     parser.add_argument("--out", type=Path, default=Path("archrepair-out"), help="where the artifacts go (%(default)s)")
     parser.add_argument("--dataset", metavar="NAME=PATH", action="append", default=[], help="the file of upload:NAME")
@@ -56,8 +62,11 @@ def parse_command_line(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def repair(options: argparse.Namespace, sandbox: Mode = "off") -> "RepairOutcome":
     """Check everything that can be checked before torch is imported, which takes seconds; then repair."""
-    datasets = {"repair": options.data, **dict(named_path(pair) for pair in options.dataset)}
-    spec = read_spec(options.spec, datasets)
+    asked = read_asked(options.spec) | ({"kind": options.kind} if options.kind else {})
+    # Of a kind there is none of, the spec is refused below.
+    main_role, _ = REQUIRED_DATA.get(str(asked.get("kind")), REQUIRED_DATA["repair"])
+    datasets = {main_role: options.data, **dict(named_path(pair) for pair in options.dataset)}
+    spec = check_asked(asked, datasets)
     for path in (options.model, *datasets.values()):
         if not path.is_file():
             raise DatasetError("missing_file", f"{path} is not a file", hint="check the path on the command line")
@@ -71,7 +80,8 @@ def repair(options: argparse.Namespace, sandbox: Mode = "off") -> "RepairOutcome
         if sandbox != "off":
             layers = enter_sandbox(sandbox, readable=[model, *files.values()], writable=[Path(work_dir), out])
             sys.stderr.write(f"sandbox: {describe_layers(layers)}\n")
-        from archrepair_core.repair import RepairRequest, repair_model
+        from archrepair_core.repair import repair_model
+        from archrepair_core.request import RepairRequest
 
         return repair_model(RepairRequest(model, files, spec, Path(work_dir), out), show_progress)
 
@@ -94,7 +104,8 @@ def repair_together(
             "several_processes", detail, hint="start without torchrun, or set ARCHREPAIR_ENGINE_SANDBOX=off"
         )
     from archrepair_core.processes import joined_processes
-    from archrepair_core.repair import RepairRequest, repair_model
+    from archrepair_core.repair import repair_model
+    from archrepair_core.request import RepairRequest
 
     with joined_processes() as number, tempfile.TemporaryDirectory(prefix="work-", dir=out) as work_dir:
         writes = number == 0
@@ -112,24 +123,33 @@ def named_path(pair: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def read_spec(path: Path | None, datasets: Mapping[str, Path]) -> RepairSpec:
-    """The spec of the file, with `upload:NAME` for every given split the spec does not mention."""
+def read_asked(path: Path | None) -> dict[str, Any]:
+    """What the file says, a JSON object not yet checked; an empty one without a file."""
     try:
         asked = json.loads(path.read_text("utf-8")) if path else {}
-        references = dict(asked.get("datasets") or {})
-        for name in set(datasets) & set(SPLITS):
-            references[name] = references.get(name) or f"upload:{name}"
-        spec = RepairSpec.model_validate({**asked, "datasets": references})
     except OSError as error:
         detail = f"the spec {path} cannot be read: {error.strerror}"
         raise SpecError("unreadable", detail, hint="check --spec") from error
+    except ValueError as error:
+        raise SpecError("invalid", f"the spec {path} is not a JSON object: {error}", hint="check --spec") from error
+    if not isinstance(asked, dict) or not isinstance(asked.get("datasets") or {}, dict):
+        detail = f"the spec {path} is not a JSON object, or its datasets are none"
+        raise SpecError("invalid", detail, hint="check --spec")
+    return asked
+
+
+def check_asked(asked: Mapping[str, Any], datasets: Mapping[str, Path]) -> RepairSpec:
+    """The spec, with `upload:NAME` for every given split it does not mention."""
+    references = dict(asked.get("datasets") or {})
+    for name in set(datasets) & set(SPLITS):
+        references[name] = references.get(name) or f"upload:{name}"
+    try:
+        spec = RepairSpec.model_validate({**asked, "datasets": references})
     except ValidationError as error:
         first = error.errors()[0]
         where = "/" + "/".join(map(str, first["loc"]))
         detail = f"{where}: {first['msg']}, got {first['input']!r}"
         raise SpecError("invalid", detail, hint="the fields of RepairSpec say what is allowed there") from error
-    except (ValueError, AttributeError) as error:
-        raise SpecError("invalid", f"the spec {path} is not a JSON object: {error}", hint="check --spec") from error
     _check_references(spec, datasets)
     return spec
 
@@ -158,9 +178,9 @@ def summary(outcome: "RepairOutcome", out_dir: Path) -> str:
 
 
 def exit_code(result: Mapping[str, Any], verdict: str) -> int:
-    """0 only for a repair whose gates passed; localization has no gates and succeeds by ending."""
-    passed = result["outcome"] == "localized" or (result["outcome"] == "repaired" and verdict == "pass")
-    return PASSED if passed else NOT_BETTER
+    """0 only for a repair whose gates passed; localizations, and evaluations without gates, succeed by ending."""
+    passing = {"localized": ("not_evaluated",), "evaluated": ("pass", "not_evaluated"), "repaired": ("pass",)}
+    return PASSED if verdict in passing.get(result["outcome"], ()) else NOT_BETTER
 
 
 if __name__ == "__main__":

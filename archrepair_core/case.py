@@ -1,7 +1,7 @@
 """A case: the customer's model made editable, the data it fails on, and what the original makes of that data."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
 from archrepair_core.data.split import Splits, check_labels, prepare_splits
 from archrepair_core.errors import ModelError
 from archrepair_core.evaluate import predict, run_model
+from archrepair_core.facts import Inspection, describe_model
 from archrepair_core.fingerprint import divergence, fingerprinted_layers, measure_fingerprint
 from archrepair_core.ingest.model import Format, IngestedModel
 from archrepair_core.ingest.verify import Parity, verify_decompiled
@@ -57,6 +58,7 @@ class Host:
     """The customer's model: the file's own answers, the editable twin in eval mode on `device`, its blocks in order.
 
     The twin takes float32 images and gives logits, whatever the file does; `interface` tells the difference.
+    `blocks_unknown` says why there are no blocks, where none are needed.
     """
 
     format: Format
@@ -67,6 +69,7 @@ class Host:
     device: torch.device
     parity: Parity
     interface: Interface
+    blocks_unknown: ModelError | None = None
 
 
 @dataclass(frozen=True)
@@ -95,35 +98,61 @@ def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path)
     for role in SPLITS:
         reference = getattr(spec.datasets, role)
         if reference is not None:
-            resize = spec.preprocessing.resize
-            loaded[role] = load_dataset(
-                reference,
-                datasets,
-                name=role,
-                work_dir=work_dir,
-                resize=(resize[0], resize[1]) if resize else None,
-                class_names=spec.model.class_names,
-            )
+            # A test set that is cut from repair brings its columns from there.
+            measured = role == "test" or (role == "repair" and spec.datasets.test is None)
+            columns = spec.evaluation.slices if measured and spec.kind == "repair" else ()
+            loaded[role] = load_role(role, reference, datasets, spec, work_dir=work_dir, columns=columns)
     splits = prepare_splits(loaded, spec, seed=spec.seed)
     return Data(splits, resolve_preprocessing(spec.preprocessing, splits.repair))
 
 
-def examine_host(ingested: IngestedModel, data: Data, *, output: str) -> Host:
+def load_role(
+    role: str, reference: str, files: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path, columns: Sequence[str]
+) -> LabelledImages:
+    """Load one dataset of the spec as its preprocessing and class names say, with these columns of metadata."""
+    resize = spec.preprocessing.resize
+    return load_dataset(
+        reference,
+        files,
+        name=role,
+        work_dir=work_dir,
+        resize=(resize[0], resize[1]) if resize else None,
+        class_names=spec.model.class_names,
+        columns=columns,
+    )
+
+
+def examine_host(
+    ingested: IngestedModel,
+    images: Mapping[str, LabelledImages],
+    preprocessing: Preprocessing,
+    *,
+    output: str,
+    needs_blocks: bool = True,
+) -> Host:
     """Prove the editable twin equal to the file on the customer's own images, and find its blocks.
 
-    `output` is the spec's `model.output`. Raises ModelError or DatasetError where the file is no classifier of them.
+    The first of the `images`, by role, are those it is tried on. `output` is the spec's `model.output`. Raises
+    ModelError or DatasetError where the file is no classifier of them.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     refuse_several_inputs(ingested.reference)
-    images = data.tensors("repair", slice(0, VERIFY_BATCH))
-    inputs = images.to(input_dtype(ingested.reference))
+    role, probed = next(iter(images.items()))
+    pictures = to_tensor(probed.images[:VERIFY_BATCH], preprocessing)
+    inputs = pictures.to(input_dtype(ingested.reference))
     with torch.inference_mode(), eval_mode(ingested.reference):
-        answer = run_model(ingested.reference, inputs, name="repair")
+        answer = run_model(ingested.reference, inputs, name=role)
     interface = read_interface(ingested.reference, answer, asked=output, num_inputs=len(inputs))
-    check_labels(data.splits, num_classes=tensors_by_path(answer)[interface.output].shape[1])
+    check_labels(images, num_classes=tensors_by_path(answer)[interface.output].shape[1])
     parity = verify_decompiled(ingested.reference, ingested.model, inputs)
-    model = adapt_(ingested.model, interface, images).to(device).eval()
-    blocks = {block.name: block for block in find_blocks_(model, images.to(device))}
+    model = adapt_(ingested.model, interface, pictures).to(device).eval()
+    blocks_unknown = None
+    try:
+        blocks = {block.name: block for block in find_blocks_(model, pictures.to(device))}
+    except ModelError as error:
+        if needs_blocks:
+            raise
+        blocks, blocks_unknown = {}, error
     return Host(
         format=ingested.format,
         written_by=ingested.written_by,
@@ -133,7 +162,14 @@ def examine_host(ingested: IngestedModel, data: Data, *, output: str) -> Host:
         device=device,
         parity=parity,
         interface=interface,
+        blocks_unknown=blocks_unknown,
     )
+
+
+def inspection_of(ingested: IngestedModel, host: Host, inputs: Tensor) -> Inspection:
+    """The facts of a model that was examined; `inputs` [N, C, H, W] are some it was examined with."""
+    blocks, unknown = tuple(host.blocks.values()), host.blocks_unknown
+    return describe_model(ingested, blocks, shape=tuple(inputs.shape[1:]), source="data", unknown=unknown)
 
 
 def examine_reference(ingested: IngestedModel, host: Host, data: Data, *, output: str) -> nn.Module:
@@ -141,7 +177,7 @@ def examine_reference(ingested: IngestedModel, host: Host, data: Data, *, output
 
     Raises ModelError `reference_differs` unless it has the host's tensors and blocks.
     """
-    earlier = examine_host(ingested, data, output=output)
+    earlier = examine_host(ingested, data.splits.present(), data.preprocessing, output=output)
     own, other = (
         {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         for model in (host.model, earlier.model)

@@ -53,6 +53,13 @@ def latency_ratio(before: nn.Module, after: nn.Module, inputs: Tensor, *, repeat
     return statistics.median(after_seconds / before_seconds for before_seconds, after_seconds in pairs)
 
 
+def latency_seconds(model: nn.Module, inputs: Tensor, *, repeats: int = 7) -> float:
+    """Seconds of one forward over the batch, median of several after a first that does not count."""
+    with eval_mode(model), torch.no_grad():
+        _forward_seconds(model, inputs)
+        return statistics.median(_forward_seconds(model, inputs) for _ in range(repeats))
+
+
 def latency_shares(model: nn.Module, inputs: Tensor, names: Iterable[str], *, repeats: int = 3) -> dict[str, float]:
     """Share of the forward's time spent inside each named module, 0–1, median over `repeats` runs."""
     shares: dict[str, list[float]] = {name: [] for name in names}

@@ -55,6 +55,11 @@ def predict(
     return torch.cat(logits)
 
 
+def answers_of(model: nn.Module, x_NCHW: Tensor, *, name: str) -> Tensor:
+    """The class that the model, in eval mode, answers to each of a batch, int64 [N] on the CPU; −1 for a NaN."""
+    return predicted(_logits(model, x_NCHW, name=name).float().cpu())
+
+
 def _logits(model: nn.Module, x_NCHW: Tensor, *, name: str) -> Tensor:
     shape = _sizes(x_NCHW)
     output = run_model(model, x_NCHW, name=name)
@@ -102,13 +107,16 @@ def _reason(error: Exception) -> str:
     return lines[-1] if "TorchScript" in str(error) else lines[0]
 
 
-def summarize_split(before: Tensor, after: Tensor, labels: np.ndarray) -> dict[str, Any]:
+def summarize_split(before: Tensor | None, after: Tensor, labels: np.ndarray) -> dict[str, Any]:
     """What changed on one split, as JSON data: rates with 95 % intervals, exact tests, classes, calibration.
 
     Rows with a NaN logit count as wrong. `repair_rate` is of the inputs that failed before, `broken_rate` of all.
+    Without `before`, of one model: no changes, and the confusions there are.
     """
     labels_N = torch.as_tensor(labels)
-    predicted_before, predicted_after = _predicted(before), _predicted(after)
+    if before is None:
+        return _summarize_alone(after, labels_N)
+    predicted_before, predicted_after = predicted(before), predicted(after)
     right_before, right_after = predicted_before == labels_N, predicted_after == labels_N
     fixed, broken = int((~right_before & right_after).sum()), int((right_before & ~right_after).sum())
     n, failing = len(labels_N), int((~right_before).sum())
@@ -137,11 +145,43 @@ def summarize_split(before: Tensor, after: Tensor, labels: np.ndarray) -> dict[s
     }
 
 
+def _summarize_alone(logits: Tensor, labels_N: Tensor) -> dict[str, Any]:
+    answers = predicted(logits)
+    right_N = answers == labels_N
+    n, right = len(labels_N), int(right_N.sum())
+    total, hits = torch.bincount(labels_N), torch.bincount(labels_N[right_N], minlength=int(labels_N.max()) + 1)
+    accuracy = {"before": None, "after": _rate(right, n), "after_ci95": wilson_interval(right, n)}
+    return {
+        "n": n,
+        "accuracy": accuracy | {"change": None, "change_ci95": None},
+        "right": right,
+        "wrong": n - right,
+        "per_class": [
+            {
+                "label": label,
+                "n": int(total[label]),
+                "after": int(hits[label]) / int(total[label]),
+                "after_ci95": wilson_interval(int(hits[label]), int(total[label])),
+            }
+            for label in total.nonzero().flatten().tolist()
+        ],
+        "nll": {"before": None, "after": _nll(logits, labels_N)},
+        "ece": {"before": None, "after": _ece(logits, labels_N)},
+        "confusions": [
+            {"label": label, "predicted": said, "count": count}
+            for (label, said), count in sorted(
+                _confusions(answers, labels_N).items(), key=lambda item: (-item[1], item[0])
+            )[:CONFUSIONS_SHOWN]
+        ],
+    }
+
+
 def _rate(count: int, n: int) -> float | None:
     return count / n if n else None
 
 
-def _predicted(logits: Tensor) -> Tensor:
+def predicted(logits: Tensor) -> Tensor:
+    """The class each row of [N, K] answers; −1 for a row with NaN."""
     # argmax takes NaN for the largest value; a model that returns it has not answered.
     return torch.where(logits.isnan().any(dim=1), -1, logits.argmax(dim=1))
 

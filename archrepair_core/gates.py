@@ -23,16 +23,21 @@ METRICS = {
     "broken_rate": "inputs that were right and are wrong now, as a share of all inputs",
     "mcnemar_p": "exact two-sided McNemar p-value of fixed against broken",
     "worst_class_p": "smallest Holm-adjusted p-value of a class having got worse",
+    "worst_slice_p": "smallest Holm-adjusted p-value of a slice having got worse",
+    "worst_slice_accuracy": "share of right answers in the slice where it is lowest",
+    "worse_p": "one-sided p-value of the mean accuracy under corruptions having got worse",
+    "mce": "mean corruption error: errors after, divided by before, averaged over the corruptions",
     "latency_ratio": "seconds per batch after, divided by before",
     "params_ratio": "parameters after, divided by before",
 }
-GATED_SPLITS = ("test", "regression", "cost")
+GATED_SPLITS = ("test", "regression", "corruptions", "cost")
 DEFAULT_GATES = (
     "test.accuracy > before",
     "test.mcnemar_p < 0.05",
     "test.broken_rate <= 0.02",
     "test.worst_class_p >= 0.05",
     "regression.accuracy >= before - 0.005",
+    "corruptions.worse_p >= 0.05",
 )
 # The pattern's time grows with the square of the length, and the gateway runs it on what strangers send.
 MAX_GATE_CHARACTERS = 200
@@ -107,7 +112,7 @@ def parse_gate(expression: str) -> Gate:
 
 
 def evaluate_gates(asked: Literal["auto"] | Sequence[str], measured: Mapping[str, Any]) -> tuple[GateResult, ...]:
-    """Every gate asked for, or the default ones, over what was measured: `test`, `regression` and `cost`.
+    """Every gate asked for, or the default ones, over what was measured: `GATED_SPLITS`, and `slices` of the test set.
 
     `measured` may be the result of a job as it was stored: JSON loses nothing that a gate looks at. A default gate on
     data that was not given does not apply; one that was asked for is shown as not evaluated.
@@ -120,22 +125,54 @@ def evaluate_gates(asked: Literal["auto"] | Sequence[str], measured: Mapping[str
 
 def measured_metrics(measured: Mapping[str, Any]) -> dict[str, Metric]:
     """The metrics that gates may speak of, by their whole name. A rate of nothing is NaN."""
-    splits = {split: measured[split] for split in GATED_SPLITS if split in measured}
-    cost = splits.pop("cost", {})
-    metrics = {f"{split}.{name}": m for split, summary in splits.items() for name, m in metrics_of(summary).items()}
-    return metrics | {f"cost.{name}": Metric(_number(value)) for name, value in cost.items()}
+    named = {split: metrics_of(measured[split]) for split in ("test", "regression") if split in measured}
+    if measured.get("corruptions"):
+        named["corruptions"] = _corruption_metrics(measured["corruptions"])
+    if measured.get("slices"):
+        named["test"] |= _slice_metrics(measured["slices"])
+    named["cost"] = {name: Metric(_number(value)) for name, value in measured.get("cost", {}).items()}
+    return {f"{split}.{name}": metric for split, metrics in named.items() for name, metric in metrics.items()}
+
+
+def _corruption_metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
+    """From what `robustness.measure_robustness` says; of one model alone only its accuracy."""
+    metrics = {"accuracy": _accuracy_metric(found["accuracy"])}
+    if found["worse_p"] is not None:
+        metrics["worse_p"] = Metric(found["worse_p"])
+    if found["mce"]["value"] is not None:
+        metrics["mce"] = Metric(found["mce"]["value"], interval=_interval(found["mce"]["ci95"]))
+    return metrics
+
+
+def _slice_metrics(columns: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
+    """From what `slices.measure_slices` says. The interval is of that slice by itself."""
+    slices = [row for column in columns for row in column["slices"]]
+    metrics = {}
+    if slices:
+        lowest = min(slices, key=lambda row: float(row["after"]))
+        metrics["worst_slice_accuracy"] = Metric(lowest["after"], interval=_interval(lowest["after_ci95"]))
+    if compared := [row["p_worse"] for row in slices if row["p_worse"] is not None]:
+        metrics["worst_slice_p"] = Metric(min(compared))
+    return metrics
+
+
+def _accuracy_metric(accuracy: Mapping[str, Any]) -> Metric:
+    change = accuracy["change_ci95"]
+    return Metric(
+        _number(accuracy["after"]),
+        before=accuracy["before"],
+        interval=_interval(accuracy["after_ci95"]),
+        change_interval=_interval(change) if change else None,
+    )
 
 
 def metrics_of(summary: Mapping[str, Any]) -> dict[str, Metric]:
     """The metrics of one split, from what `evaluate.summarize_split` says of it. p-values have no interval."""
-    accuracy, worst = summary["accuracy"], summary["worst_class"]
-    return {
-        "accuracy": Metric(
-            _number(accuracy["after"]),
-            before=accuracy["before"],
-            interval=_interval(accuracy["after_ci95"]),
-            change_interval=_interval(accuracy["change_ci95"]),
-        ),
+    accuracy = {"accuracy": _accuracy_metric(summary["accuracy"])}
+    if "broken" not in summary:
+        return accuracy  # of one model, which there is nothing to compare with
+    worst = summary["worst_class"]
+    return accuracy | {
         "repair_rate": _rate_metric(summary["repair_rate"]),
         "broken_rate": _rate_metric(summary["broken_rate"]),
         "mcnemar_p": Metric(summary["mcnemar_p"]),
@@ -161,7 +198,7 @@ def evaluate_gate(gate: Gate, metrics: Mapping[str, Metric]) -> GateResult:
     if metric is None or math.isnan(metric.value):
         return GateResult(gate.expression, "not_evaluated", f"{gate.metric} was not measured: its data was not given")
     if gate.relative and (metric.before is None or math.isnan(metric.before)):
-        return GateResult(gate.expression, "not_evaluated", f"{gate.metric} has no value before the repair")
+        return GateResult(gate.expression, "not_evaluated", f"{gate.metric} has no value before to compare with")
     observed = metric.value - metric.before if gate.relative and metric.before is not None else metric.value
     interval = metric.change_interval if gate.relative else metric.interval
     state = _decide(OPERATORS[gate.op], observed, interval, gate.limit)

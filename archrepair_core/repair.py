@@ -3,14 +3,15 @@
 No service needed: `repair_model` takes files and a spec and leaves files. Progress leaves through one callable.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from archrepair_core.answers import resolved_evaluation
 from archrepair_core.arena import make_arena
 from archrepair_core.case import (
     Case,
@@ -18,89 +19,40 @@ from archrepair_core.case import (
     Host,
     examine_host,
     examine_reference,
+    inspection_of,
     measure_baseline,
     read_data,
     vary_data,
 )
 from archrepair_core.determinism import fix_seeds
-from archrepair_core.errors import DatasetError, SpecError
+from archrepair_core.errors import DatasetError
+from archrepair_core.evaluation import evaluate_model
 from archrepair_core.export import export_model
 from archrepair_core.export.subject import Export, Subject, two_batches
-from archrepair_core.facts import Inspection, describe_model
+from archrepair_core.facts import Inspection
 from archrepair_core.gates import DEFAULT_GATES
-from archrepair_core.ingest.model import IngestedModel, ingest_model
+from archrepair_core.ingest.model import ingest_model
 from archrepair_core.interface import restore_
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
 from archrepair_core.pace import Pace, set_pace
 from archrepair_core.processes import never
+from archrepair_core.progress import Narrator, OnProgress
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
 from archrepair_core.report.schema import Completion
 from archrepair_core.report.write import write_localization, write_pairs, write_predictions, write_report, write_views
+from archrepair_core.request import REPORT_FILES, Artifact, RepairOutcome, RepairRequest
 from archrepair_core.restoration import Restoration, measure_restoration, restoration_weight
 from archrepair_core.search.drawing import draw_svg
 from archrepair_core.search.search import Arena, Trial
-from archrepair_core.spec import PHASES, RepairSpec, resolve_outputs
+from archrepair_core.spec import resolve_outputs
 from archrepair_core.training import distillation_weight
 
-# Where each phase begins on the progress bar.
-PHASE_PERCENT = dict(zip(PHASES, (0.0, 5.0, 15.0, 20.0, 85.0, 97.0), strict=True))
 # Probe repairs that localize may use this share of a repair's time.
 PROBING_SHARE = 0.25
-MIN_SECONDS_BETWEEN_MESSAGES = 0.2
 # Inputs of the larger of the two batches on which a written file must answer as the model does.
 EXPORT_BATCH = 8
-# The report and the views that are made of it, by file name.
-REPORT_FILES = {
-    "report.json": "report",
-    "report.html": "report_html",
-    "report.md": "report_md",
-    "junit.xml": "report_junit",
-}
-
-
-@dataclass(frozen=True)
-class RepairRequest:
-    """One job: the model file, dataset files by reference (`upload:NAME`), the spec, scratch and output folders."""
-
-    model: Path
-    datasets: Mapping[str, Path]
-    spec: RepairSpec
-    work_dir: Path
-    out_dir: Path
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a job stands; `percent` of the whole job, 0–100."""
-
-    phase: str
-    percent: float
-    message: str
-    step: int = 0
-    total_steps: int = 0
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A file in the output folder: model, candidate, report, localization, predictions, genotype or pairs."""
-
-    name: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class RepairOutcome:
-    """What came out: `result` and `resolved_spec` are plain JSON data, `verdict` as in gates.verdict_of."""
-
-    result: dict[str, Any]
-    verdict: str
-    resolved_spec: dict[str, Any]
-    artifacts: tuple[Artifact, ...]
-
-
-OnProgress = Callable[[Progress], None]
 OnInspected = Callable[[Inspection], None]
 
 
@@ -116,15 +68,17 @@ def repair_model(
     Once `stopped()`, nothing more is searched: the best so far is measured and packaged as the best of all would be.
     Raises ArchRepairError with what the customer can do about it.
     """
-    spec, narrator = request.spec, _Narrator(on_progress)
+    if request.spec.kind == "evaluate":
+        return evaluate_model(request, on_progress, on_inspected=on_inspected)
+    spec, narrator = request.spec, Narrator(on_progress)
     fix_seeds(spec.seed)
 
     narrator.begin("ingesting", "checking the model and reading the data")
     ingested = ingest_model(request.model, request.work_dir)
     data = read_data(request.datasets, spec, work_dir=request.work_dir)
-    host = examine_host(ingested, data, output=spec.model.output)
+    host = examine_host(ingested, data.splits.present(), data.preprocessing, output=spec.model.output)
     if on_inspected is not None:
-        on_inspected(_inspection(ingested, host, data))
+        on_inspected(inspection_of(ingested, host, data.tensors("repair", slice(0, 1))))
 
     narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
     data, augmentation = vary_data(host, data, spec, work_dir=request.work_dir)
@@ -150,7 +104,7 @@ def repair_model(
     completion: Completion = "partial" if arena.is_stopped else "full"
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
-    evidence = gather_evidence(case, trials)
+    evidence = gather_evidence(case, trials, on_share=partial(narrator.reached, "verifying"))
 
     narrator.begin("packaging", "writing the model and the report")
     return _package(request, case, localization, trials, evidence, narrator=narrator, pace=pace, completion=completion)
@@ -158,21 +112,12 @@ def repair_model(
 
 def _reference(request: RepairRequest, host: Host, data: Data) -> nn.Module | None:
     """The earlier version of the model that the spec names, through the same gate as the model itself."""
-    asked = request.spec.model
-    if asked.reference is None:
-        return None
-    path = request.datasets.get(asked.reference)
+    path = request.reference_model()
     if path is None:
-        detail = f"model.reference is {asked.reference!r}, but no such file was given"
-        raise SpecError("missing_upload", detail, hint="send the file with the request, as upload:NAME")
+        return None
     work_dir = request.work_dir / "reference"
     work_dir.mkdir(exist_ok=True)
-    return examine_reference(ingest_model(path, work_dir), host, data, output=asked.output)
-
-
-def _inspection(ingested: IngestedModel, host: Host, data: Data) -> Inspection:
-    shape = tuple(data.tensors("repair", slice(0, 1)).shape[1:])
-    return describe_model(ingested, tuple(host.blocks.values()), shape=shape, source="data")
+    return examine_reference(ingest_model(path, work_dir), host, data, output=request.spec.model.output)
 
 
 def _search(case: Case, localization: Localization, arena: Arena, deadline: float) -> list[Trial]:
@@ -208,7 +153,7 @@ def _package(
     trials: list[Trial],
     evidence: Evidence,
     *,
-    narrator: "_Narrator",
+    narrator: Narrator,
     pace: Pace,
     completion: Completion,
 ) -> RepairOutcome:
@@ -225,7 +170,7 @@ def _package(
     resolved = _resolved_spec(case, localization, pace)
     out = request.out_dir
     write_localization(out / "localization.json", localization, case)
-    write_predictions(out / "predictions.npz", evidence, case)
+    write_predictions(out / "predictions.npz", evidence.answers)
     report = write_report(
         out / "report.json",
         case,
@@ -237,7 +182,7 @@ def _package(
         seconds=narrator.seconds(),
         completion=completion,
     )
-    write_views(out, report, case)
+    write_views(out, report, case.data.splits.present()["test"])
     result = _result(evidence, exports, narrator.seconds(), completion)
     return RepairOutcome(result, evidence.verdict, resolved, tuple(artifacts))
 
@@ -276,7 +221,7 @@ def _result(
         "reason": evidence.reason,
         "repair": chosen.genotype.to_json() | {"name": chosen.genotype.name, "alpha": chosen.alpha} if chosen else None,
         "blocks_repaired": chosen.genotype.to_json()["scope"] if chosen else [],
-        **evidence.splits,
+        **evidence.measured,
         "cost": dict(evidence.cost),
         "gates": [gate.to_json() for gate in evidence.gates],
         "exports": [export.summary() for export in exports],
@@ -317,39 +262,6 @@ def _resolved_spec(case: Case, localization: Localization, pace: Pace) -> dict[s
     spec["repair"] |= {"distillation": distillation_weight(case.spec.repair), "precision": pace.precision}
     spec["repair"]["restoration"] = restoration_weight(case.spec.repair)
     spec["outputs"] = resolve_outputs(case.spec.outputs, case.host.format)
+    spec["evaluation"] = resolved_evaluation(case.spec)
     spec["gates"] = list(DEFAULT_GATES) if case.spec.gates == "auto" else spec["gates"]
     return spec
-
-
-class _Narrator:
-    """Tells progress in order, not too often, and remembers how long each phase took."""
-
-    def __init__(self, on_progress: OnProgress) -> None:
-        self._on_progress = on_progress
-        self._began: dict[str, float] = {}
-        self._last_message = 0.0
-
-    def begin(self, phase: str, message: str) -> None:
-        """Enter a phase."""
-        self._began[phase] = time.monotonic()
-        self._on_progress(Progress(phase, PHASE_PERCENT[phase], message))
-
-    def during(self, phase: str, budget_seconds: float) -> Callable[[str], None]:
-        """A callable for messages during a phase; the bar moves with the share of the budget that is spent."""
-        first, last = PHASE_PERCENT[phase], PHASE_PERCENT[PHASES[PHASES.index(phase) + 1]]
-
-        def tell(message: str) -> None:
-            now = time.monotonic()
-            if now - self._last_message < MIN_SECONDS_BETWEEN_MESSAGES:
-                return
-            self._last_message = now
-            spent = min(1.0, (now - self._began[phase]) / budget_seconds)
-            self._on_progress(Progress(phase, round(first + spent * (last - first), 1), message))
-
-        return tell
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds per phase so far, by name, and in all."""
-        names, times = list(self._began), [*self._began.values(), time.monotonic()]
-        spent = {name: round(times[i + 1] - times[i], 2) for i, name in enumerate(names)}
-        return spent | {"total": round(times[-1] - times[0], 2)}

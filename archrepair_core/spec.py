@@ -4,14 +4,21 @@ Every knob accepts `"auto"`; the engine reports what it became as `resolved_spec
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from archrepair_core.gates import GATE_PATTERN, MAX_GATE_CHARACTERS, parse_gate
 
 PHASES = ("ingesting", "baseline", "localizing", "repairing", "verifying", "packaging")
 SPLITS = ("repair", "validation", "test", "replay", "regression")
+# The data that a job of each kind cannot do without, and what for.
+REQUIRED_DATA: Mapping[str, tuple[str, str]] = {
+    "repair": ("repair", "inputs the model fails on, which a repair learns from"),
+    "localize": ("repair", "inputs the model fails on, which the blame is read off"),
+    "evaluate": ("test", "labelled inputs to measure the model on"),
+}
 
 Auto = Literal["auto"]
 OutputFormat = Literal["torchscript", "torch_export", "onnx", "safetensors"]
@@ -28,6 +35,15 @@ OutputFormats = Annotated[
 # Said in the schema, checked by parse_gate, which says what is wrong.
 GateExpression = Annotated[str, Field(json_schema_extra={"pattern": GATE_PATTERN, "maxLength": MAX_GATE_CHARACTERS})]
 DatasetReference = Annotated[str, Field(min_length=1, max_length=2048)]
+CommonCorruption = Literal[
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+]  # fmt: skip
+COMMON_CORRUPTIONS: tuple[CommonCorruption, ...] = get_args(CommonCorruption)
+CorruptionNames = Annotated[
+    list[CommonCorruption],
+    Field(min_length=1, max_length=len(COMMON_CORRUPTIONS), json_schema_extra={"uniqueItems": True}),
+]
 
 
 class Strict(BaseModel):
@@ -37,11 +53,15 @@ class Strict(BaseModel):
 class DatasetReferences(Strict):
     """Where each split is. `upload:NAME` is the part NAME of the same request; `builtin:digits` needs no file."""
 
-    repair: DatasetReference = Field(
-        description="Inputs of the fault, failing and passing ones; without labels for bn, align and auto."
+    repair: DatasetReference | None = Field(
+        None,
+        description="Inputs of the fault, failing and passing ones; without labels for bn, align and auto. Required "
+        "but for an evaluation, which reads test and regression only.",
     )
     validation: DatasetReference | None = Field(None, description="Choices are made on it; cut from repair if absent.")
-    test: DatasetReference | None = Field(None, description="Only the verdict; a hold-out cut from `repair` if absent.")
+    test: DatasetReference | None = Field(
+        None, description="Only the verdict; a hold-out cut from `repair` if absent. An evaluation requires it."
+    )
     replay: DatasetReference | None = Field(None, description="Training data given back, mixed into the repair.")
     regression: DatasetReference | None = Field(None, description="What works today and must keep working.")
     allow_leak: bool = Field(False, description="Accept samples that stand in both repair and test.")
@@ -87,7 +107,8 @@ class Model(Strict):
         None,
         min_length=1,
         max_length=2048,
-        description="An earlier good version of the model, `upload:NAME`: where a block has changed, it is to blame.",
+        description="An earlier good version of the model, `upload:NAME`: where a block has changed, it is to blame. "
+        "In an evaluation any model of the same classes: what is measured is compared with it.",
     )
 
 
@@ -144,20 +165,79 @@ class Repair(Strict):
     max_macs_ratio: float = Field(1.25, ge=1, le=10)
 
 
+class Evaluation(Strict):
+    """What is measured beyond the test set as a whole, before and after."""
+
+    corruptions: Literal["auto", "none", "common-15x5"] | CorruptionNames = Field(
+        "auto",
+        description="Accuracy on test inputs that went through common corruptions at severities 1 to 5, and the mean "
+        "corruption error: `common-15x5` is all fifteen, a list some of them. It costs five runs over the inputs for "
+        "each; auto is all fifteen in an evaluation, none in a repair.",
+    )
+    max_inputs: Auto | Annotated[int, Field(ge=1, le=20_000_000)] = Field(
+        "auto", description="So many test inputs at most, drawn by the seed, go through corruptions; auto is 1000."
+    )
+    slices: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        [],
+        max_length=16,
+        json_schema_extra={"uniqueItems": True},
+        description="Columns of the test data (`time_of_day`): the metrics of each of their values.",
+    )
+    min_slice: int = Field(20, ge=1, le=1_000_000, description="Values with fewer inputs are counted, not measured.")
+
+    @field_validator("corruptions", "slices")
+    @classmethod
+    def _named_once(cls, names: str | list[str]) -> str | list[str]:
+        if not isinstance(names, str) and len(set(names)) < len(names):
+            raise ValueError(f"a name stands twice in {', '.join(names)}")
+        return names
+
+
+def _data_by_kind(schema: dict[str, Any]) -> None:
+    """Say in the schema what `_data_is_complete` checks."""
+    schema["anyOf"] = [
+        {
+            "properties": {
+                "kind": {"enum": [kind for kind in REQUIRED_DATA if REQUIRED_DATA[kind][0] == role]},
+                "datasets": {"required": [role], "properties": {role: {"type": "string"}}},
+            },
+            "required": ["datasets", *(["kind"] if role == "test" else [])],
+        }
+        for role in ("repair", "test")
+    ]
+
+
 class RepairSpec(Strict):
     """One repair, as asked. The same seed, model, data and spec give the same result on the same machine."""
 
-    kind: Literal["repair", "localize"] = "repair"
+    model_config = ConfigDict(json_schema_extra=_data_by_kind)
+    kind: Literal["repair", "localize", "evaluate"] = Field(
+        "repair",
+        description="localize stops at the ranking of the blocks; evaluate only measures the model on test and "
+        "regression, alone or against model.reference.",
+    )
     datasets: DatasetReferences
     model: Model = Model()
     preprocessing: Preprocessing = Preprocessing()
     localization: Localization = Localization()
     repair: Repair = Repair()
+    evaluation: Evaluation = Evaluation()
     gates: Auto | Annotated[list[GateExpression], Field(max_length=64)] = "auto"
     outputs: Auto | OutputFormats = Field(
         "auto", description="Formats of the repaired model; auto is the format of the uploaded one."
     )
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @field_validator("datasets")
+    @classmethod
+    def _data_is_complete(cls, datasets: DatasetReferences, info: ValidationInfo) -> DatasetReferences:
+        kind = info.data.get("kind", "")  # empty where it is wrong, which is said already
+        role, purpose = REQUIRED_DATA.get(kind, ("", ""))
+        if role and getattr(datasets, role) is None:
+            missing = PydanticCustomError("missing", f"a job of kind {kind} needs datasets.{role}: {purpose}")
+            details = InitErrorDetails(type=missing, loc=(role,), input=None)
+            raise ValidationError.from_exception_data("datasets", [details])
+        return datasets
 
     @field_validator("gates")
     @classmethod
@@ -172,6 +252,16 @@ class RepairSpec(Strict):
         if outputs != "auto" and len(set(outputs)) < len(outputs):
             raise ValueError(f"a format stands twice in {', '.join(outputs)}")
         return outputs
+
+
+def resolve_corruptions(spec: RepairSpec) -> list[CommonCorruption]:
+    """The corruptions to measure under."""
+    asked = spec.evaluation.corruptions
+    if asked == "auto":
+        asked = "common-15x5" if spec.kind == "evaluate" else "none"
+    if asked == "none":
+        return []
+    return list(COMMON_CORRUPTIONS) if asked == "common-15x5" else list(asked)
 
 
 def resolve_outputs(asked: Auto | list[OutputFormat], own: OutputFormat) -> list[OutputFormat]:

@@ -22,7 +22,7 @@ from archrepair_core.spec import RepairSpec
 
 if TYPE_CHECKING:
     from archrepair_core.facts import Inspection
-    from archrepair_core.repair import OnProgress, Progress
+    from archrepair_core.progress import OnProgress, Progress
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,7 +91,8 @@ def problem_of_crash(error: Exception) -> dict[str, str]:
 def _repair(
     request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress", *, stopped: Callable[[], bool]
 ) -> None:
-    from archrepair_core.repair import RepairRequest, repair_model
+    from archrepair_core.repair import repair_model
+    from archrepair_core.request import RepairRequest
 
     outcome = repair_model(
         RepairRequest(
@@ -112,7 +113,7 @@ def _repair(
 
 def _inspect(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress") -> None:
     from archrepair_core.facts import inspect_model
-    from archrepair_core.repair import Progress
+    from archrepair_core.progress import Progress
 
     on_progress(Progress("ingesting", 0.0, "checking the model"))
     shape = request["spec"]["input_shape"]
@@ -123,7 +124,7 @@ def _inspect(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProg
 
 def _ingest(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgress") -> None:
     from archrepair_core.data.describe import describe_dataset
-    from archrepair_core.repair import Progress
+    from archrepair_core.progress import Progress
 
     on_progress(Progress("ingesting", 50.0, "reading the data"))
     files = {name: Path(path) for name, path in request["datasets"].items()}

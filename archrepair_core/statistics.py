@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, binomtest, hypergeom, norm, t
 
 
 def mcnemar_exact(fixed: int, broken: int) -> float:
@@ -52,6 +52,31 @@ def paired_difference_interval(fixed: int, broken: int, n: int, *, confidence: f
     low = -1.0 if broken == n else float(brentq(below, -1.0, estimate))
     high = 1.0 if fixed == n else float(brentq(above, estimate, 1.0))
     return low, high
+
+
+def mean_interval(values: np.ndarray, *, limits: tuple[float, float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of independent values, cut to the `limits` they lie within; these below two."""
+    n = len(values)
+    if n < 2:
+        return limits
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
+    reach = float(t.ppf(0.5 + confidence / 2, n - 1)) * error
+    return max(limits[0], mean - reach), min(limits[1], mean + reach)
+
+
+def mean_below_zero_p(values: np.ndarray) -> float:
+    """One-sided p-value of Student's test, that small where the mean of independent values is below zero."""
+    n = len(values)
+    mean = float(values.mean()) if n else 0.0
+    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    if error == 0:
+        return 0.0 if mean < 0 and n > 1 else 1.0
+    return float(t.cdf(mean / error, n - 1))
+
+
+def below_rest_p(right: int, n: int, *, all_right: int, all_n: int) -> float:
+    """Fisher's exact one-sided p-value, that small where fewer of a part's n are right than of all the rest."""
+    return float(hypergeom.cdf(right, all_n, all_right, n))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

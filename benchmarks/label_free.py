@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from archrepair_core.ingest.model import ingest_model
-from archrepair_core.repair import RepairRequest, repair_model
+from archrepair_core.repair import repair_model
+from archrepair_core.request import RepairRequest
 from archrepair_core.runs import find_blocks_
 from archrepair_core.spec import RepairSpec
 from benchmarks.cifar import PREPROCESSING, find_data, load_cifar

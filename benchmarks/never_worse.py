@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from archrepair_core.repair import RepairRequest, repair_model
+from archrepair_core.repair import repair_model
+from archrepair_core.request import RepairRequest
 from archrepair_core.spec import RepairSpec
 from archrepair_core.statistics import worsening_p
 from benchmarks.cifar import NUM_CLASSES, OUT, PREPROCESSING, find_data, load_cifar, order_of_test_images

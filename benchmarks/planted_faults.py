@@ -68,7 +68,11 @@ def open_bench(network: str, work_dir: Path) -> Bench:
         np.savez(work_dir / f"{name}.npz", images=images[rows], labels=labels[rows])
     files = {f"upload:{name}": work_dir / f"{name}.npz" for name in cuts}
     data = read_data(files, make_spec("auto", 0), work_dir=work_dir)
-    return Bench(examine_host(ingest_model(path, work_dir), data, output="auto"), data, work_dir)
+    return Bench(
+        examine_host(ingest_model(path, work_dir), data.splits.present(), data.preprocessing, output="auto"),
+        data,
+        work_dir,
+    )
 
 
 def make_spec(method: str, seed: int, *, kind: str = "localize") -> RepairSpec:

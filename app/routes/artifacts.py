@@ -115,6 +115,8 @@ def _why_no_format(job: Job, asked: OutputFormat) -> str:
 
 
 def _why_no_model(job: Job) -> str:
+    if job.kind == "evaluate":
+        return f"Job {job.id} has no repaired model: an evaluation only measures."
     if job.result is not None and job.result.get("reason"):
         return f"Job {job.id} has no repaired model: {job.result['reason']}"
     if job.error is not None:
@@ -144,7 +146,8 @@ def localization_file(job_id: str, gateway: CurrentGateway, caller: JobsReader) 
         job = find_job(session, job_id=job_id, project_id=caller.project_id)
         artifact = _artifact_of(session, job, "localization")
     if artifact is None:
-        raise ApiProblem("job.no_localization", f"Job {job.id} {job.status} before blocks were ranked.")
+        ended = "is an evaluation" if job.kind == "evaluate" else f"{job.status} before blocks were ranked"
+        raise ApiProblem("job.no_localization", f"Job {job.id} {ended}.")
     return download_of(artifact, inline=True)
 
 

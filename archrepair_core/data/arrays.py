@@ -4,14 +4,16 @@ The two headers are checked before an array is read; no pickle is ever loaded.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO
 
 import numpy as np
 
 from archrepair_core.data.archives import reading
+from archrepair_core.data.columns import Column, encode_column
 from archrepair_core.data.images import (
     PixelChunk,
     SampleStream,
@@ -45,7 +47,13 @@ class _Array:
     dtype: np.dtype
 
 
-def read_arrays(images_file: ArrayFile, labels_file: ArrayFile | None, *, max_bytes: int) -> SampleStream:
+def read_arrays(
+    images_file: ArrayFile,
+    labels_file: ArrayFile | None,
+    *,
+    max_bytes: int,
+    columns: Mapping[str, ArrayFile] = MappingProxyType({}),
+) -> SampleStream:
     """Stream images with their labels; without a file of labels it is a set without labels.
 
     Images: N×H×W (grey), N×H×W×C or N×C×H×W. Of four axes the last is C when it is 1 or 3, else the second when it
@@ -59,12 +67,25 @@ def read_arrays(images_file: ArrayFile, labels_file: ArrayFile | None, *, max_by
     check_size(shape, dtype, max_bytes=max_bytes)
     chunks = (_pixel_chunk(rows, row, channels_first=channels_first) for row, rows in _row_chunks(images))
     numbers = no_labels(shape[0]) if labels is None else _read_labels(labels, shape[0])
-    return SampleStream(shape, dtype, chunks, numbers, "npz")
+    metadata = {name: _read_column(_read_header(file), shape[0]) for name, file in columns.items()}
+    return SampleStream(shape, dtype, chunks, numbers, "npz", columns=metadata)
 
 
 def _read_labels(labels: _Array, count: int) -> np.ndarray:
     _check_labels_array(labels, count=count)
     return check_labels_usable(np.concatenate([rows for _, rows in _row_chunks(labels)]))
+
+
+def _read_column(column: _Array, count: int) -> Column:
+    if column.dtype.kind not in "biufUS" or column.shape != (count,):
+        raise DatasetError(
+            "column_type",
+            f"the array {column.file.name!r} has the shape {column.shape} of {column.dtype}, not one value for each of "
+            f"the {count} images",
+            hint="save a column as one axis of words, numbers or truth values, in the order of the images",
+        )
+    values = (value for _, rows in _row_chunks(column) for value in rows.tolist())
+    return encode_column(column.file.name, (v.decode("latin-1") if isinstance(v, bytes) else v for v in values))
 
 
 def _read_header(file: ArrayFile) -> _Array:

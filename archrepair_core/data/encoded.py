@@ -4,15 +4,16 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from PIL import Image
 
+from archrepair_core.data.columns import Column
 from archrepair_core.data.images import (
     MAX_IMAGE_PIXELS,
     PixelChunk,
@@ -63,6 +64,7 @@ class EncodedImages:
     labels: np.ndarray
     format: str
     class_names: tuple[str, ...] | None = None
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
 
 def decode_images(encoded: EncodedImages, *, max_bytes: int, resize: tuple[int, int] | None) -> SampleStream:
@@ -77,7 +79,15 @@ def decode_images(encoded: EncodedImages, *, max_bytes: int, resize: tuple[int, 
     shape = (len(encoded.labels), height, width, channels)
     check_size(shape, np.dtype(np.uint8), max_bytes=max_bytes)
     chunks = _pixel_chunks(encoded, size=(height, width, channels), like=first.name, resize=resize)
-    return SampleStream(shape, np.dtype(np.uint8), chunks, encoded.labels, encoded.format, encoded.class_names)
+    return SampleStream(
+        shape,
+        np.dtype(np.uint8),
+        chunks,
+        encoded.labels,
+        encoded.format,
+        class_names=encoded.class_names,
+        columns=encoded.columns,
+    )
 
 
 def _channels(encoded: EncodedImages) -> int:

@@ -1,11 +1,12 @@
 """Load a dataset from a reference. The format is found by content through one table, never by the file's name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from archrepair_core.data.archives import TAR_MAGIC, TAR_MAGIC_AT, ZIP_MAGIC, is_tar
+from archrepair_core.data.columns import check_columns
 from archrepair_core.data.images import (
     DIGEST_DTYPE,
     LabelledImages,
@@ -48,27 +49,29 @@ def load_dataset(
     resize: tuple[int, int] | None = None,
     max_bytes: int = MAX_DATASET_BYTES,
     class_names: ClassNames = None,
+    columns: Sequence[str] = (),
 ) -> LabelledImages:
     """Load an archive, Parquet or a builtin; pixels go to a memory-mapped file in `work_dir`, so memory stays flat.
 
     `resize` (height, width) is applied where encoded images may differ in size; `class_names` are the model's outputs
-    in their order, for labels that are words. Raises DatasetError for anything that
-    is not such a file, or unpacks to more than `max_bytes`.
+    in their order, for labels that are words; `columns` are the metadata to read along. Raises DatasetError for
+    anything that is not such a file, has no such column, or unpacks to more than `max_bytes`.
     """
     found = resolve_reference(reference, uploads)
     if not isinstance(found, Path):
+        check_columns(columns, ())
         return BUILTINS[found.name](name, reference)
-    samples = _read(found, max_bytes=max_bytes, resize=resize, class_names=class_names)
+    samples = _reader_of(found)(found, max_bytes=max_bytes, resize=resize, class_names=class_names, columns=columns)
     return store(samples, name=name, source=reference, work_dir=work_dir)
 
 
-def _read(path: Path, *, max_bytes: int, resize: tuple[int, int] | None, class_names: ClassNames) -> SampleStream:
+def _reader_of(path: Path) -> Callable[..., SampleStream]:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(PARQUET_MAGIC):
-        return read_parquet(path, max_bytes=max_bytes, resize=resize, class_names=class_names)
+        return read_parquet
     if head.startswith(ZIP_MAGIC) or is_tar(head):
-        return read_archive(path, max_bytes=max_bytes, resize=resize, class_names=class_names)
+        return read_archive
     raise DatasetError(
         "format_unknown",
         f"the file is neither .npz, Parquet, zip nor tar: it {_describe(head)}",

@@ -6,14 +6,15 @@ Legend: N samples, H height, W width, C channels. Pixels are uint8 or float32, N
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from archrepair_core.data.columns import Column
 from archrepair_core.errors import DatasetError
 
 # One image of 4096×4096 is the most the spec's `resize` can ask for; larger ones are a mistake or an attack.
@@ -67,8 +68,9 @@ class LabelledImages:
     """N labelled images. `sample_digests` identify the pixels of each; `digest` is the sha256 of pixels and labels.
 
     The digest is one of content: the same samples give the same one from any file format. `images.rows` are the rows
-    in the source. Without labels every label is `NO_LABEL`. `class_names` stand where the labels were words. `skipped`
-    are images of the source that are not among the N; of parts, the one that keeps the name keeps them.
+    in the source. Without labels every label is `NO_LABEL`. `class_names` stand where the labels were words, `columns`
+    are the metadata that was asked for. `skipped` are images of the source that are not among the N; of parts, the one
+    that keeps the name keeps them.
     """
 
     name: str
@@ -79,6 +81,7 @@ class LabelledImages:
     source: str
     format: str = "builtin"
     class_names: tuple[str, ...] | None = None
+    columns: Mapping[str, Column] = field(default_factory=dict)
     skipped: tuple[SkippedImage, ...] = ()
 
     def __len__(self) -> int:
@@ -92,14 +95,21 @@ class LabelledImages:
     def subset(self, indices: np.ndarray, *, name: str | None = None) -> "LabelledImages":
         """The samples at `indices`, in that order, without copying a pixel."""
         parts = (self.images.rows[indices], self.labels[indices], self.sample_digests[indices])
-        return replace(self._with(*parts), name=name or self.name, skipped=() if name else self.skipped)
+        columns = {title: column.take(indices) for title, column in self.columns.items()}
+        skipped = () if name else self.skipped
+        return replace(self._with(*parts), name=name or self.name, columns=columns, skipped=skipped)
 
     def joined(self, other: "LabelledImages") -> "LabelledImages":
         """These samples and those of another part of the same whole, without copying a pixel."""
         assert self.images.pixels is other.images.pixels, "parts of one whole"
         rows = np.concatenate([self.images.rows, other.images.rows])
         labels = np.concatenate([self.labels, other.labels])
-        return self._with(rows, labels, np.concatenate([self.sample_digests, other.sample_digests]))
+        joined = self._with(rows, labels, np.concatenate([self.sample_digests, other.sample_digests]))
+        columns = {
+            title: replace(column, codes=np.concatenate([column.codes, other.columns[title].codes]))
+            for title, column in self.columns.items()
+        }
+        return replace(joined, columns=columns)
 
     def _with(self, rows: np.ndarray, labels: np.ndarray, sample_digests: np.ndarray) -> "LabelledImages":
         return replace(
@@ -133,6 +143,7 @@ class SampleStream:
     labels: np.ndarray
     format: str
     class_names: tuple[str, ...] | None = None
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
 
 def sample_digest(pixels_HWC: np.ndarray) -> bytes:
@@ -163,9 +174,10 @@ def store(samples: SampleStream, *, name: str, source: str, work_dir: Path) -> L
         pixels = np.memmap(file.name, dtype=samples.dtype, mode="r", shape=samples.shape)
         undo.pop_all()
     stored = labelled_images(pixels, samples.labels, sample_digests, name=name, source=source)
+    stored = replace(stored, format=samples.format, class_names=samples.class_names, columns=samples.columns)
     if skipped:
         stored = stored.subset(np.setdiff1d(np.arange(count), [image.row for image in skipped]))
-    return replace(stored, format=samples.format, class_names=samples.class_names, skipped=tuple(skipped))
+    return replace(stored, skipped=tuple(skipped))
 
 
 def labelled_images(

@@ -12,15 +12,17 @@ Images that stand in no folder, or all in one that is no class, are a set withou
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from archrepair_core.data.archives import Member, walk
 from archrepair_core.data.arrays import ArrayFile, read_arrays
+from archrepair_core.data.columns import ColumnBuilder, check_columns, encode_column
 from archrepair_core.data.encoded import BATCH_BYTES, EncodedImage, EncodedImages, decode_images
 from archrepair_core.data.images import SampleStream, check_count, no_labels
 from archrepair_core.data.labels import ClassNames, labels_of_words
@@ -70,7 +72,12 @@ def _shared(first: Iterable[str], second: Iterable[str]) -> Iterator[str]:
 
 
 def read_archive(
-    path: Path, *, max_bytes: int, resize: tuple[int, int] | None = None, class_names: ClassNames = None
+    path: Path,
+    *,
+    max_bytes: int,
+    resize: tuple[int, int] | None = None,
+    class_names: ClassNames = None,
+    columns: Sequence[str] = (),
 ) -> SampleStream:
     """Stream the samples of a zip or tar archive, in its order. Raises DatasetError for one that holds none."""
     walked = partial(walk, path, max_bytes=max_bytes)
@@ -78,13 +85,14 @@ def read_archive(
     for member in walked():
         survey.see(member)
     if survey.num_images == 0:
-        return _read_arrays(survey, walked, max_bytes=max_bytes)
+        return _read_arrays(survey, walked, max_bytes=max_bytes, columns=columns)
     check_count(survey.num_images)
     if len(survey.manifests) == 1:
-        encoded = _by_manifest(survey, walked, class_names)
+        encoded = _by_manifest(survey, walked, class_names, columns)
     elif survey.num_labels:
-        encoded = _by_name(walked, class_names)
+        encoded = _by_name(walked, class_names, columns)
     else:
+        check_columns(columns, ())
         encoded = _by_folder(survey, walked, class_names)
     return decode_images(encoded, max_bytes=max_bytes, resize=resize)
 
@@ -92,7 +100,7 @@ def read_archive(
 Walk = Callable[[], Iterator[Member]]
 
 
-def _read_arrays(survey: Survey, walked: Walk, *, max_bytes: int) -> SampleStream:
+def _read_arrays(survey: Survey, walked: Walk, *, max_bytes: int, columns: Sequence[str]) -> SampleStream:
     names = {PurePosixPath(path).stem: path for path in survey.arrays}
     others = sorted(names.keys() - {"labels"})
     if "images" not in names and (len(others) != 1 or "labels" not in names):
@@ -102,13 +110,18 @@ def _read_arrays(survey: Survey, walked: Walk, *, max_bytes: int) -> SampleStrea
             f"the archive has neither images nor an array 'images'; it holds: {found}",
             hint="save arrays with numpy.savez(path, images=…, labels=…), or send PNG or JPEG files in class folders",
         )
-    files = {
-        key: ArrayFile(key, survey.arrays[names[key]], partial(_opened, walked, names[key]))
-        for key in ("images" if "images" in names else others[0], "labels")
-        if key in names
-    }
-    images, *labels = files.values()
-    return read_arrays(images, labels[0] if labels else None, max_bytes=max_bytes)
+    pixels = "images" if "images" in names else others[0]
+    check_columns(columns, names.keys() - {pixels})
+
+    def file_of(key: str) -> ArrayFile:
+        return ArrayFile(key, survey.arrays[names[key]], partial(_opened, walked, names[key]))
+
+    return read_arrays(
+        file_of(pixels),
+        file_of("labels") if "labels" in names else None,
+        max_bytes=max_bytes,
+        columns={name: file_of(name) for name in columns},
+    )
 
 
 @contextmanager
@@ -160,30 +173,33 @@ def _is_class(folder: str, class_names: ClassNames) -> bool:
     return named or (folder.isdecimal() and folder.isascii())
 
 
-def _by_manifest(survey: Survey, walked: Walk, class_names: ClassNames) -> EncodedImages:
+def _by_manifest(survey: Survey, walked: Walk, class_names: ClassNames, columns: Sequence[str]) -> EncodedImages:
     place = survey.manifests[0]
     with closing(walked()) as members:  # type: ignore[type-var]  # a generator
         content = next(member for member in members if member.path == place).read()
-    labels_by_path = _manifest_rows(content, place)
-    listed = [member.path for member in walked() if member.suffix in IMAGE_SUFFIXES and member.path in labels_by_path]
-    if missing := labels_by_path.keys() - set(listed):
+    rows = _manifest_rows(content, place, columns)
+    listed = [member.path for member in walked() if member.suffix in IMAGE_SUFFIXES and member.path in rows]
+    if missing := rows.keys() - set(listed):
         example = sorted(map(str, missing))[0]
         raise DatasetError(
             "manifest_missing",
             f"{len(missing)} images that {str(place)!r} lists are not in the archive, e.g. {example!r}",
             hint="paths are relative to the folder of the manifest",
         )
-    words = [labels_by_path[path] for path in listed]
+    words = [rows[path][0] for path in listed]
     given = [word for word in words if word]
     if given and len(given) < len(words):
-        path = next(path for path in listed if not labels_by_path[path])
+        path = next(path for path in listed if not rows[path][0])
         raise DatasetError("label_missing", f"{str(path)!r} has no label in {str(place)!r}", hint="give all or none")
     labels, names = labels_of_words(given, class_names) if given else (no_labels(len(words)), None)
-    return EncodedImages(partial(_batches, walked, labels_by_path.__contains__), labels, "manifest", names)
+    metadata = {
+        name: encode_column(name, (rows[path][1 + number] for path in listed)) for number, name in enumerate(columns)
+    }
+    return EncodedImages(partial(_batches, walked, rows.__contains__), labels, "manifest", names, metadata)
 
 
-def _manifest_rows(content: bytes, place: PurePosixPath) -> dict[PurePosixPath, str]:
-    """Path in the archive to label, which is empty where there is none."""
+def _manifest_rows(content: bytes, place: PurePosixPath, asked: Sequence[str]) -> dict[PurePosixPath, tuple[str, ...]]:
+    """Path in the archive to label, which is empty where there is none, and the values of the columns asked for."""
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), strict=True)
         columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
@@ -195,14 +211,18 @@ def _manifest_rows(content: bytes, place: PurePosixPath) -> dict[PurePosixPath, 
                 f"{str(place)!r} has no column of paths; it has: {', '.join(columns) or 'none'}",
                 hint=f"call it {PATH_COLUMNS[0]!r}, and the column of labels {LABEL_COLUMNS[0]!r}",
             )
-        found: dict[PurePosixPath, str] = {}
+        titles = {(name or "").strip(): name for name in rows.fieldnames or ()}
+        check_columns(asked, titles.keys() - {path_column.strip()})
+        found: dict[PurePosixPath, tuple[str, ...]] = {}
         for row in rows:
             path = place.parent / (row[path_column] or "").strip()
             if path in found:
                 raise DatasetError(
                     "manifest_twice", f"{str(place)!r} lists {str(path)!r} twice", hint="list every image once"
                 )
-            found[path] = (row[label_column] or "").strip() if label_column else ""
+            label = (row[label_column] or "").strip() if label_column else ""
+            # Interned: what many rows say is kept once.
+            found[path] = (label, *(sys.intern((row[titles[name]] or "").strip()) for name in asked))
             check_count(len(found))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(
@@ -212,10 +232,12 @@ def _manifest_rows(content: bytes, place: PurePosixPath) -> dict[PurePosixPath, 
     return found
 
 
-def _by_name(walked: Walk, class_names: ClassNames) -> EncodedImages:
+def _by_name(walked: Walk, class_names: ClassNames, columns: Sequence[str]) -> EncodedImages:
     """Files of one sample stand one after the other, in any order, as WebDataset wants it."""
     words: list[str] = []
-    for sample, members in _samples(walked):
+    keys: set[str] = set()
+    builders = {name: ColumnBuilder(name) for name in columns}
+    for sample, members in _samples(walked, with_metadata=bool(columns)):
         if members.image and members.label is None:
             raise DatasetError(
                 "label_missing",
@@ -225,17 +247,23 @@ def _by_name(walked: Walk, class_names: ClassNames) -> EncodedImages:
         if members.image:
             words.append(members.label or "")
             check_count(len(words))
+            for name, builder in builders.items():
+                builder.add(members.metadata.get(name))
+            keys |= {name for name in members.metadata if name in builders or len(keys) < MAX_LISTED}
+    check_columns(columns, keys)
     labels, names = labels_of_words(words, class_names)
-    return EncodedImages(partial(_batches, walked, lambda _: True), labels, "webdataset", names)
+    metadata = {name: builder.column() for name, builder in builders.items()}
+    return EncodedImages(partial(_batches, walked, lambda _: True), labels, "webdataset", names, metadata)
 
 
 @dataclass
 class _Sample:
     image: bool = False
     label: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def _samples(walked: Walk) -> Iterator[tuple[str, _Sample]]:
+def _samples(walked: Walk, *, with_metadata: bool) -> Iterator[tuple[str, _Sample]]:
     before: str | None = None
     sample = _Sample()
     for member in walked():
@@ -248,24 +276,29 @@ def _samples(walked: Walk) -> Iterator[tuple[str, _Sample]]:
             if sample.image:
                 raise DatasetError("several_images", f"{name!r} has several images", hint="one image a sample")
             sample.image = True
-        elif member.suffix in LABEL_SUFFIXES and sample.label is None:
-            sample.label = _label_in(member)
+        elif member.suffix in LABEL_SUFFIXES and (sample.label is None or with_metadata):
+            said = _said_in(member)
+            label = said if member.suffix == "cls" else _label_of(said)
+            sample.label = label if sample.label is None else sample.label
+            sample.metadata = said if isinstance(said, dict) else sample.metadata
     if before is not None:
         yield before, sample
 
 
-def _label_in(member: Member) -> str | None:
-    """What the file says of the class; None where a .json speaks of something else."""
+def _said_in(member: Member) -> Any:
+    """The text of a .cls, or what a .json says."""
     try:
         text = member.read().decode()
-        if member.suffix == "cls":
-            return text.strip()
-        said = json.loads(text)
+        return text.strip() if member.suffix == "cls" else json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(
             "label_broken",
             f"{str(member.path)!r} cannot be read: {error}",
             hint="a .cls holds the number or the name of the class, a .json an object with 'label'",
         ) from error
+
+
+def _label_of(said: Any) -> str | None:
+    """What a .json says of the class; None where it speaks of something else."""
     found = [said[key] for key in LABEL_COLUMNS if key in said] if isinstance(said, dict) else []
     return str(found[0]) if found and isinstance(found[0], str | int) and not isinstance(found[0], bool) else None

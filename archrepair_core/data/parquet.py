@@ -1,7 +1,7 @@
 """Read Parquet as Hugging Face writes it: `image` (struct{bytes, path} or plain binary), `label` (integer, if any)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,21 +10,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from archrepair_core.data.columns import Column, check_columns, encode_column
 from archrepair_core.data.encoded import BATCH_BYTES, EncodedImage, EncodedImages, decode_images
 from archrepair_core.data.images import SampleStream, check_count, check_labels_usable, no_labels, reason_of
 from archrepair_core.data.labels import ClassNames, labels_of_words
 from archrepair_core.errors import DatasetError
 
+COLUMN_ROWS = 4096
 # The label of each image, and the names of the classes where labels were words.
 Labels = tuple[np.ndarray, tuple[str, ...] | None]
 
 
 def read_parquet(
-    path: Path, *, max_bytes: int, resize: tuple[int, int] | None = None, class_names: ClassNames = None
+    path: Path,
+    *,
+    max_bytes: int,
+    resize: tuple[int, int] | None = None,
+    class_names: ClassNames = None,
+    columns: Sequence[str] = (),
 ) -> SampleStream:
     """Stream and decode the images of a Parquet file to uint8, see `decode_images`. Labels may be words."""
     column, (labels, names) = _check_schema(path, class_names)
-    encoded = EncodedImages(partial(_encoded, path, column), labels, "parquet", names)
+    metadata = _read_columns(path, columns)
+    encoded = EncodedImages(partial(_encoded, path, column), labels, "parquet", names, metadata)
     return decode_images(encoded, max_bytes=max_bytes, resize=resize)
 
 
@@ -86,6 +94,29 @@ def _labels(file: pq.ParquetFile, class_names: ClassNames) -> Labels:
     if words:
         return labels_of_words(labels.to_pylist(), class_names)
     return check_labels_usable(labels.to_numpy()), None
+
+
+def _read_columns(path: Path, asked: Sequence[str]) -> dict[str, Column]:
+    with _reading(), _open(path) as file:
+        schema = file.schema_arrow
+        check_columns(asked, [name for name in schema.names if name != "image"])
+        for name in asked:
+            if pa.types.is_nested(schema.field(name).type) or _is_bytes(schema.field(name).type):
+                raise DatasetError(
+                    "column_type",
+                    f"the column {name!r} holds {schema.field(name).type}, not one value per image",
+                    hint="slice by a column of words, numbers or truth values",
+                )
+        return {name: encode_column(name, _values(file, name)) for name in asked}
+
+
+def _values(file: pq.ParquetFile, name: str) -> Iterator[object]:
+    rows = 0
+    for batch in file.iter_batches(batch_size=COLUMN_ROWS, columns=[name], use_threads=False):
+        rows += len(batch)
+        _check_rows(rows, at_most=file.metadata.num_rows)
+        yield from batch.column(0).to_pylist()
+    _check_rows(rows, at_least=file.metadata.num_rows)
 
 
 def _image_leaf(image_type: pa.DataType) -> str:

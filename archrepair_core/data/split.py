@@ -18,6 +18,7 @@ HELD_OUT: dict[str, tuple[float, tuple[str, ...]]] = {
 LABEL_FREE = {"repair": ("auto", "bn", "align"), "localize": ("auto", "drift")}
 # So much of `regression` has a say in the choice; the rest is the measurement, which needs the numbers more.
 GUARD_SHARE = 0.3
+_NO_LABELS = "has no labels: no 'labels' in the .npz, no 'label' in the Parquet file, or all of them -1"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ def prepare_splits(datasets: Mapping[str, LabelledImages], spec: RepairSpec, *, 
     return Splits(repair=parts["repair"], notes=tuple(notes), **{role: parts.get(role) for role in roles})
 
 
+def prepare_measured(datasets: Mapping[str, LabelledImages], spec: RepairSpec) -> dict[str, LabelledImages]:
+    """The data of an evaluation by role: nothing is learned, so nothing is cut. Raises DatasetError without labels."""
+    _check_alike(datasets, spec)
+    unlabelled = [role for role, dataset in datasets.items() if not dataset.labelled]
+    if unlabelled:
+        raise DatasetError("labels_missing", f"{unlabelled[0]} {_NO_LABELS}", hint="an evaluation needs labels")
+    return dict(datasets)
+
+
 def _held_out(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> list[str]:
     """The held-out roles to fill: a localization measures nothing, and without labels it has nothing to choose on."""
     if spec.kind == "repair":
@@ -98,7 +108,7 @@ def _check_labelled(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> No
     if others:
         raise DatasetError(
             "labels_missing",
-            f"{others[0]} has no labels: no 'labels' in the .npz, no 'label' in the Parquet file, or all of them -1",
+            f"{others[0]} {_NO_LABELS}",
             hint=f"send labels with {others[0]}, or leave it out; only repair may be without",
         )
     method = spec.repair.method if spec.kind == "repair" else spec.localization.method
@@ -135,9 +145,9 @@ def find_leaks(learned: LabelledImages, held_out: LabelledImages) -> np.ndarray:
     return np.flatnonzero(np.isin(learned.sample_digests, held_out.sample_digests))
 
 
-def check_labels(splits: Splits, num_classes: int) -> None:
+def check_labels(images: Mapping[str, LabelledImages], num_classes: int) -> None:
     """Refuse labels the model has no output for, naming the first one and its row in the source; names, too."""
-    for role, dataset in splits.present().items():
+    for role, dataset in images.items():
         if dataset.class_names is not None and len(dataset.class_names) != num_classes:
             raise DatasetError(
                 "class_names_number",

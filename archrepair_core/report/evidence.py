@@ -8,26 +8,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from archrepair_core.answers import MEASURED_ROLES, Answers, measure_all
 from archrepair_core.case import BATCH_SIZE, Case
 from archrepair_core.cost import count_macs, latency_ratio
-from archrepair_core.evaluate import predict, summarize_split
+from archrepair_core.evaluate import predict
 from archrepair_core.gates import GateResult, evaluate_gates, verdict_of
 from archrepair_core.interface import round_
+from archrepair_core.robustness import OnShare
 from archrepair_core.search.search import Trial, count_parameters
 from archrepair_core.selection import NO_CHANGE_UTILITY
-
-MEASURED_SPLITS = ("test", "regression")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the chosen repair did on held-out data. `chosen` is None when validation preferred the original."""
+    """What was measured on held-out data: `measured` holds `test`, maybe `regression`, `corruptions` and `slices`.
+
+    `chosen` is None when validation preferred the original, and in an evaluation.
+    """
 
     chosen: Trial | None
-    logits: Mapping[str, Tensor]
-    splits: Mapping[str, dict[str, Any]]
+    answers: Answers
+    measured: Mapping[str, Any]
     cost: Mapping[str, float]
     cells: tuple[Mapping[str, Any], ...]
     gates: tuple[GateResult, ...]
@@ -36,30 +37,34 @@ class Evidence:
     reason: str
 
 
-def gather_evidence(case: Case, trials: Sequence[Trial]) -> Evidence:
+def gather_evidence(case: Case, trials: Sequence[Trial], *, on_share: OnShare | None = None) -> Evidence:
     """Measure the best trial on test and regression data, or the original where no trial beat it on validation."""
     chosen = trials[0] if trials and trials[0].score.utility > NO_CHANGE_UTILITY else None
-    logits = _logits_after(case, chosen)
-    labels = {role: case.data.splits.present()[role].labels for role in logits}
-    splits = {role: summarize_split(case.baseline.logits[role], logits[role], labels[role]) for role in logits}
+    answers, after = _answers(case, chosen), chosen.model if chosen else case.host.model
+    models = {"before": case.host.model, "after": after}
+    measured = measure_all(
+        models, answers, case.data.preprocessing, case.spec, device=case.host.device, on_share=on_share
+    )
     cost = _cost(case, chosen)
-    gates = evaluate_gates(case.spec.gates, {**splits, "cost": cost})
+    gates = evaluate_gates(case.spec.gates, {**measured, "cost": cost})
     verdict = verdict_of(gates, chosen=chosen is not None)
-    outcome, reason = _outcome(chosen, splits["test"], gates, verdict=verdict)
-    return Evidence(chosen, logits, splits, cost, _cells(case, chosen), gates, verdict, outcome, reason)
+    outcome, reason = _outcome(chosen, measured["test"], gates, verdict=verdict)
+    return Evidence(chosen, answers, measured, cost, _cells(case, chosen), gates, verdict, outcome, reason)
 
 
-def _logits_after(case: Case, chosen: Trial | None) -> dict[str, Tensor]:
+def _answers(case: Case, chosen: Trial | None) -> Answers:
     present = case.data.splits.present()
-    roles = [role for role in MEASURED_SPLITS if role in present]
+    images = {role: present[role] for role in MEASURED_ROLES if role in present}
+    before = {role: case.baseline.logits[role] for role in images}
     if chosen is None:
-        return {role: case.baseline.logits[role] for role in roles}
+        return Answers(images, before, before)
     preprocessing, device = case.data.preprocessing, case.host.device
     round_(chosen.model, case.host.interface)
-    return {
-        role: predict(chosen.model, present[role], preprocessing, batch_size=BATCH_SIZE, device=device)
-        for role in roles
+    after = {
+        role: predict(chosen.model, part, preprocessing, batch_size=BATCH_SIZE, device=device)
+        for role, part in images.items()
     }
+    return Answers(images, before, after)
 
 
 def _cost(case: Case, chosen: Trial | None) -> dict[str, float]:

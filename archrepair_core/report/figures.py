@@ -5,7 +5,6 @@ anything alone: marks differ in shape, and every figure has a table beside it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import rc_context
@@ -13,56 +12,45 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from archrepair_core.report.measured_figures import draw_accuracies, draw_corruptions, draw_mistakes, draw_slices
 from archrepair_core.report.numbers import show
+from archrepair_core.report.plots import (
+    MARKERS,
+    MAX_NAME,
+    WIDTH,
+    Row,
+    colour_of,
+    curves_figure,
+    draw_forest,
+    name_rows,
+    plain,
+    rows_figure,
+    short,
+)
 from archrepair_core.report.svg import COLOURS, SETTINGS, TITLE_MARK, VALUE_MARK, page_svg
 
 Report = Mapping[str, Any]
-WIDTH = 5.2  # inches
-ROW = 0.27  # inches per row of a figure with rows
 # Of many classes the ones that fell and rose most; the table beside the figure has them all.
 MAX_CLASSES, CLASSES_AT_EACH_END = 20, 10
 MAX_BLOCKS = 16
 MAX_SHARES = 6
-MAX_NAME = 26
-MARKERS = {"good": "o", "bad": "X", "muted": "D", "doubt": "s"}
 LINES = ("good", "bad", "second", "third", "doubt", "muted")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 2)))
-
-
-def short(name: str) -> str:
-    """A name that fits beside a row, on one line; the end of a path says more than its beginning."""
-    name = _plain(str(name))
-    return name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One estimate of a forest: its name, where the report has value and interval, and its colour."""
-
-    name: str
-    value: float
-    interval: Sequence[float]
-    pointer: str
-    colour: str
 
 
 def draw_changes(report: Report) -> str:
     """Accuracy changes of all measured splits with their intervals."""
     rows = [_change_row(report, split) for split in ("test", "regression") if report.get(split)]
     title = "Change of accuracy, percentage points, with 95 % intervals"
-    return _forest(rows, name="changes", title=title, description="One row per measured set; the line is no change.")
+    return draw_forest(
+        rows, name="changes", title=title, description="One row per measured set; the line is no change."
+    )
 
 
 def _change_row(report: Report, split: str) -> Row:
     accuracy = report[split]["accuracy"]
     pointer = f"/{split}/accuracy/change"
-    return Row(split, accuracy["change"], accuracy["change_ci95"], pointer, _colour_of(accuracy["change_ci95"]))
-
-
-def _colour_of(interval: Sequence[float]) -> str:
-    if interval[0] > 0:
-        return "good"
-    return "bad" if interval[1] < 0 else "muted"
+    return Row(split, accuracy["change"], accuracy["change_ci95"], pointer, colour_of(accuracy["change_ci95"]))
 
 
 def draw_classes(report: Report) -> str:
@@ -75,32 +63,18 @@ def draw_classes(report: Report) -> str:
         row = report["test"]["per_class"][place]
         interval, change = row["change_ci95"], _class_change(report, place)
         pointer = f"/test/per_class/{place}/after-/test/per_class/{place}/before"
-        rows.append(Row(f"class {row['label']}", change, interval, pointer, _colour_of(interval)))
+        rows.append(Row(f"class {row['label']}", change, interval, pointer, colour_of(interval)))
     title = "Change of accuracy per class, percentage points, worst first"
     many = len(report["test"]["per_class"]) > MAX_CLASSES
     shown = "The ten that fell and the ten that rose most." if many else "All classes."
-    return _forest(rows, name="classes", title=title, description=f"{shown} Whiskers are 95 % intervals, not adjusted.")
+    return draw_forest(
+        rows, name="classes", title=title, description=f"{shown} Whiskers are 95 % intervals, not adjusted."
+    )
 
 
 def _class_change(report: Report, place: int) -> float:
     row = report["test"]["per_class"][place]
     return float(row["after"] - row["before"])
-
-
-def _forest(rows: Sequence[Row], *, name: str, title: str, description: str) -> str:
-    with rc_context(SETTINGS):
-        figure, axes = _rows_figure(len(rows))
-        for place, row in enumerate(rows):
-            low, high = (100 * end for end in row.interval)
-            colour = COLOURS[row.colour]
-            axes.plot([low, high], [place, place], color=colour, linewidth=1.4)
-            axes.plot(100 * row.value, place, MARKERS[row.colour], color=colour, markersize=5.5)
-            text = axes.text(1.02, place, show(row.value, "points"), transform=axes.get_yaxis_transform(), va="center")
-            text.set_gid(f"{VALUE_MARK}{row.pointer}|points")
-        axes.axvline(0, color=COLOURS["ink"], linewidth=0.8)
-        _name_rows(axes, [row.name for row in rows])
-        axes.set_xlabel("percentage points")
-        return page_svg(figure, name=name, title=title, description=description)
 
 
 def draw_gates(report: Report) -> str:
@@ -109,7 +83,7 @@ def draw_gates(report: Report) -> str:
     if not measured:
         return ""
     with rc_context(SETTINGS):
-        figure, axes = _rows_figure(len(measured))
+        figure, axes = rows_figure(len(measured))
         axes.axvspan(0, 1.15, color=COLOURS["shade"], linewidth=0)
         axes.axvline(0, color=COLOURS["ink"], linewidth=1.2)
         for row, (place, gate) in enumerate(measured):
@@ -117,7 +91,7 @@ def draw_gates(report: Report) -> str:
         axes.set_xlim(-1.15, 1.15)
         axes.set_xticks([-0.58, 0, 0.58], ["refused", "limit", "passed"])
         axes.tick_params(length=0)
-        _name_rows(axes, [gate["expression"] for _, gate in measured])
+        name_rows(axes, [gate["expression"] for _, gate in measured])
         return page_svg(
             figure,
             name="gates",
@@ -146,7 +120,7 @@ def draw_confusions(report: Report) -> str:
     if not rows:
         return ""
     with rc_context(SETTINGS):
-        figure, axes = _rows_figure(len(rows))
+        figure, axes = rows_figure(len(rows))
         for place, row in enumerate(rows):
             change = row["after"] - row["before"]
             colour = COLOURS["bad" if change > 0 else "good"]
@@ -156,7 +130,7 @@ def draw_confusions(report: Report) -> str:
             pointer = f"/test/confusion_change/{place}"
             text.set_gid(f"{VALUE_MARK}{pointer}/after-{pointer}/before|plus")
         axes.axvline(0, color=COLOURS["ink"], linewidth=0.8)
-        _name_rows(axes, [f"{row['label']} taken for {row['predicted']}" for row in rows])
+        name_rows(axes, [f"{row['label']} taken for {row['predicted']}" for row in rows])
         axes.set_xlabel("more or fewer of these mistakes")
         return page_svg(
             figure,
@@ -173,7 +147,7 @@ def draw_suspiciousness(report: Report) -> str:
         return ""
     chosen = set((report["chosen"] or {}).get("genotype", {}).get("scope", ()))
     with rc_context(SETTINGS):
-        figure, axes = _rows_figure(len(rows))
+        figure, axes = rows_figure(len(rows))
         for place, row in enumerate(rows):
             marked = row["name"] in chosen
             axes.barh(place, row["score"], color=COLOURS["bad" if marked else "good"], height=0.6,
@@ -184,7 +158,7 @@ def draw_suspiciousness(report: Report) -> str:
             )
             text.set_gid(f"{VALUE_MARK}/localization/blocks/{place}/score|number")
         axes.axvline(0, color=COLOURS["ink"], linewidth=0.8)
-        _name_rows(axes, [row["name"] for row in rows])
+        name_rows(axes, [row["name"] for row in rows])
         axes.set_xlabel("suspiciousness")
         return page_svg(
             figure,
@@ -201,7 +175,7 @@ def draw_drift(report: Report) -> str:
         return ""
     values = [row["divergence"] or 0.0 for row in rows]
     with rc_context(SETTINGS):
-        figure, axes = _curves_figure()
+        figure, axes = curves_figure()
         axes.plot(range(len(rows)), values, "-", color=COLOURS["good"], linewidth=1.4)
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
             (point,) = axes.plot(place, value, "o", color=COLOURS["good"], markersize=3.5)
@@ -256,7 +230,7 @@ def _curves(curves: Mapping[str, Sequence[float | None]], *, name: str, title: s
     if not curves:
         return ""
     with rc_context(SETTINGS):
-        figure, axes = _curves_figure(legend_rows=len(curves))
+        figure, axes = curves_figure(legend_rows=len(curves))
         for (label, values), colour, dashes in zip(curves.items(), LINES, DASHES, strict=False):
             numbers = [float("nan") if value is None else value for value in values]
             axes.plot(range(1, len(values) + 1), numbers, color=COLOURS[colour], linestyle=dashes, label=label)
@@ -269,13 +243,8 @@ def _curves(curves: Mapping[str, Sequence[float | None]], *, name: str, title: s
         return page_svg(figure, name=name, title=title, description=description)
 
 
-def _plain(text: str) -> str:
-    """The text without line ends and without what XML cannot hold."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def _one_line(label: str) -> str:
-    label = _plain(label)
+    label = plain(label)
     return label if len(label) <= 2 * MAX_NAME else f"{label[: 2 * MAX_NAME]}…"
 
 
@@ -285,9 +254,11 @@ def draw_reliability(report: Report) -> str:
     if not bins:
         return ""
     with rc_context(SETTINGS):
-        figure, axes = _curves_figure(legend_rows=1)
+        figure, axes = curves_figure(legend_rows=1)
         axes.plot([0, 100], [0, 100], color=COLOURS["muted"], linewidth=0.8)
         for kind, colour, marker in (("before", "bad", "X"), ("after", "good", "o")):
+            if bins[kind] is None:
+                continue
             points = [(100 * row["confidence"], 100 * row["accuracy"]) for row in bins[kind]]
             axes.plot(*zip(*points, strict=True), color=COLOURS[colour], marker=marker, markersize=4, label=kind,
                       linestyle="--" if kind == "before" else "-")  # fmt: skip
@@ -326,7 +297,7 @@ def _draw_cell(edit: Mapping[str, Any], place: int) -> str:
                       bbox={"boxstyle": "round,pad=0.4", "fc": COLOURS["shade"], "ec": COLOURS["good"]})  # fmt: skip
         axes.set_xlim(-0.12, 1.12)
         axes.set_ylim(-0.6, len(edges) + 0.8)
-        listed = _plain(", ".join(f"{edge['operation']} from {edge['from']} to {edge['to']}" for edge in edges))
+        listed = plain(", ".join(f"{edge['operation']} from {edge['from']} to {edge['to']}" for edge in edges))
         title = f"The cell in the place of {short(edit['block'])}"
         return page_svg(
             figure, name=f"cell-{place}", title=title, description=f"Every node sums what comes in: {listed}"
@@ -343,29 +314,6 @@ def _draw_edge(axes: Axes, start: float, end: float, level: int, operation: str)
     axes.text((left + right) / 2, level + 0.08, short(operation), ha="center", va="bottom", color=COLOURS["ink"])
 
 
-def _rows_figure(count: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 0.62 + ROW * count), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_ylim(count - 0.5, -0.5)
-    axes.grid(axis="x", color=COLOURS["line"], linewidth=0.5)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [short(name) for name in names])
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-
-
-def _curves_figure(legend_rows: int = 0) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 2.6 + 0.18 * legend_rows), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(color=COLOURS["line"], linewidth=0.5)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
 FIGURES: Mapping[str, Callable[[Report], str | list[str]]] = {
     "changes": draw_changes,
     "gates": draw_gates,
@@ -377,9 +325,20 @@ FIGURES: Mapping[str, Callable[[Report], str | list[str]]] = {
     "shares": draw_shares,
     "cells": draw_cells,
     "reliability": draw_reliability,
+    "corruptions": draw_corruptions,
+    "slices": draw_slices,
+}
+# What of them an evaluation has, and what takes their place where there is nothing to compare with.
+EVALUATED = ("changes", "gates", "classes", "confusions", "reliability", "corruptions", "slices")
+ALONE: Mapping[str, Callable[[Report], str]] = {
+    "changes": lambda _report: "",
+    "classes": draw_accuracies,
+    "confusions": draw_mistakes,
 }
 
 
 def draw_figures(report: Report) -> dict[str, Any]:
-    """All figures by name."""
-    return {name: draw(report) for name, draw in FIGURES.items()}
+    """All figures by name that a report of its kind has."""
+    names = EVALUATED if report["outcome"] == "evaluated" else tuple(FIGURES)
+    alone = ALONE if report["test"]["accuracy"]["before"] is None else {}
+    return {name: alone.get(name, FIGURES[name])(report) for name in names}

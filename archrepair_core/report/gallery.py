@@ -12,21 +12,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from archrepair_core.case import Case
+from archrepair_core.answers import Answers
+from archrepair_core.data.images import LabelledImages
 from archrepair_core.evaluate import log_probabilities
-from archrepair_core.report.evidence import Evidence
 
 SHOWN = 12
 # Pixels of the longer side; smaller images stay as they are, the page enlarges them without smoothing.
 THUMBNAIL = 96
 # Of a picture that stands beside text.
 MAX_WIDTH = 420
-GROUPS = ("broken", "fixed", "still_wrong")
 
 
-def choose_examples(before: Tensor, after: Tensor, labels: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-    """Up to twelve of each group, [N, K] logits and N labels: first those whose wrong answer was given most surely."""
+def choose_examples(before: Tensor | None, after: Tensor, labels: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Up to twelve of each group, [N, K] logits and N labels: first those whose wrong answer was given most surely.
+
+    Without `before` there is one group, of what is `wrong`.
+    """
     labels_N = torch.as_tensor(labels)
+    if before is None:
+        sure, said = _answers(after)
+        return {"wrong": [_example(row, labels_N, after=(sure, said)) for row in _surest(said != labels_N, sure)]}
     (sure_before, said_before), (sure_after, said_after) = map(_answers, (before, after))
     right_before, right_after = said_before == labels_N, said_after == labels_N
     groups = {
@@ -34,16 +39,18 @@ def choose_examples(before: Tensor, after: Tensor, labels: np.ndarray) -> dict[s
         "fixed": (~right_before & right_after, sure_before),
         "still_wrong": (~right_before & ~right_after, sure_after),
     }
+    answers = {"before": (sure_before, said_before), "after": (sure_after, said_after)}
+    return {
+        name: [_example(row, labels_N, **answers) for row in _surest(where, sure)]
+        for name, (where, sure) in groups.items()
+    }
 
-    def describe(row: int) -> dict[str, Any]:
-        return {
-            "row": row,
-            "label": int(labels_N[row]),
-            "before": {"predicted": int(said_before[row]), "confidence": float(sure_before[row])},
-            "after": {"predicted": int(said_after[row]), "confidence": float(sure_after[row])},
-        }
 
-    return {name: [describe(row) for row in _surest(where, sure)] for name, (where, sure) in groups.items()}
+def _example(row: int, labels_N: Tensor, **answers: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    shown = {
+        name: {"predicted": int(said[row]), "confidence": float(sure[row])} for name, (sure, said) in answers.items()
+    }
+    return {"row": row, "label": int(labels_N[row]), **shown}
 
 
 def _answers(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,9 +66,8 @@ def _surest(where: Tensor, sure: Tensor) -> list[int]:
     return [int(row) for row in rows[order]]
 
 
-def draw_examples(examples: Mapping[str, list[dict[str, Any]]], case: Case) -> dict[str, bytes]:
+def draw_examples(examples: Mapping[str, list[dict[str, Any]]], test: LabelledImages) -> dict[str, bytes]:
     """A small PNG of every example, under `GROUP/PLACE`; none where pixels are nothing to look at (two channels…)."""
-    test = case.data.splits.present()["test"]
     channels = test.images.shape[3]
     if channels not in (1, 3, 4):
         return {}
@@ -96,7 +102,7 @@ def narrowed(png: bytes) -> bytes:
     return written.getvalue()
 
 
-def examples_of(case: Case, evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+def examples_of(answers: Answers) -> dict[str, list[dict[str, Any]]]:
     """The examples of the test set."""
-    labels = case.data.splits.present()["test"].labels
-    return choose_examples(case.baseline.logits["test"], evidence.logits["test"], labels)
+    before = answers.before["test"] if answers.before else None
+    return choose_examples(before, answers.after["test"], answers.images["test"].labels)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from archrepair_core.report.figures import draw_figures
 from archrepair_core.report.numbers import MISSING, escaped, show, value_at
 from archrepair_core.report.policy import PAGE_POLICY, SCRIPT, STYLE
+from archrepair_core.spec import REQUIRED_DATA
 
 MAX_TABLE_ROWS = 1000
 
@@ -31,6 +32,7 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
+    columns = report.get("slices") or []
     return template.render(
         report=report,
         figures={name: _markup(drawn) for name, drawn in draw_figures(report).items()},
@@ -42,6 +44,11 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str
         command=command_of(report),
         escaped=escaped,
         classes=_worst_first(report["test"]["per_class"])[:MAX_TABLE_ROWS],
+        columns=columns,
+        slices=[_lowest_first(column["slices"]) for column in columns],
+        corruptions=report.get("corruptions"),
+        is_repair=report["outcome"] != "evaluated",
+        compared=report["test"]["accuracy"]["before"] is not None,
         num=partial(_number, report),
         text=partial(_text, report),
         diff=partial(_difference, report),
@@ -49,12 +56,13 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str
 
 
 def command_of(report: Mapping[str, Any]) -> str:
-    """How to run the repair again without the service; the spec is what the report shows."""
+    """How to run the job again without the service; the spec is what the report shows."""
     datasets = report["spec"]["datasets"]
+    main_role, _ = REQUIRED_DATA[report["spec"]["kind"]]
     given = {role: source for role, source in datasets.items() if isinstance(source, str)}
     options = [f"--dataset {shlex.quote(_file_name(source) + '=PATH')}" for role, source in given.items()
-               if role != "repair" and source.startswith("upload:")]  # fmt: skip
-    return " ".join(["python -m archrepair_core MODEL REPAIR_DATA --spec spec.json", *options])
+               if role != main_role and source.startswith("upload:")]  # fmt: skip
+    return " ".join([f"python -m archrepair_core MODEL {main_role.upper()}_DATA --spec spec.json", *options])
 
 
 def _file_name(reference: str) -> str:
@@ -62,7 +70,12 @@ def _file_name(reference: str) -> str:
 
 
 def _worst_first(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-    return sorted(enumerate(rows), key=lambda item: item[1]["after"] - item[1]["before"])
+    return sorted(enumerate(rows), key=lambda item: item[1]["after"] - item[1].get("before", 0.0))
+
+
+def _lowest_first(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    key = "after" if any(row["change"] is None for row in rows) else "change"
+    return sorted(enumerate(rows), key=lambda item: item[1][key])
 
 
 def _markup(drawn: str | list[str]) -> Any:

@@ -7,32 +7,44 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archrepair_core.report.numbers import show
+from archrepair_core.report.numbers import MISSING, show
 
 MAX_BYTES = 200_000
 WORST_CLASSES = 10
 MAX_GATES = 64
 MAX_TEXT = 1000
 MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "not_evaluated": "➖"}
-OUTCOMES = {"repaired": "repaired", "no_improvement": "no improvement, the original stays"}
+TITLES = {
+    "repaired": "Repair {verdict}: repaired",
+    "no_improvement": "Repair {verdict}: no improvement, the original stays",
+    "evaluated": "Evaluation {verdict}",
+}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """GitHub-flavoured Markdown, far below 200 KB for every report."""
     parts = [
-        f"## {MARKS[report['verdict']]} Repair {report['verdict'].replace('_', ' ')}: {OUTCOMES[report['outcome']]}",
+        f"## {MARKS[report['verdict']]} {_title(report)}",
         words(report["reason"]),
         _key_numbers(report),
         _gates(report["gates"]),
         _classes(report["test"]["per_class"]),
-        _changed(report),
+        *(_slices(column) for column in report.get("slices") or ()),
+        _corruptions(report),
+        _changed(report) if report["outcome"] != "evaluated" else "",
         _limits(report["limits"]),
         "The same with figures is in `report.html`, every number in `report.json`.",
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
     assert len(text.encode()) <= MAX_BYTES, "every part is bounded"
     return text
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    if not report["gates"]:
+        return TITLES[report["outcome"]].partition(" {")[0]
+    return TITLES[report["outcome"]].format(verdict=report["verdict"].replace("_", " "))
 
 
 def words(text: Any) -> str:
@@ -51,6 +63,8 @@ def _between(interval: Sequence[float] | None, style: str) -> str:
 
 
 def _key_numbers(report: Mapping[str, Any]) -> str:
+    if report["test"]["accuracy"]["before"] is None:
+        return _numbers_alone(report)
     rows = []
     for split in ("test", "regression"):
         if report.get(split):
@@ -59,6 +73,22 @@ def _key_numbers(report: Mapping[str, Any]) -> str:
     rows.append(["latency, after / before", "", show(cost["latency_ratio"], "ratio"), "", ""])
     rows.append(["parameters, after / before", "", show(cost["params_ratio"], "ratio"), "", ""])
     head = ["", "before", "after", "change, points", "95 % interval of the change or rate"]
+    return "### Key numbers\n\n" + _table(head, rows)
+
+
+def _numbers_alone(report: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            split,
+            show(found["n"], "count"),
+            show(found["accuracy"]["after"], "percent"),
+            _between(found["accuracy"]["after_ci95"], "percent"),
+            show(found["ece"]["after"], "number"),
+        ]
+        for split in ("test", "regression")
+        if (found := report.get(split))
+    ]
+    head = ["", "n", "accuracy", "95 % interval", "calibration error"]
     return "### Key numbers\n\n" + _table(head, rows)
 
 
@@ -94,6 +124,8 @@ def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
+    if "fixed" not in rows[0]:
+        return _classes_alone(rows)
     worst = sorted(rows, key=lambda row: row["after"] - row["before"])[:WORST_CLASSES]
     shown = [
         [str(row["label"]), show(row["n"], "count"), show(row["before"], "percent"), show(row["after"], "percent"),
@@ -104,6 +136,52 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
     head = ["class", "n", "before", "after", "change, points", "fixed", "broken", "p of having got worse"]
     title = "### Classes" if len(worst) == len(rows) else f"### Classes, the worst {len(worst)} of {len(rows)}"
     return f"{title}\n\n{_table(head, shown)}"
+
+
+def _classes_alone(rows: Sequence[Mapping[str, Any]]) -> str:
+    lowest = sorted(rows, key=lambda row: row["after"])[:WORST_CLASSES]
+    shown = [
+        [str(row["label"]), show(row["n"], "count"), show(row["after"], "percent"),
+         _between(row["after_ci95"], "percent")]
+        for row in lowest
+    ]  # fmt: skip
+    title = "### Classes" if len(lowest) == len(rows) else f"### Classes, the lowest {len(lowest)} of {len(rows)}"
+    return f"{title}\n\n{_table(['class', 'n', 'accuracy', '95 % interval'], shown)}"
+
+
+def _slices(column: Mapping[str, Any]) -> str:
+    rows = column["slices"]
+    compared = any(row["change"] is not None for row in rows)
+    lowest = sorted(rows, key=lambda row: row["change" if compared else "after"])[:WORST_CLASSES]
+    shown = [
+        [words(MISSING if row["value"] is None else row["value"]), show(row["n"], "count"),
+         *([show(row["before"], "percent")] if compared else []), show(row["after"], "percent"),
+         _between(row["after_ci95"], "percent"), show(row["p_below_rest"], "p"),
+         *([show(row["p_worse"], "p")] if compared else [])]
+        for row in lowest
+    ]  # fmt: skip
+    of_all = f", the lowest {len(lowest)} of {len(rows)}" if len(lowest) < len(rows) else ""
+    head = ["value", "n", *(["before", "after"] if compared else ["accuracy"]), "95 % interval",
+            "p of being below the rest", *(["p of having got worse"] if compared else [])]  # fmt: skip
+    return f"### Slices by {words(column['column'])}{of_all}\n\n{_table(head, shown)}" if rows else ""
+
+
+def _corruptions(report: Mapping[str, Any]) -> str:
+    found = report.get("corruptions")
+    if not found:
+        return ""
+    compared = found["accuracy"]["before"] is not None
+    named = [("mean", found["accuracy"], found["mce"]["value"])]
+    named += [(words(row["kind"].replace("_", " ")), row["mean"], row["error_ratio"]) for row in found["kinds"]]
+    shown = [
+        [name, *([show(mean["before"], "percent")] if compared else []), show(mean["after"], "percent"),
+         _between(mean["after_ci95"], "percent"),
+         *([show(mean["change"], "points"), show(ratio, "number")] if compared else [])]
+        for name, mean, ratio in named
+    ]  # fmt: skip
+    head = ["", *(["before", "after"] if compared else ["accuracy"]), "95 % interval",
+            *(["change, points", "errors after / before"] if compared else [])]  # fmt: skip
+    return f"### Corruptions, {show(found['n'], 'count')} inputs\n\n{_table(head, shown)}"
 
 
 def _changed(report: Mapping[str, Any]) -> str:

@@ -30,6 +30,8 @@ def _p_value(value: float) -> str:
 STYLES: Mapping[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{100 * value:.2f} %",
     "points": lambda value: f"{100 * value:+.2f}".replace("-", "−"),
+    "tenths": lambda value: f"{100 * value:.1f}",
+    "plus_tenths": lambda value: f"{100 * value:+.1f}".replace("-", "−"),
     "p": _p_value,
     "count": lambda value: f"{value:,}",
     "label": str,

@@ -8,9 +8,9 @@ import json
 import sys
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -78,6 +78,102 @@ class Split(Part):
     nll: BeforeAfter
     ece: BeforeAfter = Field(description="Expected calibration error over 15 bins of confidence.")
     confusion_change: list[Confusion] = Field(description="The ten that changed most.")
+
+
+class AccuracyAlone(Part):
+    """Of one model, which there is nothing to compare with."""
+
+    before: None
+    after: Share
+    after_ci95: Interval
+    change: None
+    change_ci95: None
+
+
+class ClassAlone(Part):
+    label: int
+    n: Count
+    after: Share = Field(description="Accuracy on the inputs of this class.")
+    after_ci95: Interval
+
+
+class ConfusionCount(Part):
+    label: int
+    predicted: int
+    count: Count
+
+
+class SplitAlone(Part):
+    """How one model answers one set of inputs."""
+
+    n: Count
+    accuracy: AccuracyAlone
+    right: Count
+    wrong: Count
+    per_class: list[ClassAlone]
+    nll: BeforeAfter
+    ece: BeforeAfter = Field(description="Expected calibration error over 15 bins of confidence.")
+    confusions: list[ConfusionCount] = Field(description="The ten most frequent.")
+
+
+class MeanCorruptionError(Part):
+    value: float | None = Field(description="Errors after, divided by errors before, averaged over the corruptions.")
+    ci95: Interval | None
+
+
+class CorruptionRow(Part):
+    """One corruption at severities 1 to 5."""
+
+    kind: str
+    unit: str
+    parameters: list[float]
+    before: list[Share] | None = Field(description="Accuracy per severity.")
+    after: list[Share]
+    mean: Accuracy | AccuracyAlone
+    error_ratio: float | None = Field(description="Errors after, divided by errors before.")
+
+
+class Corruptions(Part):
+    """What is left of the accuracy when test inputs go through common corruptions. Intervals are over inputs."""
+
+    n: Count = Field(description="Test inputs, each corrupted in every way.")
+    seed: int
+    severities: list[int]
+    clean: BeforeAfter = Field(description="Accuracy on the same inputs as they are.")
+    accuracy: Accuracy | AccuracyAlone = Field(description="Mean over all corruptions and severities.")
+    worse_p: Share | None = Field(description="Of the mean accuracy having got worse, one-sided.")
+    mce: MeanCorruptionError
+    kinds: list[CorruptionRow]
+    seconds: float
+
+
+class Slice(Part):
+    """The test inputs with one value in a column of their metadata. Changes are null for one model alone."""
+
+    value: str | None = Field(description="null for inputs without a value.")
+    n: Count
+    before: Share | None
+    after: Share
+    after_ci95: Interval
+    from_whole: float = Field(description="Accuracy after, less that of all test inputs.")
+    p_below_rest: Share = Field(description="Of being answered worse than the rest, adjusted over all slices.")
+    change: float | None
+    change_ci95: Interval | None
+    fixed: Count | None
+    broken: Count | None
+    broken_ci95: Interval | None
+    p_worse: Share | None = Field(description="Of having got worse, one-sided, adjusted over all slices.")
+
+
+class NotShown(Part):
+    values: Count = Field(description="With fewer inputs than evaluation.min_slice, or beyond the fifty largest.")
+    n: Count
+
+
+class SlicedColumn(Part):
+    column: str
+    slices: list[Slice]
+    not_shown: NotShown
 
 
 class Gate(Part):
@@ -230,7 +326,7 @@ class Bin(Part):
 
 
 class Reliability(Part):
-    before: list[Bin]
+    before: list[Bin] | None
     after: list[Bin]
 
 
@@ -244,6 +340,18 @@ class Example(Part):
     label: int
     before: Answer
     after: Answer
+
+
+class ExampleAlone(Part):
+    row: Count = Field(description="In the test set.")
+    label: int
+    after: Answer
+
+
+class Mistakes(Part):
+    """Test inputs that one model answers wrong, the most confident errors first."""
+
+    wrong: list[ExampleAlone]
 
 
 class Examples(Part):
@@ -296,39 +404,80 @@ class Environment(Part):
     threads: int
 
 
-class Report(Part):
-    """The evidence of one repair. Every other view of it (html, Markdown, JUnit) is made of this."""
+class Ratios(Part):
+    """After divided by before; empty for one model alone."""
+
+    latency_ratio: float | None = None
+    params_ratio: float | None = None
+
+
+class ModelSize(Part):
+    num_params: Count
+    latency_seconds: float = Field(description="Of one batch, median.")
+
+
+class Sizes(Part):
+    before: ModelSize | None
+    after: ModelSize
+    batch: Count
+
+
+class Measured(Part):
+    """What every report says. Every other view of it (html, Markdown, JUnit) is made of this."""
 
     object: Literal["report"]
-    schema_version: Literal["1.1"]
+    schema_version: Literal["1.2"]
     verdict: State
-    outcome: Literal["repaired", "no_improvement"]
     reason: str
-    completion: Completion = Field(description="partial: the search was stopped on request, before its time was up.")
     gates: list[Gate]
-    chosen: Trial | None
-    test: Split
-    regression: Split | None = None
+    corruptions: Corruptions | None = None
+    slices: list[SlicedColumn] = []
     reliability: dict[str, Reliability]
-    examples: Examples
-    cost: Cost
-    cells: list[Cell]
     seconds: dict[str, float]
-    localization: Localization
     blocks: list[Block]
-    trials: list[Trial]
     data: DataAudit
-    recognition: Recognition | None
     ingest: Ingest
-    exports: list[Export]
     spec: dict[str, Any] = Field(description="The spec of the job with every `auto` replaced by what it became.")
     environment: Environment
     limits: list[str]
 
 
+class Report(Measured):
+    """The evidence of one repair."""
+
+    outcome: Literal["repaired", "no_improvement"]
+    completion: Completion = Field(description="partial: the search was stopped on request, before its time was up.")
+    chosen: Trial | None
+    test: Split
+    regression: Split | None = None
+    examples: Examples
+    cost: Cost
+    cells: list[Cell]
+    localization: Localization
+    trials: list[Trial]
+    recognition: Recognition | None
+    exports: list[Export]
+
+
+class EvaluationReport(Measured):
+    """What one model does, alone or compared with another one, which is `before`."""
+
+    outcome: Literal["evaluated"]
+    test: Split | SplitAlone
+    regression: Split | SplitAlone | None = None
+    examples: Examples | Mistakes
+    cost: Ratios
+    size: Sizes
+
+
+AnyReport: TypeAdapter[Report | EvaluationReport] = TypeAdapter(
+    Annotated[Report | EvaluationReport, Field(discriminator="outcome")]
+)
+
+
 def json_schema() -> dict[str, Any]:
     """The published schema."""
-    made = Report.model_json_schema(mode="validation")
+    made = AnyReport.json_schema(mode="validation")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:archrepair:report:{SCHEMA_VERSION}",

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from archrepair_core.case import Case, Data
+from archrepair_core.answers import Answers
+from archrepair_core.case import Case, Host
+from archrepair_core.data.images import LabelledImages
 from archrepair_core.evaluate import reliability
 from archrepair_core.events import finite
 from archrepair_core.export.subject import Export
@@ -47,13 +49,14 @@ def write_pairs(out_dir: Path, case: Case) -> str | None:
     return PAIRS_NAME
 
 
-def write_predictions(path: Path, evidence: Evidence, case: Case) -> None:
+def write_predictions(path: Path, answers: Answers) -> None:
     """Logits before and after with labels, per split, so that other gates can be asked without the model."""
     arrays = {}
-    for role, after in evidence.logits.items():
-        arrays[f"{role}_before"] = case.baseline.logits[role].numpy()
+    for role, after in answers.after.items():
+        if answers.before is not None:
+            arrays[f"{role}_before"] = answers.before[role].numpy()
         arrays[f"{role}_after"] = after.numpy()
-        arrays[f"{role}_labels"] = case.data.splits.present()[role].labels
+        arrays[f"{role}_labels"] = answers.images[role].labels
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
@@ -74,55 +77,88 @@ def write_report(
     Returns what a reader of the file will find in it.
     """
     report = {
-        "object": "report",
-        "schema_version": SCHEMA_VERSION,
-        "verdict": evidence.verdict,
-        "outcome": evidence.outcome,
-        "reason": evidence.reason,
+        **_measured_part(evidence, case.host),
         "completion": completion,
-        "gates": [gate.to_json() for gate in evidence.gates],
         "chosen": describe_trial(evidence.chosen) if evidence.chosen else None,
-        **evidence.splits,
-        "reliability": _reliability(case, evidence),
-        "examples": examples_of(case, evidence),
-        "cost": dict(evidence.cost),
         "cells": list(evidence.cells),
         "seconds": dict(seconds),
         "localization": asdict(localization),
-        "blocks": [asdict(block) for block in case.host.blocks.values()],
         "trials": [describe_trial(trial) for trial in trials],
-        "data": audit(case.data),
+        "data": audit(case.data.splits.present(), case.data.splits.notes),
         "recognition": recognition.to_json() if (recognition := case.baseline.augmentation.recognition) else None,
-        "ingest": {
-            "format": case.host.format,
-            "written_by": case.host.written_by,
-            "output": case.host.interface.output,
-            **asdict(case.host.parity),
-        },
         "exports": [export.to_json() for export in exports],
         "spec": resolved_spec,
-        "environment": environment(case),
         "limits": [*_cut_short(completion, seconds, resolved_spec), *limits_of(case, evidence)],
     }
     _write_json(path, report)
     return dict(json.loads(path.read_text("utf-8")))
 
 
-def _reliability(case: Case, evidence: Evidence) -> dict[str, Any]:
-    """Bins of confidence before and after, per split."""
-    present = case.data.splits.present()
+def write_evaluation(
+    path: Path,
+    evidence: Evidence,
+    host: Host,
+    *,
+    size: Mapping[str, Any],
+    notes: Sequence[str],
+    resolved_spec: Mapping[str, Any],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The report of an evaluation: what a repair's says of what was measured, and nothing of causes and changes.
+
+    Returns what a reader of the file will find in it.
+    """
+    report = {
+        **_measured_part(evidence, host),
+        "size": dict(size),
+        "seconds": dict(seconds),
+        "data": audit(evidence.answers.images, notes),
+        "spec": resolved_spec,
+        "limits": measured_limits(evidence),
+    }
+    _write_json(path, report)
+    return dict(json.loads(path.read_text("utf-8")))
+
+
+def _measured_part(evidence: Evidence, host: Host) -> dict[str, Any]:
+    """What every report says: the verdict, what was measured, of which model and on what machine."""
     return {
-        role: {
-            "before": reliability(case.baseline.logits[role], present[role].labels),
-            "after": reliability(after, present[role].labels),
-        }
-        for role, after in evidence.logits.items()
+        "object": "report",
+        "schema_version": SCHEMA_VERSION,
+        "verdict": evidence.verdict,
+        "outcome": evidence.outcome,
+        "reason": evidence.reason,
+        "gates": [gate.to_json() for gate in evidence.gates],
+        **evidence.measured,
+        "reliability": _reliability(evidence.answers),
+        "examples": examples_of(evidence.answers),
+        "cost": dict(evidence.cost),
+        "blocks": [asdict(block) for block in host.blocks.values()],
+        "ingest": {
+            "format": host.format,
+            "written_by": host.written_by,
+            "output": host.interface.output,
+            **asdict(host.parity),
+        },
+        "environment": environment(host),
     }
 
 
-def write_views(out_dir: Path, report: Mapping[str, Any], case: Case) -> None:
+def _reliability(answers: Answers) -> dict[str, Any]:
+    """Bins of confidence before and after, per split."""
+    labels = {role: images.labels for role, images in answers.images.items()}
+    return {
+        role: {
+            "before": reliability(answers.before[role], labels[role]) if answers.before else None,
+            "after": reliability(after, labels[role]),
+        }
+        for role, after in answers.after.items()
+    }
+
+
+def write_views(out_dir: Path, report: Mapping[str, Any], test: LabelledImages) -> None:
     """The report as people and CI systems read it, beside report.json and made of nothing but it and some pictures."""
-    pictures = draw_examples(report["examples"], case)
+    pictures = draw_examples(report["examples"], test)
     pairs = out_dir / PAIRS_NAME
     if pairs.is_file():
         pictures["recognition"] = narrowed(pairs.read_bytes())
@@ -143,7 +179,7 @@ def describe_trial(trial: Trial) -> dict[str, Any]:
     }
 
 
-def audit(data: Data) -> dict[str, Any]:
+def audit(images_by_role: Mapping[str, LabelledImages], notes: Sequence[str]) -> dict[str, Any]:
     """Per role: size, digest of the content and class counts; what was cut or dropped."""
     splits = {
         role: {
@@ -153,19 +189,19 @@ def audit(data: Data) -> dict[str, Any]:
             "labelled": images.labelled,
             "classes": {str(label): count for label, count in sorted(Counter(images.labels.tolist()).items())},
         }
-        for role, images in data.splits.present().items()
+        for role, images in images_by_role.items()
     }
-    return {"splits": splits, "notes": list(data.splits.notes)}
+    return {"splits": splits, "notes": list(notes)}
 
 
-def environment(case: Case) -> dict[str, Any]:
+def environment(host: Host) -> dict[str, Any]:
     """What the numbers were measured on."""
     return {
         "archrepair": version("archrepair"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "device": str(case.host.device),
+        "device": str(host.device),
         "threads": torch.get_num_threads(),
     }
 
@@ -182,16 +218,29 @@ def _cut_short(completion: Completion, seconds: Mapping[str, float], spec: Mappi
 
 def limits_of(case: Case, evidence: Evidence) -> list[str]:
     """What this result does not show, in sentences."""
-    limits = ["The verdict holds for inputs like the test set; other inputs were not measured."]
+    limits = measured_limits(evidence)
     if case.spec.datasets.test is None:
         limits.append("No test set was given: it was cut from the repair set, so both come from the same collection.")
-    if "regression" not in evidence.splits:
+    if "regression" not in evidence.measured:
         limits.append("No regression set was given: what the repair does to inputs without the fault is unknown.")
     validation = case.data.splits.validation
     if validation and not validation.labelled:
         limits.append("Repair inputs had no labels: statistics of their activations, not answers, made the choice.")
     elif validation and len(validation) < 200:
         limits.append(f"Choices were made on {len(validation)} validation inputs only.")
+    return limits
+
+
+def measured_limits(evidence: Evidence) -> list[str]:
+    """What measuring as it was done does not show."""
+    limits = ["This holds for inputs like the test set; other inputs were not measured."]
+    corruptions, num_test = evidence.measured.get("corruptions"), evidence.measured["test"]["n"]
+    if corruptions:
+        drawn = f"; {corruptions['n']} of {num_test} test inputs were drawn" if corruptions["n"] < num_test else ""
+        limits.append(f"Corruptions are made by a program, seeded, not photographed{drawn}.")
+    hidden = sum(column["not_shown"]["values"] for column in evidence.measured.get("slices", []))
+    if hidden:
+        limits.append(f"{hidden} values of the sliced columns have too few inputs to say anything about.")
     return limits
 
 

@@ -51,7 +51,7 @@ def test_a_gate_is_read_as_it_is_written(expression, metric, op, limit, relative
         ("test.accuracy > inf", "METRIC OP LIMIT"),
         ("test.accuracy > 0.5 and test.accuracy < 0.9", "METRIC OP LIMIT"),
         ("test.accuracy > __import__('os')", "METRIC OP LIMIT"),
-        ("tset.accuracy > 0.5", "'tset' is not one of test, regression, cost"),
+        ("tset.accuracy > 0.5", "'tset' is not one of test, regression, corruptions, cost"),
         ("repair.accuracy > 0.5", "'repair' is not one of"),
         ("test.acuracy > 0.5", "'acuracy' is not one of accuracy, repair_rate"),
         ("test.accuracy > 1e999", "too large"),
@@ -185,4 +185,5 @@ def test_the_verdict_is_the_worst_gate_that_was_measured(states, verdict):
 def test_the_default_gates_parse():
     assert [parse_gate(expression).metric for expression in DEFAULT_GATES] == [
         "test.accuracy", "test.mcnemar_p", "test.broken_rate", "test.worst_class_p", "regression.accuracy",
+        "corruptions.worse_p",
     ]  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from archrepair_core.__main__ import ERROR, NOT_BETTER, PASSED, exit_code, main, named_path, read_spec
+from archrepair_core.__main__ import ERROR, NOT_BETTER, PASSED, check_asked, exit_code, main, named_path, read_asked
 from archrepair_core.errors import SpecError
 from archrepair_core.sandbox.sandbox import missing_layers
 from tests.archrepair_core.hostile.archives import archive, records
@@ -24,13 +24,13 @@ def spec_file(tmp_path):
 
 
 def test_without_a_spec_the_given_files_are_the_splits_of_their_name(tmp_path):
-    spec = read_spec(None, {"repair": tmp_path, "test": tmp_path, "other": tmp_path})
+    spec = check_asked({}, {"repair": tmp_path, "test": tmp_path, "other": tmp_path})
     assert (spec.datasets.repair, spec.datasets.test, spec.datasets.replay) == ("upload:repair", "upload:test", None)
 
 
 def test_a_reference_of_the_spec_wins_over_the_name_of_a_file(spec_file, tmp_path):
     path = spec_file({"datasets": {"test": "upload:other"}, "seed": 3})
-    spec = read_spec(path, {"repair": tmp_path, "other": tmp_path})
+    spec = check_asked(read_asked(path), {"repair": tmp_path, "other": tmp_path})
     assert (spec.datasets.repair, spec.datasets.test, spec.seed) == ("upload:repair", "upload:other", 3)
 
 
@@ -46,7 +46,7 @@ def test_a_reference_of_the_spec_wins_over_the_name_of_a_file(spec_file, tmp_pat
 )
 def test_a_wrong_spec_says_what_is_wrong_in_it(spec_file, tmp_path, content, said):
     with pytest.raises(SpecError) as caught:
-        read_spec(spec_file(content), {"repair": tmp_path})
+        check_asked(read_asked(spec_file(content)), {"repair": tmp_path})
     assert said in caught.value.detail
     assert caught.value.hint
 
@@ -72,6 +72,8 @@ def test_a_missing_file_is_an_error_with_a_hint(tmp_path, capsys):
         ("repaired", "fail", NOT_BETTER),
         ("no_improvement", "not_evaluated", NOT_BETTER),
         ("localized", "not_evaluated", PASSED),
+        ("evaluated", "not_evaluated", PASSED),
+        ("evaluated", "inconclusive", NOT_BETTER),
     ],
 )
 def test_the_exit_code_is_zero_only_for_what_may_be_deployed(outcome, verdict, code):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from archrepair_core.repair import RepairRequest, repair_model
+from archrepair_core.repair import repair_model
+from archrepair_core.request import RepairRequest
 from archrepair_core.spec import RepairSpec
 
 

@@ -13,7 +13,8 @@ from archrepair_core.errors import ArchRepairError
 from archrepair_core.events import finite
 from archrepair_core.gates import evaluate_gates, verdict_of
 from archrepair_core.ingest.model import ingest_model
-from archrepair_core.repair import RepairRequest, repair_model
+from archrepair_core.repair import repair_model
+from archrepair_core.request import RepairRequest
 from archrepair_core.spec import RepairSpec
 from tests.archrepair_core.report.reports import assert_follows_schema
 

@@ -4,7 +4,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from archrepair_core.spec import RepairSpec
+from archrepair_core.data.corruptions import COMMON_KINDS
+from archrepair_core.spec import COMMON_CORRUPTIONS, RepairSpec, resolve_corruptions
 
 LEAST = {"datasets": {"repair": "upload:repair"}}
 LIST_OF_FORMATS = "list[literal['torchscript','torch_export','onnx','safetensors']]"
@@ -16,6 +17,16 @@ def test_a_repair_set_is_all_a_spec_needs():
         "repair", 0, "auto", "auto", "auto",
     )  # fmt: skip
     assert spec.datasets.test is None
+
+
+def test_an_evaluation_needs_a_test_set_alone_and_measures_corruptions_unless_told_otherwise():
+    spec = RepairSpec.model_validate({"kind": "evaluate", "datasets": {"test": "upload:test"}})
+    assert resolve_corruptions(spec) == list(COMMON_KINDS) == list(COMMON_CORRUPTIONS)
+    assert resolve_corruptions(RepairSpec.model_validate(LEAST)) == []
+    asked = {"evaluation": {"corruptions": ["fog", "snow"]}}
+    assert resolve_corruptions(RepairSpec.model_validate(LEAST | asked)) == ["fog", "snow"]
+    asked = {"evaluation": {"corruptions": "none"}}
+    assert resolve_corruptions(RepairSpec.model_validate(spec.model_dump() | asked)) == []
 
 
 def test_a_spec_survives_json():
@@ -35,11 +46,14 @@ def test_a_spec_survives_json():
 @pytest.mark.parametrize(
     ("change", "where", "said"),
     [
-        ({"datasets": {}}, ("datasets", "repair"), "Field required"),
+        ({"datasets": {}}, ("datasets", "repair"), "a job of kind repair needs datasets.repair"),
+        ({"kind": "evaluate"}, ("datasets", "test"), "a job of kind evaluate needs datasets.test"),
+        ({"evaluation": {"corruptions": ["fog", "fog"]}}, ("evaluation", "corruptions"), "stands twice in fog, fog"),
+        ({"evaluation": {"slices": ["hour", "hour"]}}, ("evaluation", "slices"), "stands twice in hour, hour"),
         ({"datasets": {"repair": ""}}, ("datasets", "repair"), "at least 1 character"),
         ({"sed": 3}, ("sed",), "Extra inputs"),
         ({"repair": {"metod": "bn"}}, ("repair", "metod"), "Extra inputs"),
-        ({"kind": "evaluate"}, ("kind",), "'repair' or 'localize'"),
+        ({"kind": "mend"}, ("kind",), "'repair', 'localize' or 'evaluate'"),
         ({"seed": -1}, ("seed",), "greater than or equal to 0"),
         ({"seed": 2**31}, ("seed",), "less than 2147483648"),
         ({"outputs": []}, ("outputs", LIST_OF_FORMATS), "at least 1 item"),

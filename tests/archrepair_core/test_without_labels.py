@@ -10,7 +10,8 @@ from sklearn.datasets import load_digits
 
 from archrepair_core.errors import ArchRepairError
 from archrepair_core.ingest.model import ingest_model
-from archrepair_core.repair import RepairRequest, repair_model
+from archrepair_core.repair import repair_model
+from archrepair_core.request import RepairRequest
 from archrepair_core.spec import RepairSpec
 from tests.archrepair_core.report.reports import assert_follows_schema
 

@@ -76,6 +76,53 @@ def test_a_faulty_model_comes_back_repaired(client, case, tmp_path):
     assert any(block["level"] == "block" for block in blocks)
 
 
+def test_an_evaluation_measures_slices_and_corruptions_and_makes_no_model(client, case, tmp_path):
+    with np.load(case.test) as arrays:
+        by_hour = {"hour": np.array(["day", "night"])[np.arange(len(arrays["labels"])) % 2], **arrays}
+    np.savez(tmp_path / "test.npz", **by_hour)
+    spec = {
+        "kind": "evaluate",
+        "datasets": {"test": "upload:test"},
+        "evaluation": {"corruptions": ["fog", "contrast"], "max_inputs": 100, "slices": ["hour"]},
+        "gates": ["test.accuracy >= 0.5", "test.worst_slice_accuracy >= 0.5", "corruptions.accuracy >= 0.99"],
+    }
+    answer = client.submit(spec=spec, model=case.model, test=tmp_path / "test.npz")
+    assert answer.status_code == 202, answer.text
+    job = client.wait(answer.json()["id"])
+
+    assert (job["kind"], job["status"], job["verdict"]) == ("evaluate", "succeeded", "fail"), job
+    assert [phase["name"] for phase in job["phases"]][:4] == ["ingesting", "baseline", "verifying", "packaging"]
+    result = job["result"]
+    assert (result["outcome"], result["recommended"]) == ("evaluated", False)
+    assert result["test"]["accuracy"]["after"] == pytest.approx(accuracy(case.model, case.test))
+    assert {row["value"] for row in result["slices"][0]["slices"]} == {"day", "night"}
+    assert [row["kind"] for row in result["corruptions"]["kinds"]] == ["fog", "contrast"]
+    assert {artifact["kind"] for artifact in job["artifacts"]} >= {"report", "report_html", "report_md", "predictions"}
+    page = client.http.get(f"/v1/jobs/{job['id']}/report", params={"format": "html"}).raise_for_status().text
+    assert "Evaluation report" in page
+    refused = client.http.get(f"/v1/jobs/{job['id']}/model")
+    assert (refused.status_code, "only measures" in refused.json()["detail"]) == (404, True)
+    assert client.http.get(f"/v1/jobs/{job['id']}/localization").status_code == 404
+
+    again = client.http.post(f"/v1/jobs/{job['id']}/verdict", json={"gates": spec["gates"]}).raise_for_status().json()
+    assert (again["verdict"], again["gates"]) == (job["verdict"], result["gates"])
+    looser = {"gates": ["corruptions.accuracy >= 0.01"]}
+    assert client.http.post(f"/v1/jobs/{job['id']}/verdict", json=looser).json()["verdict"] == "pass"
+    unmeasured = client.http.post(f"/v1/jobs/{job['id']}/verdict", json={"gates": ["test.broken_rate <= 1"]})
+    assert (unmeasured.status_code, unmeasured.json()["code"]) == (422, "job.gate_not_measured")
+    assert "test.worst_slice_accuracy" in unmeasured.json()["hint"]
+
+    listed = client.http.get("/v1/jobs", params={"kind": "evaluate"}).raise_for_status().json()["data"]
+    assert job["id"] in {row["id"] for row in listed}
+    model = client.http.get(f"/v1/models/{job['model_id']}").raise_for_status().json()
+    assert (model["state"], model["input_shape_source"]) == ("ready", "data"), model
+    wrong = client.submit(spec=spec | {"datasets": {"repair": "upload:test"}}, model=case.model, test=case.test)
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "#/datasets/test")
+    unknown = client.submit(spec=spec, model=case.model, test=case.test)
+    failed = client.wait(unknown.json()["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "dataset.column_unknown")
+
+
 def test_field_images_need_no_labels(client, case, tmp_path):
     with np.load(case.repair) as arrays:
         np.savez(tmp_path / "field.npz", images=arrays["images"])

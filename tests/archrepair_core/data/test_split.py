@@ -219,9 +219,9 @@ def test_a_label_without_an_output_names_its_row_in_the_source():
     labels[12] = 37
     splits = prepare_splits({"repair": images(range(40), labels), "test": images(range(60, 80))}, spec(), seed=0)
     with pytest.raises(DatasetError) as caught:
-        check_labels(splits, 10)
+        check_labels(splits.present(), 10)
     assert caught.value.detail == "label 37 in repair row 12, but the model has 10 outputs"
-    check_labels(splits, 38)
+    check_labels(splits.present(), 38)
 
 
 def test_copies_of_one_image_leave_nothing_to_learn_from():
@@ -236,5 +236,5 @@ def test_as_many_names_as_outputs():
         {"repair": replace(images(range(40)), class_names=None), "test": named}, spec(test="upload:t"), seed=0
     )
     with pytest.raises(DatasetError, match="are 3 names, but the model has 4 outputs"):
-        check_labels(splits, 4)
-    check_labels(replace(splits, test=replace(named, class_names=("a", "b", "c", "d"))), 4)
+        check_labels(splits.present(), 4)
+    check_labels({"test": replace(named, class_names=("a", "b", "c", "d"))}, 4)
