@@ -264,7 +264,8 @@ def draw_reliability(report: Report) -> str:
                       linestyle="--" if kind == "before" else "-")  # fmt: skip
         axes.set_xlabel("mean confidence, %")
         axes.set_ylabel("right, %")
-        figure.legend(loc="outside lower left", frameon=False, ncols=2)
+        if bins["before"] is not None:
+            figure.legend(loc="outside lower left", frameon=False, ncols=2)
         return page_svg(
             figure,
             name="reliability",

@@ -61,7 +61,7 @@ def make_measured(before, after, labels, *, name, num_kinds=3):
     return json.loads(json.dumps(found | {"corruptions": corruptions | extra}))
 
 
-def make_evaluation(num_classes=10, *, compared, name="layer1.0", gates=True):
+def make_evaluation(num_classes=10, *, compared, name="layer1.0", gates=True, num_kinds=3):
     """The report of an evaluation, of one model alone or compared with another one."""
     report = make_report(num_classes, name=name, measured=False)
     labels = np.arange(600) % num_classes
@@ -74,7 +74,7 @@ def make_evaluation(num_classes=10, *, compared, name="layer1.0", gates=True):
         "outcome": "evaluated",
         "gates": report["gates"] if gates else [],
         "test": json.loads(json.dumps(summarize_split(before, after, labels))),
-        **make_measured(before, after, labels, name=name),
+        **make_measured(before, after, labels, name=name, num_kinds=num_kinds),
         "reliability": {"test": {"before": reliability(before, labels) if compared else None,
                                  "after": reliability(after, labels)}},
         "examples": choose_examples(before, after, labels),

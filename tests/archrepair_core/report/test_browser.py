@@ -9,7 +9,7 @@ import pytest
 from archrepair_core.report.html import render_html
 from archrepair_core.report.policy import SERVED_POLICY
 from tests.archrepair_core.report.browser import CHROMIUM, DRIVER, running_browser
-from tests.archrepair_core.report.reports import HOSTILE, make_report
+from tests.archrepair_core.report.reports import HOSTILE, make_evaluation, make_report
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,6 +18,8 @@ pytestmark = [
 PAGES = {
     "two classes": lambda: make_report(2),
     "hundred classes": lambda: make_report(100, num_inputs=2000),
+    "evaluation": lambda: make_evaluation(compared=False, num_kinds=15),
+    "comparison": lambda: make_evaluation(100, compared=True, num_kinds=15),
     "hostile": lambda: make_report(10, name=HOSTILE),
 }
 
