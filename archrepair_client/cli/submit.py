@@ -21,7 +21,8 @@ Data = Annotated[
         "--data",
         "-d",
         metavar="[NAME=]SOURCE",
-        help="A file or reference. NAME is repair (if not said), test, validation, replay or regression; repeatable.",
+        help="A file or reference. NAME is repair, test, validation, replay or regression; when not said, repair, "
+        "and test for an evaluation. Repeatable.",
     ),
 ]
 SpecFile = Annotated[
@@ -40,6 +41,8 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Wait, fetch the file
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where files go, with --watch or --local.")]
 Local = Annotated[bool, typer.Option("--local", help="Run the engine here, without a service.")]
 DEFAULT_OUT = Path("archrepair-out")
+# The set a kind of job cannot do without, which is meant by --data without a name.
+MAIN_SET = {"evaluate": "test"}
 
 
 def repair(
@@ -120,18 +123,20 @@ def submission(
     if pairs := pairs_of(metadata, option="--metadata"):
         asked["metadata"] = {**asked.get("metadata", {}), **pairs}
     asked = with_values(asked, assignments or [])
-    made = submission_of(asked, model=model, datasets=_sources(data), relative_to=spec.parent if spec else None)
-    if "repair" not in made.spec.get("datasets", {}) and kind != "evaluate":
-        raise BadInput("no data: say --data FILE, the inputs the model fails on, or `datasets` in the spec")
+    main_set = MAIN_SET.get(asked.get("kind", "repair"), "repair")
+    sources = _sources(data, unnamed=main_set)
+    made = submission_of(asked, model=model, datasets=sources, relative_to=spec.parent if spec else None)
+    if main_set not in made.spec.get("datasets", {}):
+        raise BadInput(f"no data: say --data FILE, or `datasets.{main_set}` in the spec")
     return made
 
 
-def _sources(data: list[str] | None) -> Mapping[str, str]:
+def _sources(data: list[str] | None, *, unnamed: str) -> Mapping[str, str]:
     sources: dict[str, str] = {}
     for item in data or []:
         name, separator, source = item.partition("=")
         if not separator or not name.isidentifier():
-            name, source = "repair", item
+            name, source = unnamed, item
         if name in sources:
             raise BadInput(f"--data names {name} twice: {sources[name]!r} and {source!r}")
         sources[name] = source

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 
@@ -140,3 +142,23 @@ def test_bytes_that_are_not_those_of_the_digest_never_get_the_name(live, imposto
     with ArchRepair(base_url=impostor.url, api_key=live.key) as cheated, pytest.raises(DigestMismatch, match="twice"):
         cheated.jobs.download_artifact(artifact.id, tmp_path / "report.json")
     assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_files(live, tmp_path):
+    size = 120_000_000
+    with (tmp_path / "huge.npz").open("wb") as file:
+        file.truncate(size)
+    program = """
+import resource, sys
+from archrepair_client import ArchRepair
+client = ArchRepair()
+client.system.retrieve()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+client.uploads.send(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    environment = {**os.environ, "ARCHREPAIR_URL": live.url, "ARCHREPAIR_API_KEY": live.key}
+    done = subprocess.run([sys.executable, "-P", "-c", program, tmp_path / "huge.npz"], env=environment,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert int(done.stdout) * 1024 < size / 4
