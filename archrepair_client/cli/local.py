@@ -1,4 +1,4 @@
-"""`repair --local`: the engine in a process of its own, and no service."""
+"""`--local`: the engine in a process of its own, and no service."""
 
 import json
 import os
@@ -22,7 +22,8 @@ def run_locally(asked: Submission, out: Path) -> int:
         raise BadInput("--local needs the engine on this machine: pip install 'archrepair[engine]'")
     if asked.model is None:
         raise BadInput("--local needs the file of the model, not the id it has at a service")
-    if "repair" not in asked.files:
+    main_role = "test" if asked.spec.get("kind") == "evaluate" else "repair"
+    if main_role not in asked.files:
         raise BadInput("--local needs --data with a file of this machine")
     ignored = sorted(set(asked.spec) & set(OF_THE_SERVICE))
     if ignored:
@@ -30,8 +31,8 @@ def run_locally(asked: Submission, out: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="archrepair-") as directory:
         spec = Path(directory) / "spec.json"
         spec.write_text(json.dumps(asked.spec))
-        others = [f"--dataset={name}={path}" for name, path in asked.files.items() if name != "repair"]
-        command = [sys.executable, "-P", "-m", ENGINE, str(asked.model), str(asked.files["repair"]), *others]
+        others = [f"--dataset={name}={path}" for name, path in asked.files.items() if name != main_role]
+        command = [sys.executable, "-P", "-m", ENGINE, str(asked.model), str(asked.files[main_role]), *others]
         return subprocess.run([*command, "--spec", str(spec), "--out", str(out)], env=_environment()).returncode
 
 

@@ -94,13 +94,16 @@ def evaluate(
     assignments: Assignments = None,
     metadata: Metadata = None,
     watch: Watch = False,
+    local: Local = False,
     out: Out = DEFAULT_OUT,
     timeout: Timeout = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model, and change nothing."""
+    """Measure a model, and change nothing; data without a name is the test set."""
     asked = submission(model, data, spec, assignments, kind="evaluate", gates=gate, metadata=metadata)
+    if local:
+        raise typer.Exit(run_locally(asked, out))
     _send(asked, Output(as_json, quiet), watch=watch, out=out, timeout=timeout)
 
 

@@ -76,6 +76,9 @@ def test_a_spec_names_files_beside_it_and_options_go_before_it(run, files, tmp_p
     assert asked["gates"] == ["test.accuracy > before"]
     localized = json.loads(run("localize", files.model(), "--spec", spec, "--json").stdout)
     assert localized["kind"] == "localize"
+    evaluated = json.loads(run("evaluate", files.model(), "--data", files.data(), "--json").stdout)
+    assert (evaluated["kind"], evaluated["spec"]["datasets"]["test"]) == ("evaluate", "upload:test")
+    assert evaluated["spec"]["datasets"]["repair"] is None
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,7 @@ def test_a_spec_names_files_beside_it_and_options_go_before_it(run, files, tmp_p
     [
         (["repair", "model.pt", "--data", "x=1"], "1 is not a file"),
         (["repair", "MODEL"], "no data: say --data FILE"),
+        (["evaluate", "MODEL", "--data", "repair=DATA"], "no data: say --data FILE, or `datasets.test`"),
         (["repair", "MODEL", "--data", "DATA", "--data", "repair=DATA"], "names repair twice"),
         (["repair", "MODEL", "--data", "DATA", "--set", "seed"], "is not FIELD=VALUE"),
         (["repair", "MODEL", "--data", "DATA", "--set", "seed=1", "--set", "seed.of=1"], "seed has no fields"),
