@@ -4,6 +4,7 @@ The two headers are checked before an array is read; no pickle is ever loaded.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -93,7 +94,10 @@ def _read_header(file: ArrayFile) -> _Array:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):  # later versions exist for field names; their headers may claim 4 GiB
             raise ValueError(f"{file.name!r} is an .npy array of version {version}, which holds structured data")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        with warnings.catch_warnings():
+            # numpy's advice to save a file of Python 2 again is for who wrote it; what it says is checked below.
+            warnings.simplefilter("ignore", UserWarning)
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
         header_bytes = stream.tell()
         if dtype.hasobject:
             raise DatasetError(
