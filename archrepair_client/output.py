@@ -1,6 +1,7 @@
 """Data goes to stdout, messages to stderr. Tables are for people; who pipes gets tabs, or asks for JSON."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -60,9 +61,13 @@ class Output:
 
 
 def write_lines(lines: Iterable[str]) -> None:
-    """Lines of data."""
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
+    """Lines of data, each as soon as it is there. A reader who has had enough, like `head`, ends nothing else."""
+    try:
+        for line in lines:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_json(data: Any) -> None:

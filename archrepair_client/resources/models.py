@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from archrepair_client.errors import Conflict
 from archrepair_client.resources.resource import D, Resource, given
 from archrepair_client.resources.uploads import Uploads
 from archrepair_client.resources.waiting import waited
@@ -23,12 +22,7 @@ class Models(Resource[D]):
         upload = yield from Uploads.send.steps(Uploads(self._client), path, on_transfer=on_transfer)
         asked = given(upload_id=upload.id, input_shape=list(input_shape) if input_shape else None)
         key = f"model-{upload.id}-{'x'.join(map(str, input_shape or ()))}"
-        try:
-            response = yield from self._post("/models", asked, key=key)
-        except Conflict as error:
-            if error.code != "request.idempotency_gone":
-                raise
-            response = yield from self._post("/models", asked)  # it was deleted since
+        response = yield from self._post_content("/models", asked, key=key)
         return Model.model_validate_json(response.content)
 
     @operation

@@ -5,10 +5,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import httpx
 
+from archrepair_client.errors import Conflict
 from archrepair_client.retries import Options, answered
 from archrepair_client.steps import Async, FilePart, Item, Listing, Request, Steps, Sync
 from archrepair_client.types import Answer
 
+# So often a day the same content is known again after it was deleted.
+GENERATIONS = 8
 D = TypeVar("D", bound=Sync | Async, covariant=True)
 A = TypeVar("A", bound=Answer)
 
@@ -58,6 +61,16 @@ class Resource(Generic[D]):
     ) -> Steps[httpx.Response]:
         headers = {"Idempotency-Key": key} if key else {}
         return answered(Request("POST", path, query or {}, headers, json=json, form=form), self.options)
+
+    def _post_content(self, path: str, json: Any, *, key: str) -> Steps[httpx.Response]:
+        """POST what makes something of this content, or gives what it made; what was deleted since is made anew."""
+        for generation in range(GENERATIONS):
+            try:
+                return (yield from self._post(path, json, key=f"{key}-{generation}"))
+            except Conflict as error:
+                if error.code != "request.idempotency_gone":
+                    raise
+        return (yield from self._post(path, json))
 
     def _delete(self, path: str) -> Steps[None]:
         yield from answered(Request("DELETE", path), self.options)

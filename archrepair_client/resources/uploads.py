@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from archrepair_client.errors import APIError, Conflict, InvalidRequest
+from archrepair_client.errors import APIError, InvalidRequest
 from archrepair_client.resources.resource import D, Resource
 from archrepair_client.retries import answered
 from archrepair_client.steps import Call, FileSlice, Request, Steps, Together, operation
@@ -76,16 +76,12 @@ class Uploads(Resource[D]):
         key, part_bytes = f"upload-{sha256}-{name}", part_bytes_for(size_bytes)
         asked = {"filename": path.name, "size_bytes": size_bytes, "sha256": sha256, "part_bytes": part_bytes}
         try:
-            response = yield from self._post("/uploads", asked, key=f"{key}-{part_bytes}")
+            response = yield from self._post_content("/uploads", asked, key=f"{key}-{part_bytes}")
         except InvalidRequest as error:
             if error.code != "upload.part_too_large":
                 raise
             del asked["part_bytes"]  # the service takes smaller ones only: its own choice then
-            response = yield from self._post("/uploads", asked, key=key)
-        except Conflict as error:
-            if error.code != "request.idempotency_gone":
-                raise
-            response = yield from self._post("/uploads", asked)
+            response = yield from self._post_content("/uploads", asked, key=key)
         if "idempotent-replayed" not in response.headers:
             return Upload.model_validate_json(response.content)
         upload = yield from Uploads.retrieve.steps(self, response.json()["id"])

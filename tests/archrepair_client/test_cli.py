@@ -183,6 +183,13 @@ def test_a_log_is_told_a_line_now_and_then_and_no_bars(capsys):
     assert capsys.readouterr().err.splitlines() == ["model.pt: 0.0 of 1.0 MB", "model.pt: 1.0 of 1.0 MB"]
 
 
+def test_a_reader_who_has_had_enough_does_not_change_the_exit_code():
+    program = "from archrepair_client.output import write_lines; write_lines(map(str, range(100_000))); exit(5)"
+    command = f"{sys.executable} -P -c '{program}' | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (5, "0\n", "")
+
+
 @pytest.mark.slow
 def test_a_repair_runs_here_without_a_service(tmp_path):
     """No service is known, and none is needed."""

@@ -39,7 +39,7 @@ def repair(request):
     globals()[content.removeprefix(BEHAVE).decode() if content.startswith(BEHAVE) else "succeed"](request)
 
 
-localize = repair
+localize = evaluate = repair
 
 
 def log(text):
