@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -164,7 +165,10 @@ def test_9_and_130_when_it_is_cancelled_there_or_here(live, client, files, tmp_p
 
     def start(name):
         words = [*command, tmp_path / name, "--metadata", f"test={tmp_path / name}"]
-        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A pytest in the background of a shell ignores SIGINT, and so would its children.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(words, env=environment, preexec_fn=heed, **pipes)
 
     with start("there") as there, start("here") as here, start("terminated") as terminated:
         jobs = [process.stderr.readline().split()[0] for process in (there, here, terminated)]
