@@ -4,22 +4,17 @@ All knowledge about repairing is in the engine; all knowledge about jobs is in `
 """
 
 import math
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from obstore.exceptions import BaseError as StoreError
-from obstore.store import ObjectStore
-from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from app.shared import storage
 from app.shared.causes import OUTAGES
@@ -37,58 +32,32 @@ from app.shared.jobs import (
     record_resolved_spec,
     release_job,
 )
-from app.shared.media_types import media_type_of
-from app.shared.metrics import STORE_ERRORS
 from app.shared.models import INSPECT, record_model, settle_model
 from app.shared.reaping import deadline_exceeded
-from app.shared.references import Reference, references_in
-from app.shared.settings import Settings
-from app.shared.tables import Dataset, JobInput
 from app.shared.telemetry import trace_id_of, tracer_of
-from app.shared.workers import QUEUES
 from worker.attempts import STORING, Timeline, record_attempt
-from worker.checkpoints import CheckpointKeeper, UnfitCheckpoint, unpack_checkpoints
+from worker.checkpoints import CheckpointKeeper
 from worker.disk import DISK_FULL, has_room, says_full
-from worker.engine_events import DatasetFound, ModelFound, NamedArtifact, Progress, Result
-from worker.engine_process import ENGINE_CRASHED, EngineProcess, ProtocolError
+from worker.engine_events import DatasetFound, ModelFound, Progress, Result
+from worker.engine_process import ENGINE_CRASHED, EngineProcess
 from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
 from worker.finishing import Finishing
-from worker.lease import Lease, kept_lease
+from worker.inputs import fetch_inputs
+from worker.job import Interrupted, Job, Workbench, interruption_of, persist
+from worker.lease import kept_lease
 from worker.limits import EngineLimits
 from worker.live_log import LiveLog
+from worker.outputs import plain_file, store_file, store_log
 from worker.progress import ProgressRows
-from worker.references import TRANSIENT, FetchFailed, fetch_reference, keep_fetched, missing_references, run_watched
-from worker.scratch import Scratch, sweep_scratch
-from worker.warm_engine import WarmEngine
+from worker.references import FetchFailed
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    pass
 
-LOG_NAME = "engine.log"
 # How engines end that found no room on the disk, and did not expect that.
 BREAKDOWNS = ("platform.engine_failed", ENGINE_CRASHED)
 LOG_TAIL_LINES = 40
 OUTAGE_POLL_SECONDS = 2.0
-RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15)
-FETCH_RETRY_SECONDS, FETCH_POLL_SECONDS = (1.0, 5.0), 0.1
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """What a worker process keeps between jobs. `stopping` is set when it shall give its job back and go."""
-
-    sessions: sessionmaker[Session]
-    store: ObjectStore
-    engines: WarmEngine
-    limits: EngineLimits
-    owner: str
-    lease_seconds: float
-    stopping: threading.Event
-    settings: Settings
-    queues: tuple[str, ...] = QUEUES
-    running_jobs: int | None = None
-    tracing: "TracerProvider | None" = None
 
 
 def run_next_job(bench: Workbench) -> bool:
@@ -116,7 +85,7 @@ def run_next_job(bench: Workbench) -> bool:
         overdue_at = math.inf if claim.seconds_left is None else time.monotonic() + claim.seconds_left
         live_log = LiveLog(engine.log, partial(_write_log, bench, claim, log))
         finishing = Finishing(engine, claim.kind, seconds=bench.limits.keep_best_seconds)
-        job = _Job(bench, claim, lease, engine, log, overdue_at, Timeline(), live_log, finishing)
+        job = Job(bench, claim, lease, engine, log, overdue_at, Timeline(), live_log, finishing)
         ending, stored = _run(job)
         written = _write_ending(job, ending, stored)
         _settle_model(job)
@@ -149,42 +118,25 @@ def _await_store(bench: Workbench) -> None:
         return
 
 
-@dataclass(frozen=True)
-class _Job:
-    bench: Workbench
-    claim: Claim
-    lease: Lease
-    engine: EngineProcess
-    log: Any
-    overdue_at: float
-    timeline: Timeline
-    live_log: LiveLog
-    finishing: Finishing
-
-    @property
-    def scratch(self) -> Scratch:
-        return self.engine.scratch
-
-
-def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
+def _run(job: Job) -> tuple[Ending, Sequence[StoredArtifact]]:
     """The ending, and what is in the store for it. Every way to fail becomes an ending here."""
     engine = job.engine
     try:
-        request = _fetch(job)
+        request = fetch_inputs(job)
         ending = _kept(job, _run_keeping_checkpoints(job, request))
         job.timeline.enter(STORING)
         _warm_next(job)
         result = ending.kept if isinstance(ending, Interruption) else ending
         named = result.artifacts if isinstance(result, Result) else []
-        stored = [_store(job, _plain_file(job.scratch.out, item), item.kind) for item in named]
-    except _Interrupted as interrupted:
+        stored = [store_file(job, plain_file(job.scratch.out, item), item.kind) for item in named]
+    except Interrupted as interrupted:
         engine.kill()
         ending, stored = interrupted.interruption, []
     except Exception as error:  # the border of a job: a defect here must end this job, not the worker
         job.log.exception("the worker failed")
         engine.kill()
         # Told to stop while waiting for the store: the job goes back and runs again, it did not fail.
-        ending, stored = _interruption(job) or _failure_of(error), []
+        ending, stored = interruption_of(job) or _failure_of(error), []
     if isinstance(ending, Failure) and job.finishing.was_asked:
         job.log.warning("nothing was kept of a cancelled job", code=ending.problem["code"])
         ending, stored = Interruption("cancelled"), []
@@ -196,25 +148,17 @@ def _run(job: _Job) -> tuple[Ending, Sequence[StoredArtifact]]:
     if isinstance(ending, Failure) and ending.problem.get("category") == "platform":
         # The customer gets no stack traces of ours, so that they have to be here.
         job.log.error("the engine failed", code=ending.problem["code"], engine=engine.log.raw_lines(LOG_TAIL_LINES))
-    return _with_log_tail(ending, engine), [*stored, *_store_log(job, ending, engine)]
+    return _with_log_tail(ending, engine), [*stored, *store_log(job, ending)]
 
 
-def _kept(job: _Job, ending: Ending) -> Ending:
+def _kept(job: Job, ending: Ending) -> Ending:
     """A repair that ended because it was asked to is cancelled, with what it has; one that was done anyway is done."""
     if isinstance(ending, Result) and job.finishing.was_asked and ending.result.get("completion") == "partial":
         return Interruption("cancelled", kept=ending)
     return ending
 
 
-class _Interrupted(Exception):
-    """The job is to end before its engine has begun."""
-
-    def __init__(self, interruption: Interruption) -> None:
-        super().__init__(interruption.reason)
-        self.interruption = interruption
-
-
-def _run_keeping_checkpoints(job: _Job, request: dict[str, Any]) -> Ending:
+def _run_keeping_checkpoints(job: Job, request: dict[str, Any]) -> Ending:
     """Another machine may have to go on from here, if this one dies or gives the job back."""
     archive = job.scratch.work.parent / "checkpoints.tar"
     keeper = CheckpointKeeper(
@@ -231,7 +175,7 @@ def _run_keeping_checkpoints(job: _Job, request: dict[str, Any]) -> Ending:
     return ending
 
 
-def _store_checkpoint(job: _Job, archive: Path) -> bool:
+def _store_checkpoint(job: Job, archive: Path) -> bool:
     key = new_checkpoint_key(job.claim)
     storage.put_file(job.bench.store, key, archive)
     with job.bench.sessions.begin() as session:
@@ -242,27 +186,7 @@ def _store_checkpoint(job: _Job, archive: Path) -> bool:
     return before != key
 
 
-def _restore_checkpoint(job: _Job) -> None:
-    """Begin where an earlier attempt was; where that cannot be, begin again."""
-    key, archive = job.claim.checkpoint_key, job.scratch.inputs / "checkpoints.tar"
-    if key is None:
-        return
-    try:
-        _persist(job, partial(storage.download, job.bench.store, key, archive, on_chunk=partial(_check, job)))
-        unpack_checkpoints(archive, job.scratch.work, max_bytes=job.bench.limits.checkpoint_bytes)
-    except (FileNotFoundError, UnfitCheckpoint) as error:
-        job.log.warning("beginning again", error=str(error))
-    archive.unlink(missing_ok=True)
-
-
-def _check(job: _Job) -> None:
-    """Raises _Interrupted when the job is not to go on."""
-    interruption = _interruption(job)
-    if interruption is not None:
-        raise _Interrupted(interruption)
-
-
-def _limits(job: _Job) -> EngineLimits:
+def _limits(job: Job) -> EngineLimits:
     """An inspection gets less time: it has no training to do, only a stranger's file that may not end."""
     limits = job.bench.limits
     if job.claim.kind not in (INSPECT, INGEST):
@@ -271,72 +195,13 @@ def _limits(job: _Job) -> EngineLimits:
     return limits.model_copy(update={"max_runtime_seconds": seconds})
 
 
-def _warm_next(job: _Job) -> None:
+def _warm_next(job: Job) -> None:
     """Have the next engine import torch while we upload; should that fail, it is tried again for the next job."""
     if not job.bench.stopping.is_set():
         try:
             job.bench.engines.warm()
         except OSError:
             job.log.exception("no engine could be started ahead")
-
-
-def _fetch(job: _Job) -> dict[str, Any]:
-    """Copy model and data sets to the scratch directory and return the engine's request."""
-    sweep_scratch(job.scratch.root)
-    check = partial(_check, job)
-    model = job.scratch.inputs / "model.pt"
-    if job.claim.model_storage_key is not None:
-        _persist(job, partial(storage.download, job.bench.store, job.claim.model_storage_key, model, on_chunk=check))
-    datasets = {}
-    # Numbered, not named as uploaded: a customer's file name never becomes a path of ours.
-    for number, (name, key, _) in enumerate(job.claim.inputs):
-        datasets[name] = str(job.scratch.inputs / f"dataset-{number}")
-        _persist(job, partial(storage.download, job.bench.store, key, Path(datasets[name]), on_chunk=check))
-    for number, (text, reference) in enumerate(missing_references(job.claim).items()):
-        datasets[text] = str(job.scratch.inputs / f"fetched-{number}")
-        _fetch_reference(job, text, reference, Path(datasets[text]))
-    _restore_checkpoint(job)
-    return {
-        "model": str(model),
-        "datasets": datasets,
-        "spec": _with_builtins(job),
-        "work_dir": str(job.scratch.work),
-        "out_dir": str(job.scratch.out),
-    }
-
-
-def _fetch_reference(job: _Job, text: str, reference: Reference, path: Path) -> None:
-    """Have the file, in the store too and noted as an input, or raise FetchFailed."""
-    message = {"percent": 0.0, "message": f"fetching {reference.shown}"[:1000], "step": 0, "total_steps": 0}
-    with job.bench.sessions.begin() as session:
-        record_progress(session, job.claim, phase="ingesting", progress=message)
-
-    def interrupted() -> bool:
-        return _interruption(job) is not None
-
-    fetch = partial(fetch_reference, reference, path, job.bench.settings)
-    for pause_seconds in (*FETCH_RETRY_SECONDS, None):
-        try:
-            fetched = run_watched(fetch, interrupted, FETCH_POLL_SECONDS)
-            break
-        except FetchFailed as error:
-            transient = error.problem["code"].removeprefix("dataset.") in TRANSIENT
-            if not transient or pause_seconds is None or job.bench.stopping.wait(pause_seconds):
-                raise
-    columns = {**vars(fetched), "name": text, "filename": reference.filename}
-    sessions, store = job.bench.sessions, job.bench.store
-    _persist(job, lambda: keep_fetched(sessions, store, job.claim, path, JobInput(**columns)))
-
-
-def _with_builtins(job: _Job) -> dict[str, Any]:
-    """The spec, with a registered dataset that the engine carries under the engine's name for it."""
-    spec, there = job.claim.spec, {name for name, _, _ in job.claim.inputs}
-    ids = {text for text in references_in(spec).values() if text.startswith("ds_")} - there
-    if not ids:
-        return spec
-    with job.bench.sessions() as session:
-        names = {row.id: row.reference for row in session.scalars(select(Dataset).where(Dataset.id.in_(ids)))}
-    return {**spec, "datasets": {split: names.get(text, text) for split, text in spec["datasets"].items()}}
 
 
 def _write_log(
@@ -351,7 +216,7 @@ def _write_log(
         return None
 
 
-def _watcher(job: _Job) -> Watcher:
+def _watcher(job: Job) -> Watcher:
     def write(session_call: Callable[[Session], bool]) -> None:
         try:
             with job.bench.sessions.begin() as session:
@@ -365,10 +230,10 @@ def _watcher(job: _Job) -> Watcher:
 
     def write_model(event: ModelFound) -> None:
         # Tried again, unlike progress: nobody says it a second time.
-        _persist(job, partial(_record_model, job, event))
+        persist(job, partial(_record_model, job, event))
 
     def write_dataset(event: DatasetFound) -> None:
-        _persist(job, partial(_record_dataset, job, event))
+        persist(job, partial(_record_dataset, job, event))
 
     def hear(event: Progress) -> None:
         job.finishing.enter(event.phase)
@@ -386,21 +251,21 @@ def _watcher(job: _Job) -> Watcher:
         on_dataset=write_dataset,
         on_resolved_spec=lambda spec: write(partial(record_resolved_spec, claim=job.claim, spec=spec)),
         on_tick=tick,
-        interruption=partial(_interruption, job),
+        interruption=partial(interruption_of, job),
     )
 
 
-def _record_model(job: _Job, event: ModelFound) -> bool:
+def _record_model(job: Job, event: ModelFound) -> bool:
     with job.bench.sessions.begin() as session:
         return record_model(session, job.claim, event.model_dump(mode="json", exclude={"type"}))
 
 
-def _record_dataset(job: _Job, event: DatasetFound) -> bool:
+def _record_dataset(job: Job, event: DatasetFound) -> bool:
     with job.bench.sessions.begin() as session:
         return record_dataset(session, job.claim, event.facts.model_dump(mode="json"))
 
 
-def _settle_model(job: _Job) -> None:
+def _settle_model(job: Job) -> None:
     """Say at once what the ending means for the model or dataset; where this fails, the sweep says it."""
     try:
         with job.bench.sessions.begin() as session:
@@ -410,69 +275,6 @@ def _settle_model(job: _Job) -> None:
                 settle_datasets(session)
     except SQLAlchemyError as error:
         job.log.warning("not settled", error=str(error))
-
-
-def _interruption(job: _Job) -> Interruption | None:
-    if job.lease.state == "lost":
-        return Interruption("lost")
-    if job.lease.state == "cancel_requested":
-        return Interruption("cancelled")
-    if job.lease.state == "keep_best_requested" and not job.finishing.may_go_on():
-        return Interruption("cancelled")
-    if time.monotonic() >= job.overdue_at:
-        return Interruption("overdue")
-    return Interruption("stopped") if job.bench.stopping.is_set() else None
-
-
-def _plain_file(directory: Path, item: NamedArtifact) -> Path:
-    """The engine's file. A link would make us publish a file of the worker's instead."""
-    path = directory / item.name
-    if item.name == LOG_NAME or path.is_symlink() or not path.is_file():
-        raise ProtocolError(f"an artifact {item.name!r} that is not a plain file of its own")
-    return path
-
-
-def _store(job: _Job, path: Path, kind: str) -> StoredArtifact:
-    key = storage.artifact_key(job.claim.job_id, job.claim.attempt, path.name)
-    stored = _persist(job, partial(storage.put_file, job.bench.store, key, path))
-    return StoredArtifact(
-        path.name,
-        kind,
-        media_type_of(path.name),
-        size_bytes=stored.size_bytes,
-        sha256=stored.sha256,
-        storage_key=stored.storage_key,
-    )
-
-
-def _store_log(job: _Job, ending: Ending, engine: EngineProcess) -> list[StoredArtifact]:
-    """The log belongs to every ending that is written; without it nobody can say why a job failed."""
-    if isinstance(ending, Interruption) and ending.reason != "cancelled":
-        return []
-    try:
-        # A new directory: in the others the engine may have put a link of that name.
-        path = Path(tempfile.mkdtemp(dir=job.scratch.work.parent)) / LOG_NAME
-        path.write_bytes(engine.log.content())
-        return [_store(job, path, "log")]
-    except (StoreError, OSError):
-        job.log.exception("the log of the engine could not be stored")
-        return []
-
-
-def _persist(job: _Job, action: Callable[[], T]) -> T:
-    """Try again for half a minute: hours of work must not be lost to a restart of the database or the store."""
-    for pause_seconds in RETRY_SECONDS:
-        try:
-            return action()
-        except FileNotFoundError:
-            raise
-        except (*DATABASE_GONE, StoreError, OSError) as error:
-            job.log.warning("trying again", error=str(error))
-            if isinstance(error, StoreError):
-                STORE_ERRORS.labels(type(error).__name__).inc()
-            if job.lease.state in ("lost", "cancel_requested") or job.bench.stopping.wait(pause_seconds):
-                raise
-    return action()
 
 
 def _failure_of(error: Exception) -> Failure:
@@ -504,7 +306,7 @@ def _with_log_tail(ending: Ending, engine: EngineProcess) -> Ending:
     return ending
 
 
-def _write_ending(job: _Job, ending: Ending, artifacts: Sequence[StoredArtifact]) -> bool:
+def _write_ending(job: Job, ending: Ending, artifacts: Sequence[StoredArtifact]) -> bool:
     """Write the last row, fenced. False: the job is not ours or runs again, and what we stored for it is removed."""
 
     def write() -> bool:
@@ -517,7 +319,7 @@ def _write_ending(job: _Job, ending: Ending, artifacts: Sequence[StoredArtifact]
                 return fail_job(session, job.claim, error=ending.problem, artifacts=artifacts) == "failed"
             return finish_job(session, job.claim, **_ending_columns(ending), artifacts=artifacts)
 
-    written = _persist(job, write)
+    written = persist(job, write)
     if not written:
         for artifact in artifacts:
             storage.delete(job.bench.store, artifact.storage_key)

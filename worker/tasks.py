@@ -22,9 +22,10 @@ from app.shared.telemetry import start_tracing
 from app.shared.workers import CPU
 from worker.engine_process import EngineProcess
 from worker.hardware import WorkerSettings, find_gpu, queues_of
+from worker.job import Workbench
 from worker.limits import EngineLimits
 from worker.scratch import scratch_root
-from worker.supervisor import Workbench, run_next_job
+from worker.supervisor import run_next_job
 from worker.warm_engine import WarmEngine
 
 NAME_VARIABLE = "ARCHREPAIR_WORKER_NAME"

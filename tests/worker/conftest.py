@@ -17,8 +17,8 @@ from app.shared.jobs import request_cancel, submit_job
 from app.shared.storage import open_store
 from app.shared.tables import Artifact, Attempt, Job, JobEvent, JobInput, Model, Project
 from worker.engine_process import EngineProcess
+from worker.job import Workbench
 from worker.limits import EngineLimits
-from worker.supervisor import Workbench
 from worker.warm_engine import WarmEngine
 
 DOUBLE = (sys.executable, "-S", "-E", str(Path(__file__).with_name("engine_double.py")))

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from app.shared import storage
-from worker import disk, supervisor
+from worker import disk, job, supervisor
 from worker.supervisor import run_next_job
 
 
@@ -23,7 +23,7 @@ def full_at_first(monkeypatch):
     def download(*args, **options):
         return next(downloads, real)(*args, **options)
 
-    monkeypatch.setattr(supervisor, "RETRY_SECONDS", ())
+    monkeypatch.setattr(job, "RETRY_SECONDS", ())
     monkeypatch.setattr(storage, "download", download)
 
 
