@@ -145,7 +145,7 @@ def test_progress_rows_are_throttled_but_every_phase_is_written(service):
     run_next_job(service.bench)
 
     rows = service.events(job_id, "job.progress")
-    assert 4 <= len(rows) < 20
+    assert 3 <= len(rows) < 20, "at least one of each phase"
     assert [event.data["phase"] for event in service.events(job_id, "job.phase")] == [
         "repairing",
         "ingesting",
