@@ -14,7 +14,7 @@ from archrepair_core.data.augment import View, harmless_augmentation, move, natu
 from archrepair_core.data.formats import load_dataset
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
-from archrepair_core.data.split import Splits, check_labels, prepare_splits
+from archrepair_core.data.split import DataWarning, Splits, check_labels, prepare_splits
 from archrepair_core.errors import ModelError
 from archrepair_core.evaluate import predict, run_model
 from archrepair_core.facts import Inspection, describe_model
@@ -30,6 +30,7 @@ from archrepair_core.interface import (
     tensors_by_path,
 )
 from archrepair_core.modes import eval_mode
+from archrepair_core.plausibility import question_data
 from archrepair_core.runs import find_blocks_
 from archrepair_core.spec import SPLITS, Preprocessing, RepairSpec
 
@@ -43,10 +44,11 @@ PROBED_ROLES = ("repair", "replay", "guard", "validation")
 
 @dataclass(frozen=True)
 class Data:
-    """The images by role, and how they become the model's input."""
+    """The images by role, how they become the model's input, and what is doubtful about them."""
 
     splits: Splits
     preprocessing: Preprocessing
+    warnings: tuple[DataWarning, ...] = ()
 
     def tensors(self, role: str, rows: slice) -> Tensor:
         """Some images of a role as model input, [N, C, H, W]."""
@@ -229,6 +231,12 @@ def measure_baseline(host: Host, data: Data, augmentation: Augmentation) -> Base
     }
     speed = sum(map(len, logits.values())) / (time.monotonic() - started)
     return Baseline(logits, speed, augmentation)
+
+
+def question(host: Host, data: Data, baseline: Baseline, spec: RepairSpec) -> Data:
+    """The data with warnings where preprocessing or labels do not look like the model's own. Raises DatasetError."""
+    doubts = question_data(host.model, data.splits.present(), data.preprocessing, baseline.logits, spec)
+    return replace(data, warnings=(*data.warnings, *doubts))
 
 
 def _harmless_moves(host: Host, data: Data) -> str:

@@ -4,7 +4,7 @@ No service needed: `repair_model` takes files and a spec and leaves files. Progr
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from archrepair_core.case import (
     examine_reference,
     inspection_of,
     measure_baseline,
+    question,
     read_data,
     vary_data,
 )
@@ -82,7 +83,9 @@ def repair_model(
 
     narrator.begin("baseline", f"running the original on {sum(map(len, data.splits.present().values()))} inputs")
     data, augmentation = vary_data(host, data, spec, work_dir=request.work_dir)
-    case = Case(spec, host, data, measure_baseline(host, data, augmentation), _reference(request, host, data))
+    baseline = measure_baseline(host, data, augmentation)
+    data = question(host, data, baseline, spec)
+    case = Case(spec, host, data, baseline, _reference(request, host, data))
 
     pace = set_pace(case, request.work_dir)
     narrator.begin("localizing", f"observing {len(host.blocks)} blocks on passing and failing inputs")
@@ -183,7 +186,7 @@ def _package(
         completion=completion,
     )
     write_views(out, report, case.data.splits.present()["test"])
-    result = _result(evidence, exports, narrator.seconds(), completion)
+    result = _result(evidence, exports, narrator.seconds(), completion) | {"warnings": report["data"]["warnings"]}
     return RepairOutcome(result, evidence.verdict, resolved, tuple(artifacts))
 
 
@@ -247,6 +250,7 @@ def _package_localization(request: RepairRequest, case: Case, localization: Loca
         "blocks": blocks,
         "stability": localization.stability,
         "stable": localization.is_stable,
+        "warnings": [asdict(warning) for warning in case.data.warnings],
     }
     resolved = _resolved_spec(case, localization, pace)
     return RepairOutcome(result, "not_evaluated", resolved, (Artifact("localization.json", "localization"),))

@@ -65,6 +65,9 @@ class DatasetReferences(Strict):
     replay: DatasetReference | None = Field(None, description="Training data given back, mixed into the repair.")
     regression: DatasetReference | None = Field(None, description="What works today and must keep working.")
     allow_leak: bool = Field(False, description="Accept samples that stand in both repair and test.")
+    allow_mismatch: bool = Field(
+        False, description="Go on where other preprocessing or another order of classes would clearly raise accuracy."
+    )
 
 
 class Preprocessing(Strict):
@@ -75,7 +78,9 @@ class Preprocessing(Strict):
     resize: Annotated[list[Annotated[int, Field(gt=0, le=4096)]], Field(min_length=2, max_length=2)] | None = Field(
         None, description="[height, width] in pixels."
     )
-    color: Literal["auto", "rgb", "grey"] = "auto"
+    color: Literal["auto", "rgb", "bgr", "grey"] = Field(
+        "auto", description="What the model takes; images are read as RGB or grey. bgr is what OpenCV reads."
+    )
     scale: Literal["auto", "0-1", "0-255"] = Field(
         "auto", description="Range of the pixels before mean and std; auto is 0-1 for bytes, unchanged for floats."
     )

@@ -13,7 +13,7 @@ from archrepair_core.errors import DatasetError
 from archrepair_core.spec import Preprocessing
 
 # (channels stored, colour asked) → channels given to the model; any other pair cannot be converted.
-CHANNELS_AFTER = {(1, "rgb"): 3, (3, "rgb"): 3, (1, "grey"): 1, (3, "grey"): 1}
+CHANNELS_AFTER = {(1, "rgb"): 3, (3, "rgb"): 3, (1, "bgr"): 3, (3, "bgr"): 3, (1, "grey"): 1, (3, "grey"): 1}
 SCALE_LIMITS = {"0-1": 1.0, "0-255": 255.0}
 
 
@@ -56,7 +56,7 @@ def _convert_color(x_BCHW: Tensor, color: str) -> Tensor:
         )
     wanted = CHANNELS_AFTER[channels, color]
     if wanted == channels:
-        return x_BCHW
+        return x_BCHW.flip(1) if color == "bgr" else x_BCHW
     return transforms.rgb_to_grayscale(x_BCHW) if wanted == 1 else x_BCHW.expand(-1, 3, -1, -1)
 
 

@@ -22,6 +22,15 @@ _NO_LABELS = "has no labels: no 'labels' in the .npz, no 'label' in the Parquet 
 
 
 @dataclass(frozen=True)
+class DataWarning:
+    """What is doubtful about the data, and what could be done; the job goes on."""
+
+    code: str
+    detail: str
+    hint: str
+
+
+@dataclass(frozen=True)
 class Splits:
     """The data by role. `guard` is the part of `regression` that choices may see. `notes` say what was cut, dropped or
     accepted, for the report. A job of kind localize has no `test` unless one is given."""

@@ -49,10 +49,17 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str
         corruptions=report.get("corruptions"),
         is_repair=report["outcome"] != "evaluated",
         compared=report["test"]["accuracy"]["before"] is not None,
+        labels_of=_labels_of,
         num=partial(_number, report),
         text=partial(_text, report),
         diff=partial(_difference, report),
     )
+
+
+def _labels_of(splits: Mapping[str, Any]) -> list[str]:
+    """Every label of any set, by number; the first of very many."""
+    found = {label for split in splits.values() if split["labelled"] for label in split["classes"]}
+    return sorted(found, key=int)[:MAX_TABLE_ROWS]
 
 
 def command_of(report: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         *(_slices(column) for column in report.get("slices") or ()),
         _corruptions(report),
         _changed(report) if report["outcome"] != "evaluated" else "",
+        _data(report["data"]),
         _limits(report["limits"]),
         "The same with figures is in `report.html`, every number in `report.json`.",
     ]
@@ -195,6 +196,19 @@ def _changed(report: Mapping[str, Any]) -> str:
     if report["recognition"]:
         lines.append(f"- Recognised in the inputs: {words(report['recognition']['summary'])}")
     return "### What was changed\n\n" + "\n".join(lines)
+
+
+def _data(audit: Mapping[str, Any]) -> str:
+    """Sizes, what was skipped or stands twice, and what is doubtful."""
+    twice = {found["first"]: found for found in audit["duplicates"] if found["second"] is None}
+    rows = [
+        [words(role), f"{split['n']:,}", str(len(split["skipped"]))]
+        + [f"{twice[role][kind]:,}" if role in twice else "" for kind in ("exact", "near")]
+        for role, split in audit["splits"].items()
+    ]
+    table = _table(["set", "inputs", "broken, skipped", "twice in it", "nearly twice"], rows)
+    doubts = [f"- ⚠️ {words(warning['detail'])}. {words(warning['hint'])}" for warning in audit["warnings"]]
+    return "\n\n".join(part for part in ("### Data", table, "\n".join(doubts)) if part)
 
 
 def _limits(limits: Sequence[str]) -> str:

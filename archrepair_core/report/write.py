@@ -14,7 +14,9 @@ import torch
 
 from archrepair_core.answers import Answers
 from archrepair_core.case import Case, Host
+from archrepair_core.data.duplicates import find_duplicates, warn_of
 from archrepair_core.data.images import LabelledImages
+from archrepair_core.data.split import DataWarning
 from archrepair_core.evaluate import reliability
 from archrepair_core.events import finite
 from archrepair_core.export.subject import Export
@@ -84,7 +86,7 @@ def write_report(
         "seconds": dict(seconds),
         "localization": asdict(localization),
         "trials": [describe_trial(trial) for trial in trials],
-        "data": audit(case.data.splits.present(), case.data.splits.notes),
+        "data": audit(case.data.splits.present(), case.data.splits.notes, case.data.warnings),
         "recognition": recognition.to_json() if (recognition := case.baseline.augmentation.recognition) else None,
         "exports": [export.to_json() for export in exports],
         "spec": resolved_spec,
@@ -179,8 +181,10 @@ def describe_trial(trial: Trial) -> dict[str, Any]:
     }
 
 
-def audit(images_by_role: Mapping[str, LabelledImages], notes: Sequence[str]) -> dict[str, Any]:
-    """Per role: size, digest of the content and class counts; what was cut or dropped."""
+def audit(
+    images_by_role: Mapping[str, LabelledImages], notes: Sequence[str], warnings: Sequence[DataWarning] = ()
+) -> dict[str, Any]:
+    """Per role: size, digest of the content, class counts, duplicates and skipped images; what is doubtful."""
     splits = {
         role: {
             "n": len(images),
@@ -188,10 +192,17 @@ def audit(images_by_role: Mapping[str, LabelledImages], notes: Sequence[str]) ->
             "source": images.source,
             "labelled": images.labelled,
             "classes": {str(label): count for label, count in sorted(Counter(images.labels.tolist()).items())},
+            "skipped": [asdict(image) for image in images.skipped],
         }
         for role, images in images_by_role.items()
     }
-    return {"splits": splits, "notes": list(notes)}
+    duplicates = find_duplicates(images_by_role)
+    return {
+        "splits": splits,
+        "notes": list(notes),
+        "duplicates": [asdict(found) for found in duplicates],
+        "warnings": [asdict(warning) for warning in (*warnings, *warn_of(duplicates))],
+    }
 
 
 def environment(host: Host) -> dict[str, Any]:

@@ -121,7 +121,10 @@ def make_report(num_classes=10, *, num_inputs=600, name="layer1.0", cell=True, m
          "limit": None, "interval": None},
     ]  # fmt: skip
     data = {"n": num_inputs, "digest": "ab" * 32, "source": name, "labelled": True,
-            "classes": {str(label): int((labels == label).sum()) for label in range(num_classes)}}  # fmt: skip
+            "classes": {str(label): int((labels == label).sum()) for label in range(num_classes)},
+            "skipped": [{"row": 7, "name": name, "reason": name}]}  # fmt: skip
+    duplicates = [{"first": "repair", "second": second, "exact": 3, "near": 2, "compared": num_inputs,
+                   "examples": [[1, 9], [2, 19]]} for second in (None, "test")]  # fmt: skip
     return {
         "object": "report",
         "schema_version": SCHEMA_VERSION,
@@ -149,7 +152,8 @@ def make_report(num_classes=10, *, num_inputs=600, name="layer1.0", cell=True, m
         },
         "blocks": [block],
         "trials": [trial],
-        "data": {"splits": {"repair": data, "test": data}, "notes": [name]},
+        "data": {"splits": {"repair": data, "test": data}, "notes": [name], "duplicates": duplicates,
+                 "warnings": [{"code": "near_duplicates", "detail": name, "hint": name}]},
         "recognition": {
             "kind": "jpeg_compression", "parameter": 75.0, "unit": "quality", "fits": True, "sureness": 1.0,
             "distance": 2.5, "identity_distance": 158.5, "divergences": {"identity": 0.01}, "num_field": 200,
