@@ -206,7 +206,7 @@ def _data(audit: Mapping[str, Any]) -> str:
         + [f"{twice[role][kind]:,}" if role in twice else "" for kind in ("exact", "near")]
         for role, split in audit["splits"].items()
     ]
-    table = _table(["set", "inputs", "broken, skipped", "twice in it", "nearly twice"], rows)
+    table = _table(["set", "inputs", "unreadable, skipped", "twice in it", "nearly twice"], rows)
     doubts = [f"- ⚠️ {words(warning['detail'])}. {words(warning['hint'])}" for warning in audit["warnings"]]
     return "\n\n".join(part for part in ("### Data", table, "\n".join(doubts)) if part)
 
