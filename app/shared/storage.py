@@ -1,4 +1,4 @@
-"""The object store: uploads by their content's hash, artifacts by job and attempt. Local directory or S3, one code."""
+"""The object store: contents by their hash or as they came in, artifacts by job and attempt. Local directory or S3."""
 
 import asyncio
 import contextlib
