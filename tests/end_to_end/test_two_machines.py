@@ -1,4 +1,4 @@
-"""Two workers that share nothing but database, broker and store, each with the real engine."""
+"""Gateway and workers that share nothing but database, broker and store, each worker with the real engine."""
 
 import io
 import os
@@ -70,6 +70,24 @@ def test_another_machine_goes_on_from_the_checkpoint_of_a_killed_one(
     goes_on = re.search(r"goes on from a checkpoint: step (\d+) of (\d+)", text)
     assert goes_on, text
     assert 0 < int(goes_on[1]) < int(goes_on[2])
+
+
+def test_what_one_machine_evaluates_another_serves(settings, start_gateway, submission, case, tmp_path, eventually):
+    spec = {
+        "kind": "evaluate",
+        "datasets": {"test": "upload:test"},
+        "evaluation": {"corruptions": ["fog"], "max_inputs": 100},
+        "gates": ["test.accuracy >= 0.5", "corruptions.accuracy >= 0.99"],
+    }
+    files = {"model": case.model.read_bytes(), "test": case.test.read_bytes()}
+    with start_gateway(settings) as gateway, worker(settings, tmp_path / "worker"):
+        job_id = gateway.client.post("/v1/jobs", files=submission(spec, **files)).raise_for_status().json()["id"]
+        job = eventually(lambda: done(gateway, job_id), seconds=200)
+        page = gateway.client.get(f"/v1/jobs/{job_id}/report", params={"format": "html"}, follow_redirects=True)
+    assert (job["status"], job["verdict"], job["error"]) == ("succeeded", "fail", None)
+    assert [gate["state"] for gate in job["result"]["gates"]] == ["pass", "fail"]
+    assert [row["kind"] for row in job["result"]["corruptions"]["kinds"]] == ["fog"]
+    assert "Evaluation report" in page.raise_for_status().text
 
 
 def done(gateway, job_id):
