@@ -24,7 +24,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.errors import ApiProblem
-from app.schemas import EventRead
+from app.schemas.responses import EventRead
 from app.shared.tables import Job
 
 LOOK_SECONDS = 0.5

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement
 
 from app.auth import JobsReader
 from app.openapi import METADATA
-from app.schemas import MAX_METADATA_PAIRS, AskedTime, MetadataKey, MetadataValue
+from app.schemas.requests import MAX_METADATA_PAIRS, AskedTime, MetadataKey, MetadataValue
 from app.shared.datasets import INGEST
 from app.shared.labels import has_label
 from app.shared.models import INSPECT

@@ -7,16 +7,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.limits import MAX_DIMENSIONS, MAX_INPUT_SIDE
-from app.schemas import (
+from app.schemas.requests import (
     CancelRequest,
     DatasetCreate,
     JobCreate,
     ModelCreate,
-    Problem,
     UploadComplete,
     UploadCreate,
     VerdictRequest,
 )
+from app.schemas.responses import Problem
 from app.shared.references import DATA_PATTERN, MODEL_PATTERN
 from archrepair_core.spec import SPLITS
 

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import ApiProblem
-from app.schemas import JobCreate
+from app.schemas.requests import JobCreate
 from app.shared.contents import lock_contents
 from app.shared.db import db_now
 from app.shared.egress import EgressPolicy

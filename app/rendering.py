@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import PROBLEMS, problem_type
-from app.schemas import (
+from app.schemas.responses import (
     ApiKeyRead,
     ArtifactRead,
     AttemptRead,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.errors import ApiProblem
 from app.references import parse_references
-from app.schemas import GivenShape, JobCreate
+from app.schemas.requests import GivenShape, JobCreate
 
 
 def parse_spec(raw: bytes) -> JobCreate:

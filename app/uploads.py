@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from app.errors import ApiProblem
 from app.limits import body_too_large, limit_body, read_small_body, read_spec_bytes
 from app.multipart import Part, read_parts
-from app.schemas import JobCreate
+from app.schemas.requests import JobCreate
 from app.shared.contents import keep_content, lock_contents
 from app.shared.references import UPLOAD
 from app.shared.settings import Settings

@@ -17,7 +17,7 @@ from app.downloads import DOWNLOAD_RESPONSES, Download, download_of, send_file
 from app.errors import ApiProblem, problem_responses
 from app.rendering import render_artifact
 from app.rows import find_job, find_row
-from app.schemas import ArtifactPage
+from app.schemas.responses import ArtifactPage
 from app.shared.jobs import DONE
 from app.shared.tables import Artifact, Job, Model
 from app.waiting import RETRY_AFTER_SECONDS

@@ -22,7 +22,8 @@ from app.quotas import require_quotas
 from app.references import allow, content_columns, usable_upload
 from app.rendering import render_dataset
 from app.rows import find_row
-from app.schemas import DatasetCreate, DatasetFields, DatasetPage, DatasetRead
+from app.schemas.requests import DatasetCreate, DatasetFields
+from app.schemas.responses import DatasetPage, DatasetRead
 from app.shared.contents import free_content, lock_contents
 from app.shared.datasets import delete_dataset, submit_ingest
 from app.shared.ids import new_id

@@ -17,7 +17,7 @@ from app.errors import problem_responses
 from app.feed import Episode, told
 from app.rendering import render_event
 from app.rows import find_job
-from app.schemas import EventPage
+from app.schemas.responses import EventPage
 from app.shared.joblog import LOG
 from app.shared.jobs import DONE
 from app.shared.tables import JobEvent

@@ -26,7 +26,8 @@ from app.rendering import render_job, render_jobs
 from app.retries import require_customers_own, require_done, retry_job
 from app.routes.models import add_model, file_columns
 from app.rows import find_job, usable_model
-from app.schemas import CancelRequest, JobCreate, JobPage, JobRead, Validation
+from app.schemas.requests import CancelRequest, JobCreate
+from app.schemas.responses import JobPage, JobRead, Validation
 from app.shared.cache import cache_key, find_cached
 from app.shared.deletion import keep_seconds, mark_deleted
 from app.shared.jobs import JobAlreadyDone, request_cancel, submit_job

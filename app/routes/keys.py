@@ -15,7 +15,8 @@ from app.keys import KEYS_WRITE, add_api_key, live_keys
 from app.pages import Cursor, Limit, cut, page_of
 from app.rendering import render_key
 from app.rows import find_row
-from app.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyPage, ApiKeyRead
+from app.schemas.requests import ApiKeyCreate
+from app.schemas.responses import ApiKeyCreated, ApiKeyPage, ApiKeyRead
 from app.shared.db import db_now
 from app.shared.tables import ApiKey, Project
 

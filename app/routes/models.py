@@ -20,7 +20,8 @@ from app.quotas import require_quotas
 from app.references import content_columns, usable_upload
 from app.rendering import render_blocks, render_model
 from app.rows import find_row, models_of, why_rejected
-from app.schemas import BlockPage, ModelCreate, ModelPage, ModelRead
+from app.schemas.requests import ModelCreate
+from app.schemas.responses import BlockPage, ModelPage, ModelRead
 from app.shared.contents import free_content, lock_contents
 from app.shared.ids import new_id
 from app.shared.models import (

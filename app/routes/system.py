@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from app.auth import SystemReader
 from app.deps import CurrentGateway, Gateway
 from app.errors import problem_responses
-from app.schemas import Health, NamedQueue, QueueState, Readiness, System, WorkerSeen
+from app.schemas.system import Health, NamedQueue, QueueState, Readiness, System, WorkerSeen
 from app.shared.jobs import HELD, LIVE
 from app.shared.queueing import expected_wait_seconds
 from app.shared.storage import probe

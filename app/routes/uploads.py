@@ -21,7 +21,8 @@ from app.parts import receive_part
 from app.quotas import require_quotas
 from app.rendering import render_part_urls, render_upload
 from app.rows import find_row
-from app.schemas import MAX_PARTS, SentPart, UploadComplete, UploadCreate, UploadPartRead, UploadRead
+from app.schemas.requests import MAX_PARTS, SentPart, UploadComplete, UploadCreate
+from app.schemas.responses import UploadPartRead, UploadRead
 from app.shared import storage
 from app.shared.db import db_now
 from app.shared.ids import new_id

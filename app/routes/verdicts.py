@@ -16,7 +16,8 @@ from app.errors import ApiProblem, problem_responses
 from app.idempotency import Answer, Once, answer_once
 from app.openapi import VERDICT_BODY
 from app.routes.jobs import find_job
-from app.schemas import VerdictRead, VerdictRequest
+from app.schemas.requests import VerdictRequest
+from app.schemas.responses import VerdictRead
 from app.shared.jobs import DONE
 from app.shared.tables import Job
 from app.waiting import RETRY_AFTER_SECONDS

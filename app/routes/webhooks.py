@@ -18,14 +18,13 @@ from app.pages import Cursor, Limit, cut, page_of
 from app.quotas import require_quotas
 from app.rendering import render_delivery, render_endpoint
 from app.rows import find_job, find_row
-from app.schemas import (
+from app.schemas.requests import WebhookEndpointCreate, WebhookEndpointUpdate
+from app.schemas.responses import (
     WebhookDeliveryPage,
     WebhookDeliveryRead,
-    WebhookEndpointCreate,
     WebhookEndpointPage,
     WebhookEndpointRead,
     WebhookEndpointSecret,
-    WebhookEndpointUpdate,
     WebhookSigningSecret,
 )
 from app.shared.db import db_now

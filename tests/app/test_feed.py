@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app import feed as feeds
 from app.errors import ApiProblem
 from app.feed import Episode, Feed, running_feed, told
-from app.schemas import EventRead
+from app.schemas.responses import EventRead
 from app.shared import jobs
 from app.shared.claims import claim_job
 from app.shared.jobs import record_progress, request_cancel, submit_job

@@ -1,7 +1,7 @@
 import pytest
 
 from app.errors import PROBLEM_MEDIA_TYPE, PROBLEMS
-from app.schemas import JobCreate
+from app.schemas.requests import JobCreate
 
 FAMILIES = {
     "auth",
