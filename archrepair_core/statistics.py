@@ -1,7 +1,7 @@
 """Paired statistics of two classifiers on the same inputs: what was fixed against what was broken.
 
-SciPy where it has the method. It has neither Holm's adjustment nor an interval for paired proportions (statsmodels has,
-but is a heavy dependency for two short formulas), so those two are here.
+SciPy where it has the method. It has neither Holm's adjustment (statsmodels has, a heavy dependency for a short formula)
+nor Tango's interval (neither of them has), so those two are here. Tests compare with both.
 """
 
 import math
@@ -76,6 +76,8 @@ def mean_below_zero_p(values: np.ndarray) -> float:
 
 def below_rest_p(right: int, n: int, *, all_right: int, all_n: int) -> float:
     """Fisher's exact one-sided p-value, that small where fewer of a part's n are right than of all the rest."""
+    if all_n == 0:
+        return 1.0
     return float(hypergeom.cdf(right, all_n, all_right, n))
 
 
