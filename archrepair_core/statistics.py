@@ -1,7 +1,7 @@
 """Paired statistics of two classifiers on the same inputs: what was fixed against what was broken.
 
-SciPy where it has the method. It has neither Holm's adjustment (statsmodels has, a heavy dependency for a short formula)
-nor Tango's interval (neither of them has), so those two are here. Tests compare with both.
+SciPy where it has the method. It has neither Holm's adjustment (statsmodels has: a heavy dependency for a short
+formula) nor Tango's interval (neither of them has), so those two are here. Tests compare with both.
 """
 
 import math

@@ -10,6 +10,8 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +25,15 @@ from app.shared.contents import lock_contents
 from app.shared.egress import EgressError, EgressPolicy
 from app.shared.fetch import fetch_to_file
 from app.shared.jobs import Claim, record_input
-from app.shared.references import REMOTE, Reference, ReferenceRefused, parse_reference, path_of, references_in
+from app.shared.references import (
+    REMOTE,
+    Reference,
+    ReferenceRefused,
+    parse_reference,
+    path_of,
+    references_in,
+    shards_of,
+)
 from app.shared.references import require_allowed as require_place
 from app.shared.settings import Settings
 from app.shared.storage import StoredFile
@@ -64,7 +74,8 @@ def fetch_reference(reference: Reference, path: Path, settings: Settings) -> Sto
                 sha256=reference.sha256,
             )
             return StoredFile(storage.blob_key(fetched.sha256), fetched.sha256, fetched.size_bytes)
-        chunks = _file_chunks(reference, settings) if reference.kind == "file" else _object_chunks(reference)
+        read = partial(_file_chunks, settings=settings) if reference.kind == "file" else _object_chunks
+        chunks = chain.from_iterable(map(read, shards_of(reference)))
         return _write(chunks, path, reference, max_bytes=settings.dataset_bytes)
     except (EgressError, ReferenceRefused) as error:
         raise FetchFailed(error.code, error.detail, hint=error.hint) from None

@@ -6,6 +6,8 @@ builtin:NAME            one that the engine carries
 https://…#sha256=HEX    a file on the internet, which has to be that one
 s3:// gs:// az://…      an object in a bucket the operator lists; #sha256=HEX may follow
 file:///…               a file under a directory the operator lists; #sha256=HEX may follow
+
+Of the last two, `shard-{000..011}.tar` is twelve tar archives, which are one when joined in this order.
 """
 
 import re
@@ -25,6 +27,9 @@ MAX_NAME_CHARACTERS = 190
 MODEL_REFERENCE = "model/reference"
 _ID = re.compile(r"(upl|ds)_[0-9A-Z]{26}")
 _FRAGMENT = re.compile(r"sha256=([0-9a-f]{64})")
+_SHARDS = re.compile(r"\{(\d{1,6})\.\.(\d{1,6})\}")
+TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+MAX_SHARDS = 10_000
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
 # The same as patterns of JSON Schema: nothing else is a reference. Of URLs they say the form, not what may be read.
 _DIGEST = "#sha256=[0-9a-f]{64}"
@@ -112,6 +117,28 @@ def _check_place(reference: Reference) -> None:
         raise ReferenceRefused("reference_invalid", f"{reference.shown!r} does not have the form {form}.")
     if not unquote(parts.path).isprintable():
         raise ReferenceRefused("reference_invalid", f"{reference.shown!r} names a path that cannot be printed.")
+    if (match := _SHARDS.search(reference.target)) is not None:
+        _check_shards(reference, *match.groups())
+
+
+def _check_shards(reference: Reference, first: str, last: str) -> None:
+    if not 0 <= int(last) - int(first) < MAX_SHARDS or len(first) > len(last) or reference.target.count("{") > 1:
+        detail = f"{reference.shown!r} is no range of at most {MAX_SHARDS} shards."
+        raise ReferenceRefused("reference_invalid", detail, hint="Write shard-{000..011}.tar, smaller number first.")
+    if not reference.filename.lower().endswith(TAR_SUFFIXES):
+        detail = f"{reference.shown!r} names shards that are not tar archives: only those can be joined."
+        raise ReferenceRefused("reference_invalid", detail, hint="Write WebDataset shards, or one file.")
+
+
+def shards_of(reference: Reference) -> list[Reference]:
+    """What a reference stands for, in order: itself, or every shard of its range."""
+    match = _SHARDS.search(reference.target) if reference.kind in (*CLOUDS, "file") else None
+    if match is None:
+        return [reference]
+    first, last = match.groups()
+    before, after = reference.target[: match.start()], reference.target[match.end() :]
+    numbers = range(int(first), int(last) + 1)
+    return [Reference(reference.kind, f"{before}{number:0{len(first)}}{after}") for number in numbers]
 
 
 def urlsplit_or_refuse(url: str) -> Any:

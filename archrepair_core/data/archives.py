@@ -181,9 +181,16 @@ class _Capped(io.RawIOBase):
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
+    """Several archives one after the other, as shards are joined, are one."""
     with ExitStack() as stack:
         stream = _Capped(stack.enter_context(_uncompressed(path)))
-        archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))
+        yield from _members_of_one_tar(stream)
+        while _another_begins(stream):
+            yield from _members_of_one_tar(stream)
+
+
+def _members_of_one_tar(stream: _Capped) -> Iterator[Member]:
+    with tarfile.open(fileobj=stream, mode="r:") as archive:
         while (info := archive.next()) is not None:
             if info.isfile():
                 yield Member(PurePosixPath(info.name), info.size, _extractor(archive, info))
@@ -191,6 +198,15 @@ def _tar_members(path: Path) -> Iterator[Member]:
         # It ends quietly where a header is cut off, too. A whole archive ends with a block of zeros.
         if stream.tell() < archive.offset + tarfile.BLOCKSIZE:
             raise EOFError("it has no end")
+
+
+def _another_begins(stream: _Capped) -> bool:
+    """Whether more than zeros follows; the stream then stands where it begins."""
+    while block := stream.read(tarfile.BLOCKSIZE):
+        if block.strip(b"\0"):
+            stream.seek(-len(block), io.SEEK_CUR)
+            return True
+    return False
 
 
 def _uncompressed(path: Path) -> IO[bytes]:

@@ -2,10 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import tarfile
-import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -19,41 +19,12 @@ from archrepair_core.data import archives
 from archrepair_core.data.formats import load_dataset
 from archrepair_core.errors import DatasetError
 from tests.archrepair_core.data.memory import growth_of_loading_mib
+from tests.archrepair_core.data.packed import as_tar, as_zip, npy, png
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 6, 8, 3), dtype=np.uint8)
 LABELS = np.array([0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 10, 10])
 NAMES = [f"name {number}" for number in range(11)]
 COMPRESSIONS = ("", "gz", "bz2", "xz")
-
-
-def png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def as_zip(files):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files:
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def as_tar(files, compression=""):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 ENCODED = [png(pixels) for pixels in PIXELS]
@@ -286,6 +257,25 @@ def test_a_tar_that_is_cut_off_is_never_a_smaller_one(load, compression, cut):
     with pytest.raises(DatasetError) as caught:
         load(whole[: int(cut * end)])
     assert caught.value.code in ("dataset.archive_broken", "dataset.image_broken")
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("layout", ["folders", "webdataset"])
+def test_shards_one_after_the_other_are_one_archive(load, from_npz, layout, compression):
+    files = with_bytes(LAYOUTS[layout])
+    cuts = [0, 6, 8, len(files)]
+    shards = [as_tar(files[start:stop], compression) for start, stop in itertools.pairwise(cuts)]
+    assert load(b"".join(shards)).digest == from_npz.digest
+    cut = b"".join(shards[:2]) + shards[2][: len(shards[2]) // 2 if compression else 700]
+    with pytest.raises(DatasetError) as caught:
+        load(cut)
+    assert caught.value.code in ("dataset.archive_broken", "dataset.image_broken")
+
+
+def test_what_follows_an_archive_and_is_none_is_not_passed_over(load):
+    with pytest.raises(DatasetError, match="cannot be read") as caught:
+        load(as_tar(TWO) + b"no archive" * 100)
+    assert caught.value.code == "dataset.archive_broken"
 
 
 def test_a_tar_cut_between_two_files_is_never_a_smaller_one(load):
