@@ -1,6 +1,12 @@
+import base64
 import hashlib
+import http.server
+import json
 import os
+import threading
 from dataclasses import replace
+from typing import ClassVar
+from urllib.parse import unquote
 
 import obstore
 import pytest
@@ -153,6 +159,85 @@ def test_an_object_of_an_opened_bucket_is_read_with_the_operators_credentials(op
     with pytest.raises(FetchFailed) as caught:
         fetch_reference(parse_reference(f"{url}.gone"), tmp_path / "to", opened.bench.settings)
     assert caught.value.problem["code"] == "dataset.not_there"
+
+
+class Cloud(http.server.BaseHTTPRequestHandler):
+    """What both clouds' protocols have in common: GET of a name that may be escaped. Azure's wants to know who asks."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self):
+        path = unquote(self.path)
+        content = self.objects.get(path)
+        if "x-ms-version" in self.headers and not self.headers["Authorization"].startswith("SharedKey acme:"):
+            content = None
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.send_header("Last-Modified", "Fri, 27 Nov 2026 01:00:00 GMT")
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        self.wfile.write(content or b"")
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def clouds(service, monkeypatch):
+    """A server to which the operator's environment points `gs://` and `az://`, and a worker that may read a bucket."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cloud)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    google = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(google))
+    azure = {"ENDPOINT": url, "ACCOUNT_NAME": "acme", "ACCOUNT_KEY": base64.b64encode(b"0" * 32).decode()}
+    for name, value in azure.items():
+        monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+    monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+    Cloud.objects = {}
+    yield service.bench.settings.model_copy(update={"dataset_buckets": ("gs://signs/open", "az://signs/open")})
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_clouds_are_read_with_the_operators_settings(clouds, tmp_path, kind):
+    Cloud.objects["/signs/open/a b.npz"] = DATA
+    fetched = fetch_reference(parse_reference(f"{kind}://signs/open/a%20b.npz"), tmp_path / "to", clouds)
+    assert (fetched.sha256, (tmp_path / "to").read_bytes()) == (SHA256, DATA)
+    for path, code in (("open/none.npz", "not_there"), ("closed/a.npz", "reference_not_allowed")):
+        with pytest.raises(FetchFailed) as caught:
+            fetch_reference(parse_reference(f"{kind}://signs/{path}"), tmp_path / "to", clouds)
+        assert caught.value.problem["code"] == f"dataset.{code}"
+
+
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_shards_of_a_cloud_are_joined_in_order(clouds, tmp_path, kind):
+    for number in range(8, 12):
+        Cloud.objects[f"/signs/open/s-{number:02}.tar"] = b"%d " % number
+    sha256 = hashlib.sha256(b"8 9 10 11 ").hexdigest()
+    reference = parse_reference(f"{kind}://signs/open/s-{{08..11}}.tar#sha256={sha256}")
+    assert fetch_reference(reference, tmp_path / "to", clouds).sha256 == sha256
+    assert (tmp_path / "to").read_bytes() == b"8 9 10 11 "
+    with pytest.raises(FetchFailed, match=r"no object .*s-12\.tar"):
+        fetch_reference(parse_reference(f"{kind}://signs/open/s-{{08..12}}.tar"), tmp_path / "to", clouds)
+
+
+def test_shards_of_a_directory_become_one_input_within_the_limit(opened, root):
+    for number in range(3):
+        (root / f"s-{number}.tar").write_bytes(b"%d" % number * 300)
+    reference = f"{root.as_uri()}/s-{{0..2}}.tar"
+    job_id = submit(opened, reference)
+    run_next_job(opened.bench)
+    assert opened.job(job_id).status == "succeeded", opened.job(job_id).error
+    (kept,) = inputs(opened, job_id)
+    assert (kept.name, kept.size_bytes) == (reference, 900)
+    assert opened.artifacts(job_id)["repaired.pt"][1] == b"MODEL" + b"".join(b"%d" % n * 300 for n in range(3))
+    (root / "s-3.tar").write_bytes(b"3" * 300)
+    with pytest.raises(FetchFailed, match="more than the 1,000 bytes"):
+        fetch_reference(parse_reference(f"{root.as_uri()}/s-{{0..3}}.tar"), root.parent / "to", opened.bench.settings)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from app.shared.references import (
     parse_reference,
     path_of,
     require_allowed,
+    shards_of,
 )
 
 HEX = "0123456789abcdef" * 4
@@ -68,6 +69,11 @@ def test_a_reference_means_one_thing(text, reference):
         ("file:///data/%2e%2e/etc", "reference_invalid"),
         ("file:///data/a%00b", "reference_invalid"),
         ("file:///data/ü", "reference_invalid"),
+        ("s3://acme/a-{3..1}.tar", "reference_invalid"),
+        ("s3://acme/a-{000..10}.tar", "reference_invalid"),
+        ("s3://acme/a-{0..10000}.tar", "reference_invalid"),
+        ("s3://acme/{0..1}/a-{0..1}.tar", "reference_invalid"),
+        ("s3://acme/a-{0..1}.parquet", "reference_invalid"),
     ],
 )
 def test_what_means_nothing_says_so(text, code):
@@ -75,6 +81,13 @@ def test_what_means_nothing_says_so(text, code):
         parse_reference(text)
     assert caught.value.code == code
     assert caught.value.hint
+
+
+def test_a_range_of_shards_is_each_of_them_in_order():
+    shards = shards_of(parse_reference(f"gs://acme/s-{{098..101}}.tar.gz#sha256={HEX}"))
+    assert [shard.target for shard in shards] == [f"gs://acme/s-{n}.tar.gz" for n in ("098", "099", "100", "101")]
+    for text in ("s3://acme/a{b}.npz", "s3://acme/a-{0..x}.tar", f"https://a.org/{{0..3}}.tar#sha256={HEX}"):
+        assert [shard.target for shard in shards_of(parse_reference(text))] == [text.partition("#")[0]], "its name"
 
 
 @given(st.text() | URLS)
