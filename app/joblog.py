@@ -21,8 +21,12 @@ _SAID = {"attempt", "status"}
 
 @dataclass(frozen=True)
 class LogLine:
-    """`source` is `service` or `engine`; of an attempt that is given back uncounted the number comes twice."""
+    """`source` is `service` or `engine`; of an attempt that is given back uncounted the number comes twice.
 
+    `seq` grows along the log; lines that came in together share one. None where the log is a stored file.
+    """
+
+    seq: int | None
     at: str | None
     attempt: int | None
     source: str
@@ -37,9 +41,9 @@ class LogLine:
         return json.dumps({"object": "log_line", **asdict(self)}, ensure_ascii=False) + "\n"
 
 
-def log_lines(session: Session, job_id: str, *, tail: int, attempt: int | None) -> list[LogLine]:
-    """The last `tail` lines, of one attempt or of all."""
-    rows = select(JobEvent).where(JobEvent.job_id == job_id)
+def log_lines(session: Session, job_id: str, *, tail: int, attempt: int | None, after: int) -> list[LogLine]:
+    """The last `tail` lines, of one attempt or of all, of those after the seq `after`."""
+    rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after)
     if attempt is not None:
         rows = rows.where(JobEvent.data["attempt"].as_integer() == attempt)
     # A row is one line at least.
@@ -53,14 +57,14 @@ def _lines(rows: Sequence[JobEvent]) -> Iterator[LogLine]:
         at, attempt = rfc3339(row.created_at), row.data.get("attempt")
         if row.type != LOG:
             end = 0 if row.type == "job.started" else end
-            yield LogLine(at, attempt, "service", _printable(_told(row.type, row.data)))
+            yield LogLine(row.seq, at, attempt, "service", _printable(_told(row.type, row.data)))
             continue
         start = row.data["start"]
         if end is not None and start > end:
-            yield LogLine(at, attempt, "service", f"{start - end} bytes of the engine's log are left out here")
+            yield LogLine(row.seq, at, attempt, "service", f"{start - end} bytes of the engine's log are left out here")
         end = row.data["end"]
         for line in row.data["text"].removesuffix("\n").split("\n"):
-            yield LogLine(at, attempt, "engine", _printable(line))
+            yield LogLine(row.seq, at, attempt, "engine", _printable(line))
 
 
 def _told(kind: str, data: dict[str, Any]) -> str:
@@ -80,7 +84,7 @@ async def stored_lines(store: ObjectStore, log: Artifact, *, tail: int) -> list[
     """The last lines of a log of before there were rows of it."""
     text = await _end_of(store, log.storage_key, size_bytes=log.size_bytes, tail=tail)
     at = rfc3339(log.created_at)
-    return [LogLine(at, log.attempt, "engine", _printable(line)) for line in text.split("\n")[-tail:]]
+    return [LogLine(None, at, log.attempt, "engine", _printable(line)) for line in text.split("\n")[-tail:]]
 
 
 async def _end_of(store: ObjectStore, key: str, *, size_bytes: int, tail: int) -> str:

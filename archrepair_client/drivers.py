@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
@@ -52,8 +52,19 @@ async def _pieces_async(body: FileSlice) -> AsyncIterator[bytes]:
         yield piece
 
 
+def _built(http: httpx.Client | httpx.AsyncClient, request: Request, content: Any, stack: ExitStack) -> httpx.Request:
+    """The request as httpx sends it; files of a form are open as long as `stack` is."""
+    arguments = _arguments(request, stack)
+    if content is not None:
+        arguments["content"] = content
+    if not urlsplit(request.path).scheme:
+        return http.build_request(request.method, request.path, **arguments)
+    # Made apart from the client, whose headers, with the key in them, are the service's.
+    timeout = arguments.pop("timeout", http.timeout)
+    return httpx.Request(request.method, request.path, **arguments, extensions={"timeout": timeout.as_dict()})
+
+
 def _arguments(request: Request, stack: ExitStack) -> dict[str, Any]:
-    """What httpx builds the request from; files are open as long as `stack` is."""
     arguments: dict[str, Any] = {"headers": dict(request.headers)}
     if request.query:
         arguments["params"] = {name: value for name, value in request.query.items() if value is not None}
@@ -87,38 +98,37 @@ class SyncDriver:
 
     def run(self, steps: Steps[T]) -> T:
         """The result of the steps."""
-        with _Session(self._http) as session:
-            answer: Any = None
-            error: httpx.RequestError | None = None
+        with _Session(self._http, self.run) as session:
+            resume: Callable[[], Effect] = partial(next, steps)
             while True:
                 try:
-                    effect = steps.send(answer) if error is None else steps.throw(error)
+                    effect = resume()
                 except StopIteration as stop:
                     return stop.value
-                answer, error = session.answer(effect, self.run)
+                resume = session.answer(effect, steps)
 
     def iterate(self, steps: Listing[T]) -> Iterator[T]:
         """The items of the steps."""
-        with _Session(self._http) as session:
-            answer: Any = None
-            error: httpx.RequestError | None = None
+        with _Session(self._http, self.run) as session:
+            resume: Callable[[], Effect | Item[T]] = partial(next, steps)
             while True:
                 try:
-                    effect = steps.send(answer) if error is None else steps.throw(error)
+                    effect = resume()
                 except StopIteration:
                     return
-                answer, error = None, None
                 if isinstance(effect, Item):
                     yield effect.value
+                    resume = partial(next, steps)
                 else:
-                    answer, error = session.answer(effect, self.run)
+                    resume = session.answer(effect, steps)
 
 
 class _Session:
     """What is open while one call runs."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: httpx.Client, run: Callable[[Any], Any]) -> None:
         self._http = http
+        self._run = run
         self._open = ExitStack()
         self._bodies: dict[int, Iterator[bytes]] = {}
 
@@ -128,14 +138,14 @@ class _Session:
     def __exit__(self, *_error: object) -> None:
         self._open.close()
 
-    def answer(self, effect: Effect, run: Callable[[Any], Any]) -> tuple[Any, httpx.RequestError | None]:
-        """What the effect gives, or how the connection failed."""
+    def answer(self, effect: Effect, steps: Generator[Any, Any, Any]) -> Callable[[], Any]:
+        """How the steps go on: with what the effect gives, or with how the connection failed."""
         try:
-            return self._perform(effect, run), None
+            return partial(steps.send, self._perform(effect))
         except httpx.RequestError as error:
-            return None, error
+            return partial(steps.throw, error)
 
-    def _perform(self, effect: Effect, run: Callable[[Any], Any]) -> Any:
+    def _perform(self, effect: Effect) -> Any:
         match effect:
             case Send(request):
                 return self._send(request, stream=False)
@@ -151,7 +161,7 @@ class _Session:
                 return function()
             case Together(steps, limit):
                 with ThreadPoolExecutor(limit) as pool:
-                    futures = [pool.submit(run, one) for one in steps]
+                    futures = [pool.submit(self._run, one) for one in steps]
                     try:
                         return [future.result() for future in futures]
                     except BaseException:
@@ -159,12 +169,9 @@ class _Session:
                         raise
 
     def _send(self, request: Request, *, stream: bool) -> httpx.Response:
+        content = pieces(request.body) if request.body is not None else None
         with ExitStack() as files:
-            arguments = _arguments(request, files)
-            if request.body is not None:
-                arguments["content"] = pieces(request.body)
-            built = self._http.build_request(request.method, request.path, **arguments)
-            return self._http.send(built, stream=stream)
+            return self._http.send(_built(self._http, request, content, files), stream=stream)
 
     def _opened(self, request: Request, chunk_bytes: int | None) -> httpx.Response:
         response = self._send(request, stream=True)
@@ -184,38 +191,37 @@ class AsyncDriver:
 
     async def run(self, steps: Steps[T]) -> T:
         """The result of the steps."""
-        async with _AsyncSession(self._http) as session:
-            answer: Any = None
-            error: httpx.RequestError | None = None
+        async with _AsyncSession(self._http, self.run) as session:
+            resume: Callable[[], Effect] = partial(next, steps)
             while True:
                 try:
-                    effect = steps.send(answer) if error is None else steps.throw(error)
+                    effect = resume()
                 except StopIteration as stop:
                     return stop.value
-                answer, error = await session.answer(effect, self.run)
+                resume = await session.answer(effect, steps)
 
     async def iterate(self, steps: Listing[T]) -> AsyncIterator[T]:
         """The items of the steps."""
-        async with _AsyncSession(self._http) as session:
-            answer: Any = None
-            error: httpx.RequestError | None = None
+        async with _AsyncSession(self._http, self.run) as session:
+            resume: Callable[[], Effect | Item[T]] = partial(next, steps)
             while True:
                 try:
-                    effect = steps.send(answer) if error is None else steps.throw(error)
+                    effect = resume()
                 except StopIteration:
                     return
-                answer, error = None, None
                 if isinstance(effect, Item):
                     yield effect.value
+                    resume = partial(next, steps)
                 else:
-                    answer, error = await session.answer(effect, self.run)
+                    resume = await session.answer(effect, steps)
 
 
 class _AsyncSession:
     """What is open while one call runs."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, run: Callable[[Any], Any]) -> None:
         self._http = http
+        self._run = run
         self._open = AsyncExitStack()
         self._bodies: dict[int, AsyncIterator[bytes]] = {}
 
@@ -225,14 +231,14 @@ class _AsyncSession:
     async def __aexit__(self, *_error: object) -> None:
         await self._open.aclose()
 
-    async def answer(self, effect: Effect, run: Callable[[Any], Any]) -> tuple[Any, httpx.RequestError | None]:
-        """What the effect gives, or how the connection failed."""
+    async def answer(self, effect: Effect, steps: Generator[Any, Any, Any]) -> Callable[[], Any]:
+        """How the steps go on: with what the effect gives, or with how the connection failed."""
         try:
-            return await self._perform(effect, run), None
+            return partial(steps.send, await self._perform(effect))
         except httpx.RequestError as error:
-            return None, error
+            return partial(steps.throw, error)
 
-    async def _perform(self, effect: Effect, run: Callable[[Any], Any]) -> Any:
+    async def _perform(self, effect: Effect) -> Any:
         match effect:
             case Send(request):
                 return await self._send(request, stream=False)
@@ -247,15 +253,12 @@ class _AsyncSession:
             case Call(function):
                 return await asyncio.to_thread(function)
             case Together(steps, limit):
-                return await _gathered([partial(run, one) for one in steps], limit)
+                return await _gathered([partial(self._run, one) for one in steps], limit)
 
     async def _send(self, request: Request, *, stream: bool) -> httpx.Response:
+        content = _pieces_async(request.body) if request.body is not None else None
         with ExitStack() as files:
-            arguments = _arguments(request, files)
-            if request.body is not None:
-                arguments["content"] = _pieces_async(request.body)
-            built = self._http.build_request(request.method, request.path, **arguments)
-            return await self._http.send(built, stream=stream)
+            return await self._http.send(_built(self._http, request, content, files), stream=stream)
 
     async def _opened(self, request: Request, chunk_bytes: int | None) -> httpx.Response:
         response = await self._send(request, stream=True)

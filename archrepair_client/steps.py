@@ -37,7 +37,10 @@ class FileSlice:
 
 @dataclass(frozen=True)
 class Request:
-    """An HTTP request in words; it can be sent again as it is. `path` is below `/v1`."""
+    """An HTTP request in words; it can be sent again as it is. `path` is below `/v1`.
+
+    A `path` that is a whole URL leads elsewhere, to an object store: the key is not sent there.
+    """
 
     method: str
     path: str

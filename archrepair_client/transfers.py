@@ -88,16 +88,35 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_digest(part: FileSlice) -> str:
-    """The header `Content-Digest` of a part."""
-    digest = hashlib.sha256()
+@dataclass(frozen=True)
+class Digests:
+    """Of one part. S3 checks MD5 where a signed URL leaves no room for another; nothing rests on it alone."""
+
+    sha256: bytes
+    md5: bytes
+
+    @property
+    def content_digest(self) -> str:
+        """The header `Content-Digest`."""
+        return f"sha-256=:{base64.b64encode(self.sha256).decode()}:"
+
+    @property
+    def content_md5(self) -> str:
+        """The header `Content-MD5`."""
+        return base64.b64encode(self.md5).decode()
+
+
+def digests_of(part: FileSlice) -> Digests:
+    """Both, in one reading."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with part.path.open("rb") as file:
         file.seek(part.offset)
         left = part.size_bytes
         while left and (piece := file.read(min(CHUNK_BYTES, left))):
-            digest.update(piece)
+            sha256.update(piece)
+            md5.update(piece)
             left -= len(piece)
-    return f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
+    return Digests(sha256.digest(), md5.digest())
 
 
 class PartialFile:

@@ -120,7 +120,10 @@ class JobEvent(Answer):
 
 
 class LogLine(Answer):
+    """`seq` grows along the log; the lines an engine said together share one."""
+
     text: str
+    seq: int | None = None
     at: datetime | None = None
     attempt: int | None = None
     source: str = ""
@@ -194,8 +197,15 @@ class UploadPart(Answer):
     sha256: str | None = None
 
 
+class PartUrl(Answer):
+    """Where in the object store a part may be put, by anybody who has the URL, for an hour."""
+
+    number: int
+    url: str = Field(repr=False)
+
+
 class Upload(Answer):
-    """A file on its way in, or in."""
+    """A file on its way in, or in. `part_urls` are there when they were asked for."""
 
     id: str
     done: bool
@@ -206,6 +216,7 @@ class Upload(Answer):
     part_count: int
     sha256: str | None = None
     parts: list[UploadPart] = []
+    part_urls: list[PartUrl] | None = None
     error: JobError | None = None
 
 

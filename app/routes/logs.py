@@ -32,7 +32,7 @@ LOG_VIEWS = {"text": LogView("text/plain", LogLine.as_text), "ndjson": LogView("
 LOG_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Vary": "Accept"}
 LOG_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The log; of NDJSON each line is an object with `at`, `attempt`, `source` and `text`",
+        "description": "The log; of NDJSON each line is an object with `seq`, `at`, `attempt`, `source` and `text`",
         "content": {view.media_type: {"schema": {"type": "string"}} for view in LOG_VIEWS.values()},
     },
     **problem_responses(406),
@@ -48,16 +48,19 @@ async def get_logs(
     *,
     tail: Annotated[int, Query(ge=1, le=10_000, description="Only this many of the last lines.")] = 1000,
     attempt: Annotated[int | None, Query(ge=1, lt=2**31, description="Only what this attempt left.")] = None,
+    after: Annotated[int, Query(ge=0, lt=2**53, description="Only lines whose `seq` is larger.")] = 0,
     format: Annotated[Literal["text", "ndjson"] | None, Query(description="Before what Accept says.")] = None,
 ) -> Response:
     """What the service did and the engine said, in every state; while the job runs, a second or two later."""
     view = view_for(request, format, LOG_VIEWS, noun="log")
-    found = await run_in_threadpool(_find, gateway, job_id, caller.project_id, tail, attempt)
+    found = await run_in_threadpool(_find, gateway, job_id, caller.project_id, tail, attempt, after)
     lines = await stored_lines(gateway.store, found, tail=tail) if isinstance(found, Artifact) else found
     return Response("".join(map(view.write, lines)), media_type=view.media_type, headers=LOG_HEADERS)
 
 
-def _find(gateway: Gateway, job_id: str, project_id: str, tail: int, attempt: int | None) -> list[LogLine] | Artifact:
+def _find(
+    gateway: Gateway, job_id: str, project_id: str, tail: int, attempt: int | None, after: int
+) -> list[LogLine] | Artifact:
     """The lines, or the file where the lines lie of a job that ran before they were rows."""
     stored = select(Artifact).where(Artifact.job_id == job_id, Artifact.kind == "log")
     if attempt is not None:
@@ -68,4 +71,4 @@ def _find(gateway: Gateway, job_id: str, project_id: str, tail: int, attempt: in
         newest = session.scalars(stored.order_by(Artifact.attempt.desc(), Artifact.id.desc()).limit(1)).first()
         if newest is not None and newest.size_bytes and session.scalar(live) is None:
             return newest
-        return log_lines(session, job_id, tail=tail, attempt=attempt)
+        return log_lines(session, job_id, tail=tail, attempt=attempt, after=after)

@@ -19,6 +19,7 @@ from archrepair_client.cli.options import (
 )
 from archrepair_client.exits import INCONCLUSIVE, OF_VERDICTS
 from archrepair_client.output import JOB_COLUMNS, JOB_FIELDS, Output, gate_lines, write_json, write_lines
+from archrepair_client.types import LogLine
 
 app = typer.Typer()
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB…", help="job_…, one or several.")]
@@ -67,15 +68,24 @@ def logs(
     job: JobId,
     tail: Annotated[int, typer.Option(min=1, max=10_000, help="So many of the last lines.")] = 1000,
     attempt: Annotated[int | None, typer.Option(min=1)] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="And what is said, until the job is done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What the service did with the job, and what its engine said."""
+    """What the service did with the job, and what its engine said. JSON is a list; with --follow, an object a line."""
     with connected() as client:
-        lines = client.jobs.logs(job, tail=tail, attempt=attempt)
+        if follow:
+            lines = client.jobs.follow_logs(job, tail=tail, attempt=attempt)
+            write_lines(line.model_dump_json() if as_json else _in_words(line) for line in lines)
+            return
+        found = client.jobs.logs(job, tail=tail, attempt=attempt)
     if as_json:
-        write_json([line.model_dump(mode="json") for line in lines])
-        return
-    write_lines(f"{line.at:%H:%M:%S} #{line.attempt or 0} {line.source:<7} {line.text}" for line in lines)
+        write_json([line.model_dump(mode="json") for line in found])
+    else:
+        write_lines(_in_words(line) for line in found)
+
+
+def _in_words(line: LogLine) -> str:
+    return f"{line.at:%H:%M:%S} #{line.attempt or 0} {line.source:<7} {line.text}"
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from archrepair_client.cli import ci, datasets, jobs, keys, login, models, report, service, submit
+from archrepair_client.cli import ci, datasets, jobs, keys, local_service, login, models, report, submit
 from archrepair_client.cli.options import FLAGS, Flags
 from archrepair_client.errors import ArchRepairError
 from archrepair_client.exits import INTERRUPTED, code_of_error
@@ -67,9 +67,9 @@ GROUPS = {
     "keys": (keys.app, "The project's API keys."),
 }
 COMMANDS = (
-    service.up,
-    service.demo,
-    service.doctor,
+    local_service.up,
+    local_service.demo,
+    local_service.doctor,
     login.login,
     submit.repair,
     submit.localize,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from archrepair_client.cli.follow import followed
-from archrepair_client.cli.local import run_locally
+from archrepair_client.cli.local_engine import run_locally
 from archrepair_client.cli.options import AsJson, Metadata, Quiet, Timeout, connected, pairs_of, seconds_of
 from archrepair_client.display import Display
 from archrepair_client.errors import BadInput

@@ -21,6 +21,8 @@ from archrepair_client.types import Artifact, Job, JobEvent, LogLine, Verdict
 # What is larger goes in parts, which a broken connection does not send back to the beginning.
 ONE_SHOT_BYTES = 8 * 1024 * 1024
 RECONNECT_SECONDS = 1.0
+LOG_POLL_SECONDS = 1.0
+MOST_LOG_LINES = 10_000
 OnChange = Callable[[Job], None]
 OnEvent = Callable[[JobEvent], None]
 
@@ -165,8 +167,28 @@ class Jobs(Resource[D]):
     @operation
     def logs(self, job_id: str, *, tail: int = 1000, attempt: int | None = None) -> Steps[Sequence[LogLine]]:
         """The last lines of what the service did and the engine said; there in every state."""
-        query = given(tail=tail, attempt=attempt, format="ndjson")
-        text = (yield from self._get(f"/jobs/{job_id}/logs", **query)).text
+        return (yield from self._log_lines(job_id, tail=tail, attempt=attempt))
+
+    @listing
+    def follow_logs(self, job_id: str, *, tail: int = 1000, attempt: int | None = None) -> Listing[LogLine]:
+        """The last lines of the log, and what is said from then on, until the job is done. Outages are borne."""
+        after = None
+        while True:
+            # First the job: what is said until it is done is in the lines that are read then.
+            job = Job.model_validate_json((yield from self._get(f"/jobs/{job_id}", patient=True)).content)
+            lines = yield from self._log_lines(job_id, tail=tail, attempt=attempt, after=after)
+            for line in lines:
+                yield Item(line)
+            if job.done:
+                return
+            after = max((line.seq for line in lines if line.seq is not None), default=after)
+            # From here on all there is, and not its end.
+            tail = MOST_LOG_LINES
+            yield Sleep(LOG_POLL_SECONDS)
+
+    def _log_lines(self, job_id: str, **query: int | None) -> Steps[Sequence[LogLine]]:
+        path = f"/jobs/{job_id}/logs"
+        text = (yield from self._get(path, patient=True, format="ndjson", **query)).text
         return [LogLine.model_validate_json(line) for line in text.split("\n") if line]
 
     @operation

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -93,11 +93,12 @@ def files(tmp_path):
 
 @dataclass
 class BadLine:
-    """A TCP relay to `port` that can cut every connection once so many bytes have gone one way."""
+    """A TCP relay to `port` that, once so many bytes have gone one way, cuts every connection or changes a byte."""
 
     port: int
     url: str = ""
     cut_after: dict[str, int] = field(default_factory=dict)
+    damage_after: dict[str, int] = field(default_factory=dict)
     passed: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
     cuts: int = 0
     open: list = field(default_factory=list)
@@ -125,7 +126,7 @@ class BadLine:
     def relay(self, source, sink, way):
         with suppress(OSError):
             while chunk := source.recv(65536):
-                sink.sendall(chunk)
+                sink.sendall(self.perhaps_damaged(chunk, way))
                 with self.lock:
                     self.passed[way] += len(chunk)
                     if way in self.cut_after and self.passed[way] >= self.cut_after[way]:
@@ -135,6 +136,14 @@ class BadLine:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    def perhaps_damaged(self, chunk, way):
+        with self.lock:
+            # The head of a request is smaller: what is changed is in a body.
+            if len(chunk) < 32768 or self.passed[way] < self.damage_after.get(way, sys.maxsize):
+                return chunk
+            del self.damage_after[way]
+        return chunk[:-1] + bytes([chunk[-1] ^ 1])
+
     def cut(self):
         self.cuts += 1
         for end in self.open:
@@ -143,9 +152,10 @@ class BadLine:
         self.open.clear()
 
 
-@pytest.fixture
-def bad_line(live):
-    line = BadLine(int(live.url.rpartition(":")[2]))
+@contextmanager
+def line_to(port):
+    """A relay to that port of this machine."""
+    line = BadLine(port)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         line.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=line.serve, args=(listener,), daemon=True)
@@ -154,6 +164,18 @@ def bad_line(live):
         listener.shutdown(socket.SHUT_RDWR)
     thread.join(5)
     line.cut()
+
+
+@pytest.fixture
+def bad_line(live):
+    with line_to(int(live.url.rpartition(":")[2])) as line:
+        yield line
+
+
+@pytest.fixture(scope="session")
+def bad_line_to():
+    """Makes such a relay to any port."""
+    return line_to
 
 
 @dataclass

@@ -42,7 +42,11 @@ def test_a_repair_is_watched_to_its_end(run, files, tmp_path):
     assert run("jobs", "list", "--metadata", "run=cli", "-q").stdout == f"{job}\n"
     assert run("jobs", "list", "-n", "1").stdout.split("\t")[:4] == [job, "repair", "succeeded", "pass"]
     assert json.loads(run("jobs", "show", job, "--json").stdout)["verdict"] == "pass"
-    assert "service job.started" in run("jobs", "logs", job, "--tail", "50").stdout
+    log = run("jobs", "logs", job, "--tail", "50").stdout
+    assert "service job.started" in log
+    assert run("jobs", "logs", job, "--follow").stdout == log
+    followed = run("jobs", "logs", job, "-f", "--json").stdout.splitlines()
+    assert [json.loads(line) for line in followed] == json.loads(run("jobs", "logs", job, "--json").stdout)
     assert json.loads(run("jobs", "events", job).stdout.splitlines()[-1])["type"] == "job.succeeded"
     assert run("jobs", "watch", job, "-q").stdout == f"{job}\n"
     assert run("report", "show", job).stdout == "{} pass\n"

@@ -128,6 +128,20 @@ def test_a_running_job_is_waited_for_only_so_long_and_cancelled(client, files):
         client.jobs.cancel(job.id)
 
 
+def test_a_log_is_followed_to_the_end_of_its_job(client, files):
+    job = client.jobs.create(model=files.model(), datasets={"repair": files.data("run_for_ever")})
+    lines = []
+    for line in client.jobs.follow_logs(job.id):
+        lines.append(line)
+        if line.text == "job.started":
+            client.jobs.cancel(job.id)
+    texts = [line.text for line in lines]
+    assert (texts[0], texts[-1].split()[0]) == ("job.created", "job.cancelled")
+    assert texts.index("job.started") < len(texts) - 1, "what was said later was heard too"
+    assert lines == client.jobs.logs(job.id)
+    assert list(client.jobs.follow_logs(job.id, tail=1)) == lines[-1:]
+
+
 def test_what_is_wrong_is_said_before_or_by_the_service(client, files, tmp_path):
     with pytest.raises(BadInput, match=r"nowhere\.pt is not a file"):
         client.jobs.create(model=tmp_path / "nowhere.pt", datasets={"repair": files.data()})

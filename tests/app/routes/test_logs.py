@@ -67,8 +67,8 @@ def test_a_log_as_ndjson_has_an_object_a_line(gateway, logged, asked):
     answer = gateway.client.get(f"/v1/jobs/{logged.job_id}/logs", **asked)
     assert answer.headers["content-type"] == "application/x-ndjson"
     first, *_, last = map(json.loads, answer.text.splitlines())
-    assert first == {"object": "log_line", "at": first["at"], "attempt": None, "source": "service",
-                     "text": "job.created"}  # fmt: skip
+    assert first == {"object": "log_line", "seq": first["seq"], "at": first["at"], "attempt": None,
+                     "source": "service", "text": "job.created"}  # fmt: skip
     assert (last["attempt"], last["source"], last["text"]) == (1, "engine", "drei ✓")
 
 
@@ -78,6 +78,18 @@ def test_a_log_is_read_from_its_end_and_by_attempt(gateway, logged):
     assert lines_of(gateway, logged.job_id, tail=4) == lines[-4:]
     assert lines_of(gateway, logged.job_id, attempt=1) == lines[1:]
     assert lines_of(gateway, logged.job_id, attempt=2) == []
+
+
+def test_a_log_is_read_on_from_where_it_was(gateway, logged, gateway_sessions):
+    lines = lines_of(gateway, logged.job_id)
+    seqs = [json.loads(line)["seq"] for line in lines_of(gateway, logged.job_id, format="ndjson")]
+    assert seqs == sorted(seqs)
+    assert seqs[4] == seqs[5], "lines of one row come together"
+    assert lines_of(gateway, logged.job_id, after=seqs[3])[:2] == lines[4:6]
+    assert lines_of(gateway, logged.job_id, after=seqs[-1]) == []
+    with gateway_sessions.begin() as session:
+        record_log(session, logged, b"four\n", start=109)
+    assert [line.split()[-1] for line in lines_of(gateway, logged.job_id, after=seqs[-1])] == ["four"]
 
 
 def test_a_log_is_no_event_and_wakes_nobody(gateway, logged, gateway_sessions):
