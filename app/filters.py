@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import ColumnElement
 
 from app.auth import JobsReader
 from app.openapi import METADATA
-from app.schemas.requests import MAX_METADATA_PAIRS, AskedTime, MetadataKey, MetadataValue
+from app.schemas.requests import AskedTime, Metadata
 from app.shared.datasets import INGEST
 from app.shared.labels import has_label
 from app.shared.models import INSPECT
@@ -32,9 +32,7 @@ METADATA_PARAMETER: dict[str, Any] = {
         }
     ]
 }
-_PAIRS: TypeAdapter[dict[str, str]] = TypeAdapter(
-    Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)]
-)
+_PAIRS: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)
 _NAME = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 

@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.limits import MAX_DIMENSIONS, MAX_INPUT_SIDE
 from app.schemas.requests import (
+    METADATA_KEYS,
     CancelRequest,
     DatasetCreate,
     JobCreate,
@@ -23,7 +24,7 @@ from archrepair_core.spec import SPLITS
 BINARY = {"type": "string", "format": "binary"}
 METADATA: dict[str, Any] = {
     "type": "object",
-    "propertyNames": {"minLength": 1, "maxLength": 64},
+    "propertyNames": METADATA_KEYS,
     "additionalProperties": {"type": "string", "maxLength": 512},
     "maxProperties": 16,
 }

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic.config import JsonDict
 
 from app.keys import SCOPES
 from app.limits import MAX_DIMENSIONS, MAX_INPUT_SIDE
@@ -13,10 +14,22 @@ from app.shared.webhooks import ENDINGS, EVENTS, JOB_EVENTS, EventName, JobEvent
 from archrepair_core.gates import parse_gate
 from archrepair_core.spec import GateExpression, RepairSpec
 
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-MAX_METADATA_PAIRS = 16
+
+
+def _without_brackets(key: str) -> str:
+    if "[" in key or "]" in key:
+        raise ValueError("must hold no square bracket: GET /jobs asks for metadata[KEY]=VALUE")
+    return key
+
+
+METADATA_KEYS: JsonDict = {"minLength": 1, "maxLength": 64, "pattern": r"^[^\[\]]*$"}
+_MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_without_brackets)]
+_MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Metadata = Annotated[
+    dict[_MetadataKey, _MetadataValue],
+    Field(max_length=16, json_schema_extra={"propertyNames": METADATA_KEYS}),
+]
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -59,9 +72,7 @@ class JobCreate(RepairSpec):
     """A repair, and what belongs to the job around it."""
 
     model_id: str | None = Field(None, max_length=40, description="A registered model, in place of a `model` part.")
-    metadata: dict[MetadataKey, MetadataValue] = Field(
-        {}, max_length=MAX_METADATA_PAIRS, description="Yours to find the job by: `GET /jobs?metadata[KEY]=VALUE`."
-    )
+    metadata: Metadata = Field({}, description="Yours to find the job by: `GET /jobs?metadata[KEY]=VALUE`.")
     hardware: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="What it must run on; auto takes a GPU where a worker has one, and waits for none."
     )
@@ -183,9 +194,7 @@ class DatasetFields(Asked):
     name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = (
         Field(None, description="For people; without it, the name of the file.")
     )
-    metadata: dict[MetadataKey, MetadataValue] = Field(
-        {}, max_length=MAX_METADATA_PAIRS, description="Yours to find it by."
-    )
+    metadata: Metadata = Field({}, description="Yours to find it by.")
 
 
 class DatasetCreate(DatasetFields):

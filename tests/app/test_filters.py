@@ -42,7 +42,7 @@ def listed(client):
 
 
 def test_jobs_are_found_by_pairs_of_their_metadata(add, listed):
-    pairs = {"git_sha": "8c1f2e0", 'a key [with] "all" {of} $.it%': "ü\x00\U0001f600 '", "empty": ""}
+    pairs = {"git_sha": "8c1f2e0", 'a key (with) "all" {of} $.it%': "ü\x00\U0001f600 '", "empty": ""}
     both, other = add(pairs), add({"git_sha": "8c1f2e0", "run": "7"})
     add({"git_sha": "8c1f2e", "run": "8c1f2e0"})
     assert listed({"metadata[git_sha]": "8c1f2e0"}) == [other, both]
@@ -108,6 +108,7 @@ def test_jobs_are_found_by_when_they_were_made_and_by_each_state(client, gateway
         ("metadata=x", "metadata", "metadata[KEY]=VALUE"),
         ("metadata[k=x", "metadata[k", "metadata[KEY]=VALUE"),
         ("metadata[]=x", "metadata[]", "at least 1 character"),
+        ("metadata[][k]=x", "metadata[][k]", "no square bracket"),
         ("metadata[k]=1&metadata[k]=2", "metadata[k]", "two values"),
         (f"metadata[{'k' * 65}]=x", f"metadata[{'k' * 65}]", "at most 64 characters"),
         (f"metadata[k]={'v' * 513}", "metadata[k]", "at most 512 characters"),

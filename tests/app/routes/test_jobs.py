@@ -98,6 +98,8 @@ def test_a_spec_can_be_checked_without_creating_anything(gateway):
         ({"datasets": {"repair": "upload:repair"}, "gates": ["test.acuracy > 0"]}, "spec.invalid", "#/gates",
          "acuracy"),
         ({"datasets": {"repair": "s3://bucket/x"}}, "dataset.reference_not_allowed", "#/datasets/repair", "s3://"),
+        ({"datasets": {"repair": "upload:repair"}, "metadata": {"k[0]": "v"}}, "spec.invalid", "#/metadata/k[0]",
+         "square bracket"),
         ({"datasets": {"repair": "upload:repair"}, "metadata": {"k": "v" * 513}}, "spec.invalid", "#/metadata/k",
          "512"),
         ([], "spec.invalid", "#", "JSON object"),
