@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-contract test-faults test-models check up bench bench-ingest clean
+.PHONY: help demo docs docs-serve test test-slow test-contract test-faults test-models check up bench bench-ingest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,13 @@ check: $(INSTALLED)  ## lint, format, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The variable silences an advertisement of mkdocs-material.
+docs: $(INSTALLED)  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(INSTALLED)  ## the documentation on port 8001, built anew when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 up: $(INSTALLED)  ## start the service on port 8000; Ctrl-C stops it
 	$(BIN)/archrepair up
