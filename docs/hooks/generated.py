@@ -64,10 +64,10 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     yield f"### `{method.upper()} {path}` {{ #{name} data-toc-label='{method.upper()} {path.removeprefix('/v1')}' }}\n"
     yield f"{operation.get('description', '')}\n"
     if parameters := operation.get("parameters"):
-        yield "| parameter | in | what | |\n|---|---|---|---|"
+        yield "| parameter | |\n|---|---|"
         for one in parameters:
-            must = " (needed)" if one["required"] and one["in"] != "path" else ""
-            yield f"| `{one['name']}` | {one['in']}{must} | {_cell(type_of(one['schema']))} | {_said(one)} |"
+            must = ", needed" if one["required"] and one["in"] != "path" else ""
+            yield f"| `{one['name']}`<br>{one['in']}{must} | {_said(one)} |"
         yield ""
     for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
         yield f"**Body**, `{media_type}`: {type_of(body.get('schema', {}))}\n"
@@ -99,10 +99,10 @@ def objects_page(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fields(properties: Mapping[str, Any], required: Iterable[str]) -> Iterator[str]:
-    yield "| field | what | |\n|---|---|---|"
+    yield "| field | |\n|---|---|"
     for name, schema in properties.items():
-        must = " (needed)" if name in required else ""
-        yield f"| `{name}`{must} | {_cell(type_of(schema))} | {_said(schema)} |"
+        must = "<br>needed" if name in required else ""
+        yield f"| `{name}`{must} | {_said(schema)} |"
     yield ""
 
 
@@ -131,23 +131,19 @@ def _bounded(words: str, schema: Mapping[str, Any]) -> str:
 
 
 def _said(described: Mapping[str, Any]) -> str:
+    """What it is, what it means and what it is when it is not given, as a cell of a table."""
     schema = described.get("schema", described)
-    words = described.get("description", "")
     default = schema.get("default")
     told = f"Default: `{default}`." if default not in (None, [], {}, "") else ""
-    return _cell(" ".join(filter(None, (words, told))))
-
-
-def _cell(text: str) -> str:
-    """Text that does not end its cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    words = " ".join(filter(None, (f"{type_of(schema)}.", described.get("description", ""), told)))
+    return " ".join(words.split()).replace("|", "\\|")
 
 
 def errors_page() -> Iterator[str]:
     """Every code of a problem."""
     yield "# Error codes\n"
     yield "A refusal is a problem document (RFC 9457): `code` is for programs, `detail` and `hint` for people,"
-    yield "`errors[].pointer` leads to the place in the body. The SDK raises [one class](python.md#errors) per kind.\n"
+    yield "`errors[].pointer` leads to the place in the body. The SDK has [a class](python.md#errors) per status.\n"
     yield "| code | status | what | worth trying again |\n|---|---|---|---|"
     for code, kind in PROBLEMS.items():
         yield f"| `{code}` | {kind.status} | {kind.title} | {'yes' if kind.retryable else ''} |"

@@ -15,7 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 NUMBERS = HERE / "job.json"
-WIDTH = 720
+WIDTH = 480  # little, so that the words can be read on a telephone
 INK, MUTED, PAPER = "#1b1b1b", "#666666", "#ffffff"
 # Okabe and Ito's: they stay apart for those who see fewer colours.
 BLUE, ORANGE, GREY, YELLOW = "#0072b2", "#d55e00", "#dddddd", "#997700"
@@ -87,23 +87,23 @@ def draw_phases(job: Mapping[str, Any]) -> str:
     """Phase under phase: when it ran within the job, how long, and what for."""
 
     def rows() -> Iterator[str]:
-        left, room, total = 155, 260, job["seconds"]["total"]
+        left, room, total = 150, WIDTH - 160, job["seconds"]["total"]
         began = 0.0
         for row, (name, purpose) in enumerate(PHASES.items()):
-            seconds, y = job["seconds"][name], 20 + row * 34
-            yield text(left - 64, y + 16, name, anchor="end", weight="bold")
-            yield text(left - 12, y + 16, f"{seconds:.1f} s", anchor="end", colour=MUTED)
+            seconds, y = job["seconds"][name], 10 + row * 52
+            yield text(10, y + 16, name, weight="bold")
+            yield text(left - 10, y + 16, f"{seconds:.1f} s", anchor="end")
             yield box(left + room * began / total, y, max(room * seconds / total, 3), 22, colour=BLUE)
-            yield text(left + room + 14, y + 16, purpose)
+            yield text(10, y + 36, purpose, colour=MUTED)
             began += seconds
 
-    return svg(20 + 34 * len(PHASES), "The phases of a job and the seconds each took", [*rows()])
+    return svg(10 + 52 * len(PHASES), "The phases of a job and the seconds each took", [*rows()])
 
 
 def draw_cut(job: Mapping[str, Any]) -> str:
     """The network as a row of boxes whose widths are multiply-adds, cut before its last block."""
     names, macs, total = [*job["blocks"]], [*job["blocks"].values()], job["macs"]
-    room, left, y = WIDTH - 60, 30, 60
+    room, left, y = WIDTH - 20, 10, 60
     # Stem and head are a sliver each; they stand together at the left.
     edges = [left + room * (total - sum(macs)) / total]
     for count in macs:
@@ -117,18 +117,20 @@ def draw_cut(job: Mapping[str, Any]) -> str:
             yield box(begin, y, end - begin - 2, 60, colour=BLUE if blamed else GREY)
             yield text((begin + end) / 2, y + 36, name, anchor="middle", colour=PAPER if blamed else INK)
         cut = edges[-2] - 1
-        yield line(f"M{cut:.1f} 30V150", ORANGE, width=3, dashed=True)
+        yield line(f"M{cut:.1f} 30V165", ORANGE, width=3, dashed=True)
         yield text(cut, 22, "the cut", anchor="middle", colour=ORANGE, weight="bold")
-        yield text(left, y + 86, f"{1 - trained:.0%} of the multiply-adds: once per image, and kept")
-        yield text(cut + 10, y + 86, f"{trained:.0%}: at every step", colour=BLUE)
+        yield text(left, y + 82, f"{1 - trained:.0%} of the multiply-adds:")
+        yield text(left, y + 100, "once per image, and kept")
+        yield text(cut + 10, y + 82, f"{trained:.0%}:", colour=BLUE)
+        yield text(cut + 10, y + 100, "at every step", colour=BLUE)
 
-    return svg(165, "A network that is cut before the block to be trained", [*parts()])
+    return svg(175, "A network that is cut before the block to be trained", [*parts()])
 
 
 def draw_gates(job: Mapping[str, Any]) -> str:
     """Gate under gate: the interval of what was measured, and the limit it has to be right of."""
-    low, high, left, room = 0.82, 0.98, 200, 370
-    bottom = 50 + len(job["gates"]) * 54
+    low, high, left, room = 0.83, 0.97, 10, WIDTH - 20
+    bottom = 40 + len(job["gates"]) * 76
 
     def at(value: float) -> float:
         return left + room * (value - low) / (high - low)
@@ -136,16 +138,16 @@ def draw_gates(job: Mapping[str, Any]) -> str:
     def rows() -> Iterator[str]:
         yield text(left, 18, f"accuracy on {job['n']} test images, with its 95 % interval", colour=MUTED)
         for row, gate in enumerate(job["gates"]):
-            y, colour = 50 + row * 54, OF_STATE[gate["state"]]
-            begin, end = gate["interval"]
-            yield text(left - 14, y + 5, gate["expression"], anchor="end")
-            yield line(f"M{at(gate['limit']):.1f} {y - 20}V{y + 20}", INK, width=2)
+            top, colour = 52 + row * 76, OF_STATE[gate["state"]]
+            y, (begin, end) = top + 26, gate["interval"]
+            yield text(left, top, gate["expression"])
+            yield text(left + room, top, gate["state"], anchor="end", colour=colour, weight="bold")
+            yield line(f"M{at(gate['limit']):.1f} {y - 16}V{y + 16}", INK, width=2)
             yield line(f"M{at(begin):.1f} {y}H{at(end):.1f}", colour, width=4)
             yield f'<circle cx="{at(gate["observed"]):.1f}" cy="{y}" r="6" fill="{colour}"/>'
-            yield text(left + room + 14, y + 5, gate["state"], colour=colour, weight="bold")
-            yield text(at(gate["limit"]), bottom, f"{gate['limit']:.0%}", anchor="middle", colour=MUTED)
+            yield text(at(gate["limit"]) + 6, y + 18, f"{gate['limit']:.0%}", colour=MUTED)
 
-    return svg(bottom + 16, "Three gates on one measurement: pass, inconclusive and fail", [*rows()])
+    return svg(bottom, "Three gates on one measurement: pass, inconclusive and fail", [*rows()])
 
 
 PICTURES = {"phases.svg": draw_phases, "cut.svg": draw_cut, "gates.svg": draw_gates}
