@@ -77,7 +77,7 @@ def shop(client, case, tmp_path, monkeypatch):
     # Of an `archrepair up` of this machine.
     (tmp_path / ".archrepair").symlink_to(client.state_dir)
     # A request that is refused is a page that is wrong.
-    (tmp_path / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
+    (tmp_path / ".curlrc").write_text("fail\nsilent\nshow-error\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ARCHREPAIR_URL", client.service.url)
     monkeypatch.setenv("ARCHREPAIR_API_KEY", client.service.api_key)
