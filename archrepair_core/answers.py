@@ -12,7 +12,7 @@ from archrepair_core.data.images import LabelledImages
 from archrepair_core.evaluate import predicted, summarize_split
 from archrepair_core.robustness import DEFAULT_MAX_INPUTS, OnShare, drawn_rows, measure_robustness
 from archrepair_core.slices import measure_slices
-from archrepair_core.spec import Preprocessing, RepairSpec, resolve_corruptions
+from archrepair_core.spec import Preprocessing, RepairSpec, resolve_controls, resolve_corruptions
 
 MEASURED_ROLES = ("test", "regression")
 
@@ -99,4 +99,8 @@ def resolved_evaluation(spec: RepairSpec) -> dict[str, Any]:
     kinds = resolve_corruptions(spec)
     corruptions = spec.evaluation.corruptions
     resolved = corruptions if isinstance(corruptions, list) else "common-15x5" if kinds else "none"
-    return spec.evaluation.model_dump(mode="json") | {"corruptions": resolved, "max_inputs": max_inputs_of(spec)}
+    return spec.evaluation.model_dump(mode="json") | {
+        "corruptions": resolved,
+        "max_inputs": max_inputs_of(spec),
+        "controls": resolve_controls(spec) or "none",
+    }

@@ -29,6 +29,11 @@ class Pace:
     precision: Precision
     checkpoints: Checkpoints | None
 
+    @property
+    def spent_seconds(self) -> float:
+        """How much of the budget is used up, by earlier attempts too."""
+        return self.budget_seconds - (self.deadline - clock())
+
 
 def set_pace(case: Case, work_dir: Path) -> Pace:
     """What an earlier attempt of the same job spent has been spent. Several processes leave no checkpoints."""

@@ -36,6 +36,7 @@ class Narrator:
         self._percents = percents
         self._began: dict[str, float] = {}
         self._last_message = 0.0
+        self._percent = 0.0
 
     def begin(self, phase: str, message: str) -> None:
         """Enter a phase."""
@@ -58,7 +59,8 @@ class Narrator:
         self._last_message = now
         phases = list(self._percents)
         first, last = self._percents[phase], self._percents[phases[phases.index(phase) + 1]]
-        self._on_progress(Progress(phase, round(first + min(1.0, share) * (last - first), 1), message))
+        self._percent = max(self._percent, round(first + min(1.0, share) * (last - first), 1))
+        self._on_progress(Progress(phase, self._percent, message))
 
     def seconds(self) -> dict[str, float]:
         """Seconds per phase so far, by name, and in all."""

@@ -25,6 +25,7 @@ from archrepair_core.case import (
     read_data,
     vary_data,
 )
+from archrepair_core.controls import compare_with_controls
 from archrepair_core.determinism import fix_seeds
 from archrepair_core.errors import DatasetError
 from archrepair_core.evaluation import evaluate_model
@@ -37,7 +38,7 @@ from archrepair_core.interface import restore_
 from archrepair_core.localize.localize import localize, suspects_of
 from archrepair_core.localize.rank import Localization
 from archrepair_core.pace import Pace, set_pace
-from archrepair_core.processes import never
+from archrepair_core.processes import clock, never
 from archrepair_core.progress import Narrator, OnProgress
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence, gather_evidence
@@ -52,6 +53,10 @@ from archrepair_core.training import distillation_weight
 
 # Probe repairs that localize may use this share of a repair's time.
 PROBING_SHARE = 0.25
+# Of the bar of verifying, the choice itself has this share, and the controls the rest.
+MEASURED_SHARE = 0.2
+# Controls are not begun where they would go on into the last part of what the job may take.
+USABLE_SHARE = 0.9
 # Inputs of the larger of the two batches on which a written file must answer as the model does.
 EXPORT_BATCH = 8
 OnInspected = Callable[[Inspection], None]
@@ -71,7 +76,7 @@ def repair_model(
     """
     if request.spec.kind == "evaluate":
         return evaluate_model(request, on_progress, on_inspected=on_inspected)
-    spec, narrator = request.spec, Narrator(on_progress)
+    spec, narrator, ends = request.spec, Narrator(on_progress), clock() + USABLE_SHARE * request.max_seconds
     fix_seeds(spec.seed)
 
     narrator.begin("ingesting", "checking the model and reading the data")
@@ -105,9 +110,14 @@ def repair_model(
     )
     trials = _search(case, localization, arena, pace.deadline)
     completion: Completion = "partial" if arena.is_stopped else "full"
+    spent = pace.spent_seconds
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
-    evidence = gather_evidence(case, trials, on_share=partial(narrator.reached, "verifying"))
+    told = partial(narrator.reached, "verifying")
+    evidence = gather_evidence(case, trials, on_share=lambda share, what: told(MEASURED_SHARE * share, what))
+    arena = replace(arena, on_progress=narrator.during("verifying", max(1.0, 2 * spent)))
+    controls = compare_with_controls(case, arena, trials, evidence, seconds=spent, until=ends)
+    evidence = replace(evidence, controls=controls)
 
     narrator.begin("packaging", "writing the model and the report")
     return _package(request, case, localization, trials, evidence, narrator=narrator, pace=pace, completion=completion)
@@ -227,6 +237,7 @@ def _result(
         **evidence.measured,
         "cost": dict(evidence.cost),
         "gates": [gate.to_json() for gate in evidence.gates],
+        "controls": list(evidence.controls),
         "exports": [export.summary() for export in exports],
         "seconds": seconds,
     }

@@ -1,5 +1,6 @@
 """What goes into the engine and what comes out, whatever the kind of job: files and plain data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,17 @@ REPORT_FILES = {
 
 @dataclass(frozen=True)
 class RepairRequest:
-    """One job: the model file, dataset files by reference (`upload:NAME`), the spec, scratch and output folders."""
+    """One job: the model file, dataset files by reference (`upload:NAME`), the spec, scratch and output folders.
+
+    After `max_seconds` whoever asked ends it: what can be left out is not begun shortly before.
+    """
 
     model: Path
     datasets: Mapping[str, Path]
     spec: RepairSpec
     work_dir: Path
     out_dir: Path
+    max_seconds: float = math.inf
 
     def reference_model(self) -> Path | None:
         """The file of the other model that the spec names. Raises SpecError when it was not sent."""

@@ -40,6 +40,7 @@ CommonCorruption = Literal[
     "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 ]  # fmt: skip
 COMMON_CORRUPTIONS: tuple[CommonCorruption, ...] = get_args(CommonCorruption)
+Control = Literal["weights", "random_block"]
 CorruptionNames = Annotated[
     list[CommonCorruption],
     Field(min_length=1, max_length=len(COMMON_CORRUPTIONS), json_schema_extra={"uniqueItems": True}),
@@ -188,9 +189,18 @@ class Evaluation(Strict):
         json_schema_extra={"uniqueItems": True},
         description="Columns of the test data (`time_of_day`): the metrics of each of their values.",
     )
+    controls: (
+        Literal["auto", "none"]
+        | Annotated[list[Control], Field(min_length=1, max_length=2, json_schema_extra={"uniqueItems": True})]
+    ) = Field(
+        "auto",
+        description="What a repair is compared with, on the same test inputs: `weights` fine-tunes what the repair "
+        "changed and nothing but its weights, `random_block` is the same method on a block drawn at random. Each takes "
+        "as long as the repair did; auto is both where that is at most 30 seconds.",
+    )
     min_slice: int = Field(20, ge=1, le=1_000_000, description="Values with fewer inputs are counted, not measured.")
 
-    @field_validator("corruptions", "slices")
+    @field_validator("corruptions", "slices", "controls")
     @classmethod
     def _named_once(cls, names: str | list[str]) -> str | list[str]:
         if not isinstance(names, str) and len(set(names)) < len(names):
@@ -267,6 +277,14 @@ def resolve_corruptions(spec: RepairSpec) -> list[CommonCorruption]:
     if asked == "none":
         return []
     return list(COMMON_CORRUPTIONS) if asked == "common-15x5" else list(asked)
+
+
+def resolve_controls(spec: RepairSpec) -> list[Control]:
+    """The controls of a job; `auto` are both in a repair."""
+    asked = spec.evaluation.controls
+    if spec.kind != "repair" or asked == "none":
+        return []
+    return ["weights", "random_block"] if asked == "auto" else list(asked)
 
 
 def resolve_outputs(asked: Auto | list[OutputFormat], own: OutputFormat) -> list[OutputFormat]:

@@ -6,6 +6,7 @@ reports by events and exits 0, also after an error it could name. Anything else 
 """
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -101,6 +102,7 @@ def _repair(
             spec=RepairSpec.model_validate(request["spec"]),
             work_dir=Path(request["work_dir"]),
             out_dir=Path(request["out_dir"]),
+            max_seconds=request.get("max_seconds", math.inf),
         ),
         on_progress,
         on_inspected=lambda inspection: _send_model(inspection, events),

@@ -48,6 +48,7 @@ def run_fault(network: nn.Module, fault: Fault, *, work: Path, budget_seconds: f
         "preprocessing": PREPROCESSING,
         "localization": {"method": "drift", "top_k": 1},
         "repair": {"method": "align", "budget_seconds": budget_seconds},
+        "evaluation": {"controls": "none"},
         "gates": ["test.accuracy > before"],
     }
     files = {f"upload:{name}": work / f"{name}.npz" for name in ("repair", "test")}

@@ -153,7 +153,7 @@ def run_row(client: ArchRepair, case: Case, row: Row, *, scratch: Path, sets: Se
             )
             np.savez(scratch / f"{role}.npz", **arrays)
             files[role] = scratch / f"{role}.npz"
-    spec: dict[str, Any] = {"seed": seed, "preprocessing": PREPROCESSING}
+    spec: dict[str, Any] = {"seed": seed, "preprocessing": PREPROCESSING, "evaluation": {"controls": "none"}}
     spec |= {key: dict(value) for key, value in row.spec.items()}
     if budget is not None:
         spec.setdefault("repair", {})["budget_seconds"] = budget

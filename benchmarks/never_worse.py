@@ -66,6 +66,7 @@ def run_once(seed: int, *, budget_seconds: float) -> dict[str, Any]:
                 "preprocessing": PREPROCESSING,
                 "seed": seed,
                 "repair": {"budget_seconds": budget_seconds},
+                "evaluation": {"controls": "none"},
             }
         )
         files = {f"upload:{role}": folder / f"{role}.npz" for role in ("repair", "test")}

@@ -166,7 +166,9 @@ def _run_keeping_checkpoints(job: Job, request: dict[str, Any]) -> Ending:
     )
     keeper.start()
     try:
-        ending = run_engine(job.engine, request, watcher=_watcher(job), limits=_limits(job))
+        limits = _limits(job)
+        request |= {"max_seconds": limits.max_runtime_seconds}
+        ending = run_engine(job.engine, request, watcher=_watcher(job), limits=limits)
     finally:
         keeper.close()
     goes_on = isinstance(ending, Failure) and ending.problem["code"] == ENGINE_CRASHED

@@ -1,6 +1,6 @@
 """Weights only: fine-tune one block, or the whole network, with the architecture as it is.
 
-The levels of ArchRepair's empirical study (Qi et al., TOSEM 2023); network level is also the control in every report.
+The levels of ArchRepair's empirical study (Qi et al., TOSEM 2023).
 """
 
 from collections.abc import Sequence

@@ -35,6 +35,7 @@ class Evidence:
     verdict: str
     outcome: str
     reason: str
+    controls: Sequence[Mapping[str, Any]] = ()
 
 
 def gather_evidence(case: Case, trials: Sequence[Trial], *, on_share: OnShare | None = None) -> Evidence:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from archrepair_core.report.figures import draw_figures
-from archrepair_core.report.numbers import MISSING, escaped, show, value_at
+from archrepair_core.report.numbers import CONTROL_NAMES, MISSING, escaped, show, value_at
 from archrepair_core.report.policy import PAGE_POLICY, SCRIPT, STYLE
 from archrepair_core.spec import REQUIRED_DATA
 
@@ -46,6 +46,7 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str
         classes=_worst_first(report["test"]["per_class"])[:MAX_TABLE_ROWS],
         columns=columns,
         slices=[_lowest_first(column["slices"]) for column in columns],
+        control_names=CONTROL_NAMES,
         corruptions=report.get("corruptions"),
         is_repair=report["outcome"] != "evaluated",
         compared=report["test"]["accuracy"]["before"] is not None,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archrepair_core.report.numbers import MISSING, show
+from archrepair_core.report.numbers import CONTROL_NAMES, MISSING, show
 
 MAX_BYTES = 200_000
 WORST_CLASSES = 10
@@ -28,6 +28,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         f"## {MARKS[report['verdict']]} {_title(report)}",
         words(report["reason"]),
         _key_numbers(report),
+        _controls(report.get("controls") or ()),
         _gates(report["gates"]),
         _classes(report["test"]["per_class"]),
         *(_slices(column) for column in report.get("slices") or ()),
@@ -75,6 +76,24 @@ def _key_numbers(report: Mapping[str, Any]) -> str:
     rows.append(["parameters, after / before", "", show(cost["params_ratio"], "ratio"), "", ""])
     head = ["", "before", "after", "change, points", "95 % interval of the change or rate"]
     return "### Key numbers\n\n" + _table(head, rows)
+
+
+def _controls(controls: Sequence[Mapping[str, Any]]) -> str:
+    """What plainer ways made of it, where any was asked for."""
+    if not controls:
+        return ""
+    rows = []
+    for control in controls:
+        against, name = control["repair_against_it"], CONTROL_NAMES[control["name"]]
+        if against is None:
+            rows.append([name, f"not run: {words(control['reason'])}", "", "", "", ""])
+            continue
+        test = control["test"]
+        rows.append([name, words(control["reason"]), show(test["accuracy"]["after"], "percent"),
+                     show(against["difference"], "points"), _between(against["difference_ci95"], "points"),
+                     show(against["mcnemar_p"], "p")])  # fmt: skip
+    head = ["control", "", "accuracy", "repair less control, points", "95 % interval", "McNemar p"]
+    return "### Controls, in as many seconds\n\n" + _table(head, rows, numbers_from=2)
 
 
 def _numbers_alone(report: Mapping[str, Any]) -> str:

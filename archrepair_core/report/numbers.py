@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MISSING = "–"
+CONTROL_NAMES = {"weights": "its weights alone", "random_block": "a random block"}
 
 
 def value_at(report: Mapping[str, Any], pointer: str) -> Any:

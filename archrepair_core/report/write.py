@@ -26,6 +26,7 @@ from archrepair_core.report.gallery import draw_examples, examples_of, narrowed
 from archrepair_core.report.html import render_html
 from archrepair_core.report.junit import render_junit
 from archrepair_core.report.markdown import render_markdown
+from archrepair_core.report.numbers import CONTROL_NAMES
 from archrepair_core.report.pairs import draw_pairs
 from archrepair_core.report.schema import SCHEMA_VERSION, Completion
 from archrepair_core.search.search import Trial
@@ -83,6 +84,7 @@ def write_report(
         "completion": completion,
         "chosen": describe_trial(evidence.chosen) if evidence.chosen else None,
         "cells": list(evidence.cells),
+        "controls": list(evidence.controls),
         "seconds": dict(seconds),
         "localization": asdict(localization),
         "trials": [describe_trial(trial) for trial in trials],
@@ -230,6 +232,7 @@ def _cut_short(completion: Completion, seconds: Mapping[str, float], spec: Mappi
 def limits_of(case: Case, evidence: Evidence) -> list[str]:
     """What this result does not show, in sentences."""
     limits = measured_limits(evidence)
+    limits += [_beaten_by(control) for control in evidence.controls if _is_beaten_by(control)]
     if case.spec.datasets.test is None:
         limits.append("No test set was given: it was cut from the repair set, so both come from the same collection.")
     if "regression" not in evidence.measured:
@@ -240,6 +243,16 @@ def limits_of(case: Case, evidence: Evidence) -> list[str]:
     elif validation and len(validation) < 200:
         limits.append(f"Choices were made on {len(validation)} validation inputs only.")
     return limits
+
+
+def _is_beaten_by(control: Mapping[str, Any]) -> bool:
+    against = control["repair_against_it"]
+    return against is not None and against["difference_ci95"][1] < 0
+
+
+def _beaten_by(control: Mapping[str, Any]) -> str:
+    lost = -100 * control["repair_against_it"]["difference"]
+    return f"A control did better on the test inputs by {lost:.2f} points ({CONTROL_NAMES[control['name']]})."
 
 
 def measured_limits(evidence: Evidence) -> list[str]:

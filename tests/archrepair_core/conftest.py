@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from archrepair_core.demo.digits import make_case
+from archrepair_core.ingest.model import ingest_model
 
 Archive = tuple[torch.jit.ScriptModule, torch._C.CompilationUnit]
 
@@ -50,6 +51,21 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("digits")
     make_case(directory, seed=0)
     return directory
+
+
+@pytest.fixture(scope="session")
+def damaged_path(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's network with noise on all kernels of its block `blocks.1`."""
+    directory = tmp_path_factory.mktemp("damaged")
+    net = ingest_model(digits / "model.pt", directory).model.eval()
+    with torch.no_grad():
+        for weight in net.get_submodule("blocks.1").parameters():
+            if weight.dim() > 1:
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 1.5 * weight.std())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(net), str(directory / "damaged.pt"))
+    return directory / "damaged.pt"
 
 
 @pytest.fixture(scope="session")

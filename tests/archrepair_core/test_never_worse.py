@@ -30,6 +30,7 @@ def test_useless_data_never_delivers_a_worse_model(digits, tmp_path, spoil):
     spec = {
         "datasets": {"repair": "upload:repair", "test": "upload:test"},
         "repair": {"budget_seconds": 2},
+        "evaluation": {"controls": "none"},
     }
     files = {"upload:repair": tmp_path / "repair.npz", "upload:test": digits / "test.npz"}
     request = RepairRequest(digits / "model.pt", files, RepairSpec.model_validate(spec), tmp_path, tmp_path / "out")

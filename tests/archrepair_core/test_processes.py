@@ -47,6 +47,7 @@ def test_two_processes_give_the_model_that_one_gives(repair_spec, tmp_path):
         "localization": {"include": ["blocks.0"], "top_k": 1},
         "repair": {**repair_spec, "epochs": 3, "budget_seconds": 600, "max_params_ratio": 10, "max_latency_ratio": 10},
         "seed": 3,
+        "evaluation": {"controls": "none"},
     }
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     states = []

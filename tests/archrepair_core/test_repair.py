@@ -18,6 +18,7 @@ from archrepair_core.request import RepairRequest
 from archrepair_core.spec import RepairSpec
 from tests.archrepair_core.report.reports import assert_follows_schema
 
+WITHOUT_CONTROLS = {"controls": "none"}  # which test_controls.py is about
 SETS = ("repair", "validation", "test")
 
 
@@ -27,7 +28,11 @@ def run(digits, tmp_path):
         (tmp_path / "work").mkdir(exist_ok=True)
         (tmp_path / "out").mkdir(exist_ok=True)
         files = files or {f"upload:{name}": digits / f"{name}.npz" for name in SETS}
-        asked = {"datasets": {name: f"upload:{name}" for name in SETS}, "seed": 3} | spec
+        asked = {
+            "datasets": {name: f"upload:{name}" for name in SETS},
+            "seed": 3,
+            "evaluation": WITHOUT_CONTROLS,
+        } | spec
         asked["model"] = {"output": model_output, "reference": reference and "upload:reference"}
         files |= {"upload:reference": reference} if reference else {}
         told = []

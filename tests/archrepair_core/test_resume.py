@@ -136,6 +136,7 @@ spec = {
     "datasets": {name: f"upload:{name}" for name in names},
     "localization": {"include": ["blocks.0", "blocks.1"]},
     "repair": {"method": "block_search", "epochs": 3, "budget_seconds": 600, "max_params_ratio": 10},
+    "evaluation": {"controls": "none"},
     "seed": 3,
 }
 

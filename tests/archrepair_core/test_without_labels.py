@@ -9,7 +9,6 @@ import torch
 from sklearn.datasets import load_digits
 
 from archrepair_core.errors import ArchRepairError
-from archrepair_core.ingest.model import ingest_model
 from archrepair_core.repair import repair_model
 from archrepair_core.request import RepairRequest
 from archrepair_core.spec import RepairSpec
@@ -20,17 +19,9 @@ DAMAGED = "blocks.1"
 
 
 @pytest.fixture(scope="module")
-def damaged(digits, tmp_path_factory):
+def damaged(damaged_path):
     """A network with one damaged block, some inputs of its own kind without labels, and a labelled test set."""
-    directory = tmp_path_factory.mktemp("damaged")
-    net = ingest_model(digits / "model.pt", directory).model.eval()
-    with torch.no_grad():
-        for weight in net.get_submodule(DAMAGED).parameters():
-            if weight.dim() > 1:
-                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 1.5 * weight.std())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(net), str(directory / "damaged.pt"))
+    directory = damaged_path.parent
     images = (load_digits().images * 255 / 16).round().astype(np.uint8)
     np.savez(directory / "field.npz", images=images[:NUM_UNLABELLED])
     np.savez(directory / "sharp.npz", images=images[NUM_UNLABELLED:], labels=load_digits().target[NUM_UNLABELLED:])
@@ -40,7 +31,9 @@ def damaged(digits, tmp_path_factory):
 def run(model, spec, files, tmp_path):
     for name in ("work", "out"):
         (tmp_path / name).mkdir(exist_ok=True)
-    asked = RepairSpec.model_validate({"datasets": {name: f"upload:{name}" for name in files}, **spec})
+    asked = RepairSpec.model_validate(
+        {"datasets": {name: f"upload:{name}" for name in files}, "evaluation": {"controls": "none"}, **spec}
+    )
     uploads = {f"upload:{name}": path for name, path in files.items()}
     request = RepairRequest(model, uploads, asked, tmp_path / "work", tmp_path / "out")
     outcome = repair_model(request, lambda _: None)

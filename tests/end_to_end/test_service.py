@@ -21,6 +21,7 @@ SPEC = {
     "datasets": {"repair": "upload:repair", "test": "upload:test"},
     "gates": ["test.accuracy > before", "test.mcnemar_p < 0.05"],
     "repair": {"method": "weights", "budget_seconds": 5},
+    "evaluation": {"controls": "none"},
 }
 LONG_SPEC = {**SPEC, "repair": {"method": "weights", "epochs": 1000, "budget_seconds": 600}}
 PROBLEM = {"code", "detail", "hint"}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from archrepair_core.answers import right_of
+from archrepair_core.controls import SUMMARY
 from archrepair_core.data.columns import encode_column
 from archrepair_core.data.images import DIGEST_DTYPE, labelled_images
 from archrepair_core.evaluate import reliability, summarize_split
@@ -68,7 +69,7 @@ def make_evaluation(num_classes=10, *, compared, name="layer1.0", gates=True, nu
     before = logits(600, num_classes, labels, right=0.6, seed=1) if compared else None
     after = logits(600, num_classes, labels, right=0.9, seed=2)
     size = {"num_params": 4672, "latency_seconds": 0.0125}
-    dropped = {"completion", "chosen", "cells", "localization", "trials", "recognition", "exports"}
+    dropped = {"completion", "chosen", "cells", "controls", "localization", "trials", "recognition", "exports"}
     return {key: value for key, value in report.items() if key not in dropped} | {
         "verdict": report["verdict"] if gates else "not_evaluated",
         "outcome": "evaluated",
@@ -110,6 +111,16 @@ def make_report(num_classes=10, *, num_inputs=600, name="layer1.0", cell=True, m
              "num_params": 4672, "macs": 4718592, "latency_share": 0.25, "depth": 0, "level": "block",
              "arguments": ["input"], "borrowed": []}  # fmt: skip
     accuracy = split["accuracy"]
+    told = {"reason": name, "allowed_seconds": 12.5, "seconds": 12.25}
+    summary = {key: split[key] for key in ("n", *SUMMARY)}
+    against = {"only_repair_right": 40, "only_control_right": 25, "difference": 0.025,
+               "difference_ci95": [-0.0015, 0.052], "mcnemar_p": 0.08}  # fmt: skip
+    controls = [
+        {"name": "weights", "ran": True, "repaired": [name], "test": summary, "regression": None,
+         "repair_against_it": against, **told},
+        {"name": "random_block", "ran": False, "repaired": [], "test": None, "regression": None,
+         "repair_against_it": None, **told},
+    ]  # fmt: skip
     gates = [
         {"expression": "test.accuracy > before", "state": "pass", "reason": name, "observed": accuracy["change"],
          "limit": 0.0, "interval": accuracy["change_ci95"]},
@@ -138,6 +149,7 @@ def make_report(num_classes=10, *, num_inputs=600, name="layer1.0", cell=True, m
         **(make_measured(before, after, labels, name=name) if measured else {}),
         "reliability": {"test": {"before": reliability(before, labels), "after": reliability(after, labels)}},
         "examples": choose_examples(before, after, labels),
+        "controls": controls,
         "cost": {"latency_ratio": 1.25, "params_ratio": 1.0625},
         "cells": [{"block": name, "params": {"before": 4672, "after": 5000},
                    "macs": {"before": 4718592, "after": 4800000}}] if cell else [],
