@@ -96,15 +96,15 @@ def test_without_controls_the_report_has_none(run):
     assert 'id="controls"' not in (out / "report.html").read_text()
 
 
-def while_repairing(told):
-    return any(progress.phase == "repairing" for progress in told)
+def while_training(told):
+    return any("step" in progress.message for progress in told if progress.phase == "repairing")
 
 
 def test_what_was_not_run_says_why(run, monkeypatch):
     controls, *_ = run(method="bn")
     assert "belong to the whole network" in controls["random_block"]["reason"]
     assert controls["weights"]["repaired"] in (["network"], [])
-    stopped, *_ = run(stopped=while_repairing, epochs=1000, budget_seconds=600)
+    stopped, *_ = run(stopped=while_training, epochs=1000, budget_seconds=600)
     assert stopped["random_block"]["reason"] == "the job was stopped"
     late, *_ = run(controls=["random_block"], max_seconds=0.0)
     assert not late["random_block"]["ran"]
