@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs docs-serve test test-slow test-contract test-faults test-models check up bench bench-ingest clean
+.PHONY: help demo docs docs-serve test test-slow test-browser test-contract test-faults test-models check up bench bench-ingest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: $(INSTALLED)  ## every fast test, on real servers
 
 test-slow: $(INSTALLED)  ## the tests that take longer
 	$(BIN)/pytest -m slow
+
+test-browser: $(INSTALLED)  ## the dashboard in a real chromium (apt-get install chromium chromium-driver)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
 
 test-contract: $(INSTALLED)  ## the running service against its OpenAPI document, thousands of requests on both stacks
 	$(BIN)/pytest -m contract tests/contract

@@ -37,13 +37,21 @@ async def authenticate(
     if credentials is None:
         raise ApiProblem("auth.missing_key", "The request has no API key.", hint=HINT, headers=CHALLENGE)
     # Nothing here leaves for a thread that need not: most requests are polls, of keys that are known.
-    found = gateway.known_keys.get(credentials.credentials)
-    if found is None:
-        found = await run_in_threadpool(_look_up, gateway, credentials.credentials)
+    return await admit(request, gateway, await presented(request, gateway, credentials.credentials))
+
+
+async def presented(request: Request, gateway: Gateway, key: str) -> FoundKey:
+    """The key that was shown. Raises ApiProblem `auth.invalid_key`."""
+    found = gateway.known_keys.get(key) or await run_in_threadpool(_look_up, gateway, key)
     if found is None:
         await run_in_threadpool(_count_failure, request, gateway)
         detail = "This API key is not known here, or was revoked."
         raise ApiProblem("auth.invalid_key", detail, hint=HINT, headers=CHALLENGE)
+    return found
+
+
+async def admit(request: Request, gateway: Gateway, found: FoundKey) -> Caller:
+    """The caller whose key this is. Raises ApiProblem `auth.expired_key` or `quota.rate_limited`."""
     if found.expired:
         detail = f"The API key {found.row.name!r} expired at {rfc3339(found.row.expires_at)}."
         raise ApiProblem("auth.expired_key", detail, hint="POST /v1/api-keys makes a new one.", headers=CHALLENGE)

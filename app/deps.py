@@ -24,6 +24,7 @@ from app.relay import Relay
 from app.shared.gauges import DatabaseGauges
 from app.shared.queueing import Looks
 from app.shared.settings import Settings
+from app.ui.sessions import BrowserSessions
 from app.views import JobViews
 
 IDENTIFIER = re.compile(r"[a-z]{2,4}_[0-9A-Z]{26}")
@@ -50,6 +51,7 @@ class Gateway:
     feed: Feed
     signer: S3Store | None
     rate_limiter: RateLimiter
+    browser_sessions: BrowserSessions
     gauges: DatabaseGauges
     looks: Looks
     job_views: JobViews

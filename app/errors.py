@@ -5,7 +5,7 @@ lists the codes with status and title. The framework's own refusals (404, 405, a
 """
 
 import http
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ PROBLEMS = {
     "auth.missing_key": ProblemKind(401, "No API key"),
     "auth.invalid_key": ProblemKind(401, "Unknown API key"),
     "auth.expired_key": ProblemKind(401, "The API key has expired"),
+    "auth.foreign_page": ProblemKind(403, "Not asked by a page of this service"),
     "auth.missing_scope": ProblemKind(403, "The API key may not do this"),
     "request.invalid": ProblemKind(422, "The request is not valid"),
     "request.invalid_json": ProblemKind(422, "The body is not JSON"),
@@ -126,6 +127,7 @@ PROBLEMS = {
     "platform.content_missing": ProblemKind(500, "A stored file is gone"),
     "platform.internal": ProblemKind(500, "Something broke on our side", retryable=True),
     "platform.database_unavailable": ProblemKind(503, "The database does not answer", retryable=True),
+    "platform.sessions_unavailable": ProblemKind(503, "The store of sessions does not answer", retryable=True),
     "platform.store_unavailable": ProblemKind(503, "The object store does not answer", retryable=True),
 }
 CODES_OF_STATUS = {
@@ -239,12 +241,29 @@ def _on_database_error(request: Request, error: Exception) -> Response:
     return problem_response(request, problem)
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Make every refusal of `app` a problem. Crashes are caught further out, by the request middleware."""
-    app.add_exception_handler(ApiProblem, _on_problem)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(OperationalError, _on_database_error)
+def _on_crash(request: Request, error: Exception) -> Response:
+    problem = ApiProblem("platform.internal", "The gateway failed on this request.", hint="Quote the request_id.")
+    return problem_response(request, problem)
+
+
+HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Response]] = {
+    ApiProblem: _on_problem,
+    HTTPException: _on_http_exception,
+    RequestValidationError: _on_invalid_request,
+    OperationalError: _on_database_error,
+    Exception: _on_crash,
+}
+
+
+def install_error_handlers(app: FastAPI, answer: Callable[[Request, Exception], Response] | None = None) -> None:
+    """Make every refusal of `app` a problem, or what `answer` makes of one."""
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, answer or handler)
+
+
+def answer_to(request: Request, error: Exception) -> Response:
+    """The problem that an error is; one that nobody foresaw tells nothing of itself."""
+    return next(handler for kind, handler in HANDLERS.items() if isinstance(error, kind))(request, error)
 
 
 def problem_responses(*codes: int) -> dict[int | str, dict[str, Any]]:

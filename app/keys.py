@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Select, or_, select, update
+from sqlalchemy import ColumnElement, Select, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.shared.db import db_now
@@ -106,13 +106,23 @@ def create_api_key(session: Session, *, project_id: str, name: str, scopes: Sequ
 
 def find_api_key(session: Session, key: str) -> FoundKey | None:
     """The key that was presented, or None when it is not one of ours or was revoked."""
+    found = _find(session, ApiKey.prefix == _prefix(key))
+    if found is None or not hmac.compare_digest(found.row.secret_sha256, _sha256(key)):
+        return None
+    return found
+
+
+def find_key_of_id(session: Session, key_id: str) -> FoundKey | None:
+    """The key somebody has presented before; None when it was revoked meanwhile."""
+    return _find(session, ApiKey.id == key_id)
+
+
+def _find(session: Session, condition: ColumnElement[bool]) -> FoundKey | None:
     now = db_now()
     expired, noted = ApiKey.expires_at <= now, ApiKey.last_used_at > now - NOTED_EVERY_SECONDS
-    asked = select(ApiKey, expired, noted).where(ApiKey.prefix == _prefix(key), ApiKey.revoked_at.is_(None))
+    asked = select(ApiKey, expired, noted).where(condition, ApiKey.revoked_at.is_(None))
     found = session.execute(asked).one_or_none()
-    if found is None or not hmac.compare_digest(found[0].secret_sha256, _sha256(key)):
-        return None
-    return FoundKey(found[0], expired=bool(found[1]), to_note=not found[2])
+    return FoundKey(found[0], expired=bool(found[1]), to_note=not found[2]) if found is not None else None
 
 
 def live_keys(project_id: str) -> Select[ApiKey]:

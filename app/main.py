@@ -51,6 +51,8 @@ from app.shared.storage import open_signer, open_store
 from app.shared.tables import ApiKey
 from app.shared.telemetry import start_tracing
 from app.tracing import trace_requests
+from app.ui.dashboard import mount_dashboard
+from app.ui.sessions import BrowserSessions
 from app.views import JobViews
 
 # A gateway that froze loses its locks. Contents are moved within a store while they are held, which takes a while.
@@ -86,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in modules:
         app.include_router(module.router, prefix="/v1")
         app.include_router(module.router, include_in_schema=False)
+    mount_dashboard(app)
     return app
 
 
@@ -106,6 +109,8 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         assert settings.broker_url is not None, "make_celery has refused it"
         rate_limiter = RateLimiter(settings.broker_url)
         closing.callback(rate_limiter.close)
+        browser_sessions = BrowserSessions(settings.broker_url)
+        closing.callback(browser_sessions.close)
         key_uses = KeyUses()
         relay, thread = start_relay(sessions, partial(ring, celery), key_uses.write)
         store = open_store(settings.store_url)
@@ -124,6 +129,7 @@ async def _lifespan(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             completions=completions,
             signer=open_signer(settings.store_url, public_endpoint=settings.store_public_endpoint),
             rate_limiter=rate_limiter,
+            browser_sessions=browser_sessions,
             gauges=DatabaseGauges(readers),
             feed=await closing.enter_async_context(running_feed(readers, stopping)),
             looks=Looks(settings.quota_running_jobs),

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import ApiProblem, problem_response
+from app.errors import answer_to
 from app.shared.ids import new_id
 from app.shared.metrics import HTTP_REQUESTS, HTTP_SECONDS, OTHER, counted_upload
 
@@ -56,9 +56,10 @@ class RequestBorder:
             exchange = Exchange(scope, receive, send, max_bytes=max_bytes, count_bytes=count_bytes)
             try:
                 await self.app(scope, exchange.receive, exchange.send)
-            except Exception:  # noqa: BLE001  the border of the request: whatever it is, the client gets an answer
+            except Exception as error:  # noqa: BLE001  the border of the request: whatever it is, the client gets an answer
                 structlog.get_logger().exception("request crashed", path=scope["path"])
-                await _answer_crash(scope, exchange)
+                if not exchange.status:  # else half an answer is out: all that is left is to end it, as the server does
+                    await answer_to(Request(scope), error)(scope, exchange.receive, exchange.send)
             finally:
                 _note_request(scope, exchange.status, seconds=time.perf_counter() - started)
 
@@ -150,17 +151,12 @@ def _request_id(scope: Scope) -> str:
     return new_id("req")
 
 
-async def _answer_crash(scope: Scope, exchange: Exchange) -> None:
-    if exchange.status:
-        return  # half an answer is out: all that is left is to end it, which the server does
-    problem = ApiProblem("platform.internal", "The gateway failed on this request.", hint="Quote the request_id.")
-    await problem_response(Request(scope), problem)(scope, exchange.receive, exchange.send)
-
-
 def _note_request(scope: Scope, status: int, *, seconds: float) -> None:
     method = scope["method"] if scope["method"] in METHODS else OTHER
     # The route's template has no ids in it, and no /v1; of paths that do not exist there are too many.
     route = getattr(scope.get("route"), "path", OTHER)
+    mount = scope.get("root_path", "").removeprefix(scope.get("app_root_path", ""))
+    route = route if route == OTHER else mount + route
     HTTP_REQUESTS.labels(method, route, str(status)).inc()
     HTTP_SECONDS.labels(method, route).observe(seconds)
     log: Callable[..., object] = structlog.get_logger().info

@@ -182,7 +182,7 @@ def _is_ready(client: httpx.Client) -> bool:
 
 
 def _greet(console: Console, service: RunningService, state_dir: Path) -> None:
-    console.print(f"ArchRepair is ready at {service.url}   (API: {service.url}/docs)")
+    console.print(f"ArchRepair is ready at {service.url}   (dashboard: {service.url}/ui, API: {service.url}/docs)")
     console.print(f"API key: {service.api_key_file}")
     console.print(f"Logs:    {state_dir / 'logs'}")
     console.print(f'Try:     curl -H "Authorization: Bearer $(cat {service.api_key_file})" {service.url}/v1/jobs')

@@ -15,6 +15,7 @@ from archrepair_core.margins import lead_of, margins_of
 from archrepair_core.pace import Pace, estimate_settling_seconds
 from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.processes import never
+from archrepair_core.progress import Tell
 from archrepair_core.search.search import Arena
 
 # What a candidate may break is this share of what would just pass: 200 inputs tell it to half a point only
@@ -34,7 +35,7 @@ MAX_GUARD = 512
 def make_arena(
     case: Case,
     work_dir: Path,
-    on_progress: Callable[[str], None],
+    on_progress: Tell,
     pace: Pace | None = None,
     *,
     stopped: Callable[[], bool] = never,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, SupportsFloat
 
 from archrepair_core.spec import PHASES
 
@@ -20,9 +21,19 @@ class Progress:
     message: str
     step: int = 0
     total_steps: int = 0
+    # Of the training that runs, at `step`; None outside of trainings.
+    loss: float | None = None
 
 
 OnProgress = Callable[[Progress], None]
+
+
+class Tell(Protocol):
+    """Says what is done now, and of a training how far it is. A loss may lie on a GPU: it is read if it is told."""
+
+    def __call__(
+        self, message: str, /, *, step: int = 0, total_steps: int = 0, loss: SupportsFloat | None = None
+    ) -> None: ...
 
 
 class Narrator:
@@ -43,15 +54,25 @@ class Narrator:
         self._began[phase] = time.monotonic()
         self._on_progress(Progress(phase, self._percents[phase], message))
 
-    def during(self, phase: str, budget_seconds: float) -> Callable[[str], None]:
+    def during(self, phase: str, budget_seconds: float) -> Tell:
         """A callable for messages during a phase; the bar moves with the share of the budget that is spent."""
 
-        def tell(message: str) -> None:
-            self.reached(phase, (time.monotonic() - self._began[phase]) / budget_seconds, message)
+        def tell(message: str, /, *, step: int = 0, total_steps: int = 0, loss: SupportsFloat | None = None) -> None:
+            share = (time.monotonic() - self._began[phase]) / budget_seconds
+            self.reached(phase, share, message, step=step, total_steps=total_steps, loss=loss)
 
         return tell
 
-    def reached(self, phase: str, share: float, message: str) -> None:
+    def reached(
+        self,
+        phase: str,
+        share: float,
+        message: str,
+        *,
+        step: int = 0,
+        total_steps: int = 0,
+        loss: SupportsFloat | None = None,
+    ) -> None:
         """Say that this share of a phase is done."""
         now = time.monotonic()
         if now - self._last_message < MIN_SECONDS_BETWEEN_MESSAGES:
@@ -60,7 +81,8 @@ class Narrator:
         phases = list(self._percents)
         first, last = self._percents[phase], self._percents[phases[phases.index(phase) + 1]]
         self._percent = max(self._percent, round(first + min(1.0, share) * (last - first), 1))
-        self._on_progress(Progress(phase, self._percent, message))
+        seen = None if loss is None else float(loss)
+        self._on_progress(Progress(phase, self._percent, message, step, total_steps, seen))
 
     def seconds(self) -> dict[str, float]:
         """Seconds per phase so far, by name, and in all."""

@@ -60,6 +60,7 @@ USABLE_SHARE = 0.9
 # Inputs of the larger of the two batches on which a written file must answer as the model does.
 EXPORT_BATCH = 8
 OnInspected = Callable[[Inspection], None]
+OnLocalized = Callable[[Localization], None]
 
 
 def repair_model(
@@ -67,9 +68,11 @@ def repair_model(
     on_progress: OnProgress,
     *,
     on_inspected: OnInspected | None = None,
+    on_localized: OnLocalized = lambda _localization: None,
     stopped: Callable[[], bool] = never,
 ) -> RepairOutcome:
-    """Run one job from files to files; `on_inspected` hears what the model is once its blocks are known.
+    """Run one job from files to files; `on_inspected` hears what the model is once its blocks are known,
+    `on_localized` which of them is to blame.
 
     Once `stopped()`, nothing more is searched: the best so far is measured and packaged as the best of all would be.
     Raises ArchRepairError with what the customer can do about it.
@@ -98,6 +101,7 @@ def repair_model(
     arena = make_arena(case, request.work_dir, on_probe, pace, stopped=stopped)
     share = 1.0 if spec.kind == "localize" else PROBING_SHARE
     localization = localize(case, arena, until=pace.deadline - (1.0 - share) * pace.budget_seconds)
+    on_localized(localization)
     if spec.kind == "localize":
         return _package_localization(request, case, localization, pace)
 

@@ -23,6 +23,7 @@ from archrepair_core.spec import RepairSpec
 
 if TYPE_CHECKING:
     from archrepair_core.facts import Inspection
+    from archrepair_core.localize.rank import Localization
     from archrepair_core.progress import OnProgress, Progress
 
 
@@ -106,6 +107,7 @@ def _repair(
         ),
         on_progress,
         on_inspected=lambda inspection: _send_model(inspection, events),
+        on_localized=lambda localization: _send_localization(localization, events),
         stopped=stopped,
     )
     events.send("resolved_spec", spec=outcome.resolved_spec)
@@ -135,8 +137,15 @@ def _ingest(request: Mapping[str, Any], events: EventPipe, on_progress: "OnProgr
     events.send("result", result={"outcome": "ingested"}, verdict="not_evaluated", artifacts=[])
 
 
+MAX_TOLD_BLOCKS = 64
 # Every other kind is a repair: its spec says how far to go.
 KINDS: dict[str | None, Callable[..., None]] = {"inspect": _inspect, "ingest": _ingest}
+
+
+def _send_localization(localization: "Localization", events: EventPipe) -> None:
+    """The head of the ranking, before a repair begins that may take hours."""
+    blocks = [{"name": row.name, "score": row.score} for row in localization.blocks[:MAX_TOLD_BLOCKS]]
+    events.send("localization", method=localization.method, fault=localization.kind, blocks=blocks)
 
 
 def _send_model(inspection: "Inspection", events: EventPipe) -> None:

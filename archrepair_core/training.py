@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from archrepair_core.training_state import TrainingState
 
 Scope = tuple[str, ...]
 NETWORK: Scope = ("",)
+# Hears after every step its number, that of all, and its loss: where it lies on a GPU, reading it waits.
+OnStep = Callable[[int, int, SupportsFloat], None]
 
 # One step moves the weights by this share of their norm at the peak of the schedule; see `try_steps`.
 RELATIVE_STEP = 5e-4
@@ -112,7 +115,7 @@ def train(
     *,
     scope: Scope,
     plan: TrainingPlan,
-    on_step: Callable[[int, int], None] = lambda _step, _total: None,
+    on_step: OnStep = lambda _step, _total, _loss: None,
 ) -> TrainingRun:
     """Train `scope` of `model` in place on cached features; afterwards its weights are the average over the run's
     last three quarters (Izmailov et al., "Averaging Weights Leads to Wider Optima", UAI 2018).
@@ -138,7 +141,7 @@ class _Learner:
     features: Features
     parameters: Sequence[nn.Parameter]
     scope: Scope
-    on_step: Callable[[int, int], None]
+    on_step: OnStep
 
     @property
     def device(self) -> torch.device:
@@ -272,7 +275,7 @@ def _train_once(
             if state.step >= AVERAGE_FROM_SHARE * (total_steps - 1):
                 state.average.add()
             state.step += 1
-            learner.on_step(state.step, total_steps)
+            learner.on_step(state.step, total_steps, state.losses[-1])
             if plan.score and state.step % steps == 0 and _look(learner, state, plan.score) > patience:
                 break
             if checkpoint and checkpoint.due:

@@ -29,6 +29,7 @@ class Progress(_Event):
     message: str = Field(max_length=2000)
     step: int = 0
     total_steps: int = 0
+    loss: float | None = Field(None, allow_inf_nan=False)
 
 
 class ResolvedSpec(_Event):
@@ -66,6 +67,20 @@ class ModelFound(_Event):
     input_shape_source: Literal["given", "file", "guessed", "data"] | None
     blocks: list[Block] = Field(max_length=20_000)
     blocks_unknown: Reason | None = None
+
+
+class RankedBlock(_Event):
+    name: Name
+    score: float | None = Field(allow_inf_nan=False)
+
+
+class Localized(_Event):
+    """Which blocks are to blame, most suspicious first, and what kind of fault it looks like."""
+
+    type: Literal["localization"]
+    method: Name
+    fault: Name
+    blocks: list[RankedBlock] = Field(max_length=64)
 
 
 class DatasetFacts(_Event):
@@ -107,7 +122,7 @@ class EngineProblem(_Event):
     phase: Phase = "ingesting"
 
 
-Event = Ready | Progress | ModelFound | DatasetFound | ResolvedSpec | Result | EngineProblem
+Event = Ready | Progress | ModelFound | Localized | DatasetFound | ResolvedSpec | Result | EngineProblem
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 

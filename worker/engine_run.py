@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from worker.engine_events import DatasetFound, EngineProblem, Event, ModelFound, Progress, Ready, ResolvedSpec, Result
+from worker.engine_events import (
+    DatasetFound,
+    EngineProblem,
+    Event,
+    Localized,
+    ModelFound,
+    Progress,
+    Ready,
+    ResolvedSpec,
+    Result,
+)
 from worker.engine_process import EngineProcess, ProtocolError
 from worker.limits import EngineLimits
 
@@ -42,6 +52,7 @@ class Watcher:
 
     on_progress: Callable[[Progress], None]
     on_model: Callable[[ModelFound], None]
+    on_localized: Callable[[Localized], None]
     on_dataset: Callable[[DatasetFound], None]
     on_resolved_spec: Callable[[dict[str, Any]], None]
     on_tick: Callable[[], None]
@@ -78,6 +89,8 @@ def _handle(event: Event, engine: EngineProcess, request: Mapping[str, Any], wat
             watcher.on_progress(event)
         case ModelFound():
             watcher.on_model(event)
+        case Localized():
+            watcher.on_localized(event)
         case DatasetFound():
             watcher.on_dataset(event)
         case ResolvedSpec():

@@ -28,6 +28,7 @@ from app.shared.jobs import (
     StoredArtifact,
     fail_job,
     finish_job,
+    record_localization,
     record_progress,
     record_resolved_spec,
     release_job,
@@ -38,7 +39,7 @@ from app.shared.telemetry import trace_id_of, tracer_of
 from worker.attempts import STORING, Timeline, record_attempt
 from worker.checkpoints import CheckpointKeeper
 from worker.disk import DISK_FULL, has_room, says_full
-from worker.engine_events import DatasetFound, ModelFound, Progress, Result
+from worker.engine_events import DatasetFound, Localized, ModelFound, Progress, Result
 from worker.engine_process import ENGINE_CRASHED, EngineProcess
 from worker.engine_run import Ending, Failure, Interruption, Watcher, run_engine
 from worker.finishing import Finishing
@@ -234,6 +235,9 @@ def _watcher(job: Job) -> Watcher:
         # Tried again, unlike progress: nobody says it a second time.
         persist(job, partial(_record_model, job, event))
 
+    def write_localization(event: Localized) -> None:
+        write(partial(record_localization, claim=job.claim, localization=event.model_dump(exclude={"type"})))
+
     def write_dataset(event: DatasetFound) -> None:
         persist(job, partial(_record_dataset, job, event))
 
@@ -250,6 +254,7 @@ def _watcher(job: Job) -> Watcher:
     return Watcher(
         on_progress=hear,
         on_model=write_model,
+        on_localized=write_localization,
         on_dataset=write_dataset,
         on_resolved_spec=lambda spec: write(partial(record_resolved_spec, claim=job.claim, spec=spec)),
         on_tick=tick,

@@ -56,6 +56,7 @@ REPORT_RESPONSES: dict[int | str, dict[str, Any]] = {
 REPORT_HEADERS = {
     "Content-Security-Policy": SERVED_POLICY,
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
     "Referrer-Policy": "no-referrer",
     "Vary": "Accept",
 }

@@ -27,6 +27,8 @@ from app.shared.workers import queue_for
 QUEUED = ("queued",)
 HELD = ("running", "cancelling")
 LIVE = QUEUED + HELD
+# Events that are told of again, beside the newest in a job's row.
+PROGRESS, LOCALIZED = "job.progress", "job.localized"
 DONE = ("succeeded", "failed", "cancelled")
 # The kind of job that only looks at a model.
 INSPECT = "inspect"
@@ -183,12 +185,17 @@ def record_progress(session: Session, claim: Claim, *, phase: str, progress: dic
     return _write(
         session,
         claim,
-        "job.progress",
+        PROGRESS,
         {"phase": phase, **progress},
         phase=phase,
         phases=phases,
         progress=progress,
     )
+
+
+def record_localization(session: Session, claim: Claim, localization: dict[str, Any]) -> bool:
+    """Note which blocks are to blame, while the repair goes on. False: the lease is lost."""
+    return _write(session, claim, LOCALIZED, localization)
 
 
 def record_resolved_spec(session: Session, claim: Claim, spec: dict[str, Any]) -> bool:

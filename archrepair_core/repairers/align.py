@@ -19,7 +19,7 @@ from archrepair_core.prefix_cache import Features
 from archrepair_core.processes import is_over, never
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Arena, Trial, cut_before, trained, walk_back_
-from archrepair_core.training import NETWORK, Scope, TrainingRun, in_scope, scoped_state
+from archrepair_core.training import NETWORK, OnStep, Scope, TrainingRun, in_scope, scoped_state
 
 STEPS = 150
 # Adam's, whose steps do not depend on the scale of the loss.
@@ -63,7 +63,9 @@ def _align(arena: Arena, scope: Scope, healthy: Fingerprint, *, deadline: float,
         deadline=deadline,
         seed=arena.seed,
         stopped=arena.stopped,
-        on_step=lambda step, total: arena.on_progress(f"aligning {', '.join(scope)}: step {step} of {total}"),
+        on_step=lambda step, total, loss: arena.on_progress(
+            f"aligning {', '.join(scope)}: step {step} of {total}", step=step, total_steps=total, loss=loss
+        ),
     )
     alpha, score = walk_back_(arena, model, tail, genotype, cut_name=cut_name, scope=trained_scope, start=start)
     return Trial(genotype, model, alpha, score, run)
@@ -80,7 +82,7 @@ def train_towards_(
     deadline: float,
     seed: int,
     stopped: Callable[[], bool] = never,
-    on_step: Callable[[int, int], None] = lambda _step, _total: None,
+    on_step: OnStep = lambda _step, _total, _loss: None,
 ) -> TrainingRun:
     """Train the parameters of `scope` in place so that the statistics behind the cut become the healthy ones.
 
@@ -103,7 +105,7 @@ def train_towards_(
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-            on_step(len(losses), total)
+            on_step(len(losses), total, losses[-1])
     seconds = time.monotonic() - started
     return TrainingRun(tuple(losses), RATE, len(losses), seconds, diverged=not math.isfinite(losses[-1]))
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +102,9 @@ def _search(
     cut_name, tail = cut_before(arena, model, (block.name,))
     features, shares = cache.features(cut_name, "training"), [supernet.shares()]
 
-    def on_step(step: int, total: int) -> None:
-        arena.on_progress(f"{block.name}: searching, step {step} of {total}")
+    def on_step(step: int, total: int, loss: SupportsFloat) -> None:
+        message = f"{block.name}: searching, step {step} of {total}"
+        arena.on_progress(message, step=step, total_steps=total, loss=loss)
         if step % max(1, total // NUM_SNAPSHOTS) == 0 and step < total:
             shares.append(supernet.shares())
 

@@ -27,6 +27,7 @@ from archrepair_core.fingerprint import Fingerprint
 from archrepair_core.precision import Precision
 from archrepair_core.prefix_cache import INPUT, ROLES, PrefixCache
 from archrepair_core.processes import agreed, never
+from archrepair_core.progress import Tell
 from archrepair_core.restoration import Restoration
 from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.selection import ALPHAS, Guard, Score, choose_alpha_, choose_alpha_by_divergence_
@@ -105,7 +106,7 @@ class Arena:
     max_broken: float
     settling_seconds: float
     seed: int
-    on_progress: Callable[[str], None]
+    on_progress: Tell
     precision: Precision = "float32"
     checkpoints: Checkpoints | None = None
     max_guard_broken: float = math.inf
@@ -248,7 +249,9 @@ def run_trial(
             features,
             scope=scope,
             plan=replace(plan, penalty=penalty),
-            on_step=lambda step, total: arena.on_progress(f"{genotype.name}: step {step} of {total}"),
+            on_step=lambda step, total, loss: arena.on_progress(
+                f"{genotype.name}: step {step} of {total}", step=step, total_steps=total, loss=loss
+            ),
         )
     alpha, score = walk_back(alphas=alphas)
     return Trial(genotype, model, alpha, score, run)

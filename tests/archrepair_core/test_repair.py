@@ -110,6 +110,8 @@ def test_a_stopped_repair_hands_over_the_best_it_has_and_says_so(run, digits, re
     assert "stopped on request" in report["limits"][0]
     assert "stopped on request" in (out / "report.md").read_text()
     assert [progress.phase for progress in told][-1] == "packaging"
+    trainings = [progress for progress in told if ": step " in progress.message]
+    assert all(0 < progress.step <= progress.total_steps and progress.loss > 0 for progress in trainings)
     assert len(report["trials"]) >= 1
     before = accuracy(load(digits / "model.pt"), digits / "test.npz")
     assert result["test"]["accuracy"]["before"] == pytest.approx(before)

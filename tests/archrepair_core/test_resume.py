@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import SupportsFloat
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def trained(directory: Path, *, kill_at: int = -1) -> tuple[dict[str, torch.Tens
     )
     net, steps = make_net(), 0
 
-    def on_step(step: int, _total: int) -> None:
+    def on_step(step: int, _total: int, _loss: SupportsFloat) -> None:
         nonlocal steps
         steps += 1
         if step == kill_at:

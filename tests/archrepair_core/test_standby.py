@@ -46,6 +46,20 @@ def test_a_standby_says_what_is_wrong_with_an_upload_and_exits_cleanly(tmp_path)
     assert "Traceback" in log
 
 
+def test_the_ranking_is_told_before_the_end(digits, tmp_path):
+    said, spec = io.StringIO(), {"kind": "localize", "datasets": {"repair": "upload:repair"}}
+    files = {"upload:repair": str(digits / "repair.npz")}
+    request = request_for(tmp_path, model=str(digits / "model.pt"), datasets=files, spec=spec)
+    run_job(request, EventPipe(said))
+    events = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert [event["type"] for event in events][-3:] == ["localization", "resolved_spec", "result"]
+    told, result = events[-3], events[-1]["result"]
+    assert [(row["name"], row["score"]) for row in told["blocks"]] == [
+        (row["name"], row["score"]) for row in result["blocks"]
+    ]
+    assert (told["method"], told["fault"]) == (result["method"], result["kind"])
+
+
 def test_an_unexpected_exception_names_its_type_and_nothing_of_the_customers(tmp_path, capsys):
     said = io.StringIO()
     run_job(request_for(tmp_path, spec={"datasets": {"repair": "a secret", "bogus": 1}}), EventPipe(said))

@@ -231,6 +231,7 @@ def test_an_endless_loop_ends_with_the_job(start, limits):
     watcher = Watcher(
         on_progress=lambda _: None,
         on_model=lambda _: None,
+        on_localized=lambda _: None,
         on_dataset=lambda _: None,
         on_resolved_spec=lambda _: None,
         on_tick=lambda: None,

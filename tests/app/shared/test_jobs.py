@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from app.shared.db import db_now
 from app.shared.jobs import (
     DONE,
     HELD,
+    LOCALIZED,
     TRANSITIONS,
     Claim,
     JobAlreadyDone,
     StoredArtifact,
     finish_job,
+    record_localization,
     record_progress,
     record_resolved_spec,
     release_job,
@@ -168,6 +171,20 @@ def test_progress_builds_the_list_of_phases(sessions: sessionmaker[Session], sub
     assert job.phases[0]["finished_at"] == job.phases[1]["started_at"]
     assert job.phases[1]["finished_at"] is None
     assert (job.phase, job.progress) == ("baseline", {"percent": 9.0})
+
+
+def test_the_ranking_of_the_blocks_is_an_event_of_its_attempt(sessions: sessionmaker[Session], submit: Submit):
+    job_id = submit()
+    held = claimed(sessions)
+    ranking = {"method": "spectrum", "fault": "block", "blocks": [{"name": "layer1", "score": 0.5}]}
+    before = load(sessions, job_id).version
+    with sessions.begin() as session:
+        assert record_localization(session, held, ranking)
+        assert not record_localization(session, replace(held, attempt=held.attempt + 1), ranking)
+    with sessions() as session:
+        told = session.scalars(select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type == LOCALIZED)).one()
+    assert told.data == {**ranking, "attempt": held.attempt}
+    assert load(sessions, job_id).version == before + 1
 
 
 def test_a_heartbeat_moves_the_lease_but_not_the_etag(sessions: sessionmaker[Session], submit: Submit):

@@ -41,6 +41,7 @@ def run_as_job(archive: bytes, scratch_root: Path, limits: EngineLimits) -> JobE
         watcher = Watcher(
             on_progress=lambda _: None,
             on_model=lambda _: None,
+            on_localized=lambda _: None,
             on_dataset=lambda _: None,
             on_resolved_spec=lambda _: None,
             on_tick=lambda: None,

@@ -1,0 +1,124 @@
+"""One job: what it does now, what it has found, and how to ask for it again; and its report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from app.auth import JobsReader
+from app.deps import CurrentGateway, Gateway
+from app.joblog import LogLine, log_lines
+from app.rendering import render_job
+from app.rows import find_job
+from app.schemas.responses import JobRead
+from app.shared.jobs import LOCALIZED, PROGRESS
+from app.shared.tables import JobEvent, JobInput
+from app.ui.charts import bars, cell, lines
+from app.ui.rendering import show_page
+from app.ui.snippets import UPLOAD, snippets
+from archrepair_core.spec import PHASES
+
+router = APIRouter()
+LOG_LINES = 300
+# Of a run of hours, what is drawn of its curves; older ones are in the report.
+MAX_PROGRESS_ROWS = 3000
+PHASES_OF_KIND = {
+    "repair": PHASES,
+    "localize": ("ingesting", "baseline", "localizing", "packaging"),
+    "evaluate": ("ingesting", "baseline", "verifying", "packaging"),
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A job and its history, read in one transaction. `progress` are the events of its newest attempt."""
+
+    job: JobRead
+    log: Sequence[LogLine]
+    progress: Sequence[dict[str, Any]]
+    localization: dict[str, Any] | None
+    files: dict[str, str]
+    last_seq: int
+
+
+@router.get("/jobs/{job_id}")
+def show_job(job_id: str, request: Request, gateway: CurrentGateway, caller: JobsReader) -> Response:
+    """The page of a job."""
+    with gateway.readers() as session:
+        seen = _look(session, gateway, job_id, project_id=caller.project_id)
+    job = seen.job
+    genotype = (job.result or {}).get("repair") or {}
+    base_url = f"{request.url.scheme}://{request.url.netloc}"
+    blocks = (seen.localization or {}).get("blocks", [])
+    ranked = [(row["name"], row["score"]) for row in blocks if row["score"] is not None]
+    copies = (
+        snippets(
+            base_url=base_url,
+            model_id=job.model_id,
+            spec=job.spec,
+            files=seen.files,
+            metadata=job.metadata,
+        )
+        if job.kind in PHASES_OF_KIND
+        else {}
+    )
+    return show_page(
+        request,
+        "job",
+        job=job,
+        phases=PHASES_OF_KIND.get(job.kind, ("ingesting",)),
+        entered={phase.name: phase for phase in job.phases},
+        log="".join(map(LogLine.as_text, seen.log)),
+        log_lines=LOG_LINES,
+        last_seq=seen.last_seq,
+        suspicion=bars(ranked, marked=genotype.get("scope", ())),
+        losses=lines(_losses(seen.progress)),
+        cells=[cell(edit) for edit in genotype.get("edits", [])],
+        has_report=any(artifact.kind == "report_html" for artifact in job.artifacts),
+        copies=copies,
+        base_url=base_url,
+        may_write="jobs:write" in caller.scopes,
+    )
+
+
+def _look(session: Session, gateway: Gateway, job_id: str, *, project_id: str) -> Seen:
+    row = find_job(session, job_id=job_id, project_id=project_id)
+    events = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq.desc())
+    newest = partial(_newest, session, events, attempt=row.attempt)
+    inputs = session.scalars(select(JobInput).where(JobInput.job_id == job_id).order_by(JobInput.name))
+    return Seen(
+        job=render_job(session, row, gateway.looks.current()),
+        log=log_lines(session, job_id, tail=LOG_LINES, attempt=None),
+        progress=newest(PROGRESS, limit=MAX_PROGRESS_ROWS)[::-1],
+        localization=next(iter(newest(LOCALIZED, limit=1)), None),
+        files={item.name: item.filename for item in inputs if item.name.startswith(UPLOAD)},
+        last_seq=session.scalar(events.with_only_columns(JobEvent.seq).limit(1)) or 0,
+    )
+
+
+def _newest(session: Session, events: Any, kind: str, *, attempt: int, limit: int) -> list[dict[str, Any]]:
+    rows = session.scalars(events.where(JobEvent.type == kind).limit(limit))
+    return [row.data for row in rows if row.data.get("attempt") == attempt]
+
+
+def _losses(progress: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Points (step, loss) of every training that told its loss, by what was trained."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for told in progress:
+        if told.get("loss") is not None:
+            curves.setdefault(told["message"].partition(":")[0], []).append((told["step"], told["loss"]))
+    return curves
+
+
+@router.get("/jobs/{job_id}/report")
+def show_report(job_id: str, request: Request, gateway: CurrentGateway, caller: JobsReader) -> Response:
+    """The report in the page: framed, in a sandbox, with an origin and a policy of its own."""
+    with gateway.readers() as session:
+        job = render_job(session, find_job(session, job_id=job_id, project_id=caller.project_id))
+    has_report = any(artifact.kind == "report_html" for artifact in job.artifacts)
+    return show_page(request, "report", job=job, has_report=has_report)
