@@ -93,7 +93,7 @@ def _look(session: Session, gateway: Gateway, job_id: str, *, project_id: str) -
     inputs = session.scalars(select(JobInput).where(JobInput.job_id == job_id).order_by(JobInput.name))
     return Seen(
         job=render_job(session, row, gateway.looks.current()),
-        log=log_lines(session, job_id, tail=LOG_LINES, attempt=None),
+        log=log_lines(session, job_id, tail=LOG_LINES, attempt=None, after=0),
         progress=newest(PROGRESS, limit=MAX_PROGRESS_ROWS)[::-1],
         localization=next(iter(newest(LOCALIZED, limit=1)), None),
         files={item.name: item.filename for item in inputs if item.name.startswith(UPLOAD)},
