@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from sqlalchemy import select
+from pydantic import ValidationError
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -26,7 +27,7 @@ from archrepair_core.spec import PHASES
 router = APIRouter()
 LOG_LINES = 300
 # Of a run of hours, what is drawn of its curves; older ones are in the report.
-MAX_PROGRESS_ROWS = 3000
+MAX_PROGRESS_ROWS = 1500
 PHASES_OF_KIND = {
     "repair": PHASES,
     "localize": ("ingesting", "baseline", "localizing", "packaging"),
@@ -56,17 +57,6 @@ def show_job(job_id: str, request: Request, gateway: CurrentGateway, caller: Job
     base_url = f"{request.url.scheme}://{request.url.netloc}"
     blocks = (seen.localization or {}).get("blocks", [])
     ranked = [(row["name"], row["score"]) for row in blocks if row["score"] is not None]
-    copies = (
-        snippets(
-            base_url=base_url,
-            model_id=job.model_id,
-            spec=job.spec,
-            files=seen.files,
-            metadata=job.metadata,
-        )
-        if job.kind in PHASES_OF_KIND
-        else {}
-    )
     return show_page(
         request,
         "job",
@@ -79,17 +69,29 @@ def show_job(job_id: str, request: Request, gateway: CurrentGateway, caller: Job
         suspicion=bars(ranked, marked=genotype.get("scope", ())),
         losses=lines(_losses(seen.progress)),
         cells=[cell(edit) for edit in genotype.get("edits", [])],
-        has_report=any(artifact.kind == "report_html" for artifact in job.artifacts),
-        copies=copies,
+        has_report=_has_report(job),
+        copies=_copies(seen, base_url),
         base_url=base_url,
         may_write="jobs:write" in caller.scopes,
     )
 
 
+def _copies(seen: Seen, base_url: str) -> dict[str, str]:
+    """The job as commands; none for the service's own, nor for one whose spec this release takes no more."""
+    job = seen.job
+    if job.kind not in PHASES_OF_KIND:
+        return {}
+    around: dict[str, Any] = {"metadata": job.metadata} if job.metadata else {}
+    around |= {"hardware": job.hardware} if job.hardware != "auto" else {}
+    try:
+        return snippets(base_url=base_url, model_id=job.model_id, spec=job.spec, files=seen.files, around=around)
+    except ValidationError:
+        return {}
+
+
 def _look(session: Session, gateway: Gateway, job_id: str, *, project_id: str) -> Seen:
     row = find_job(session, job_id=job_id, project_id=project_id)
-    events = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq.desc())
-    newest = partial(_newest, session, events, attempt=row.attempt)
+    newest = partial(_newest, session, job_id, attempt=row.attempt)
     inputs = session.scalars(select(JobInput).where(JobInput.job_id == job_id).order_by(JobInput.name))
     return Seen(
         job=render_job(session, row, gateway.looks.current()),
@@ -97,13 +99,14 @@ def _look(session: Session, gateway: Gateway, job_id: str, *, project_id: str) -
         progress=newest(PROGRESS, limit=MAX_PROGRESS_ROWS)[::-1],
         localization=next(iter(newest(LOCALIZED, limit=1)), None),
         files={item.name: item.filename for item in inputs if item.name.startswith(UPLOAD)},
-        last_seq=session.scalar(events.with_only_columns(JobEvent.seq).limit(1)) or 0,
+        last_seq=session.scalar(select(func.max(JobEvent.seq)).where(JobEvent.job_id == job_id)) or 0,
     )
 
 
-def _newest(session: Session, events: Any, kind: str, *, attempt: int, limit: int) -> list[dict[str, Any]]:
-    rows = session.scalars(events.where(JobEvent.type == kind).limit(limit))
-    return [row.data for row in rows if row.data.get("attempt") == attempt]
+def _newest(session: Session, job_id: str, kind: str, *, attempt: int, limit: int) -> list[dict[str, Any]]:
+    told = select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.type == kind)
+    rows = session.scalars(told.order_by(JobEvent.seq.desc()).limit(limit))
+    return [data for data in rows if data.get("attempt") == attempt]
 
 
 def _losses(progress: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -120,5 +123,8 @@ def show_report(job_id: str, request: Request, gateway: CurrentGateway, caller: 
     """The report in the page: framed, in a sandbox, with an origin and a policy of its own."""
     with gateway.readers() as session:
         job = render_job(session, find_job(session, job_id=job_id, project_id=caller.project_id))
-    has_report = any(artifact.kind == "report_html" for artifact in job.artifacts)
-    return show_page(request, "report", job=job, has_report=has_report)
+    return show_page(request, "report", job=job, has_report=_has_report(job))
+
+
+def _has_report(job: JobRead) -> bool:
+    return any(artifact.kind == "report_html" for artifact in job.artifacts)

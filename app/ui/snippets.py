@@ -20,10 +20,12 @@ def snippets(
     model_id: str | None,
     spec: Mapping[str, Any],
     files: Mapping[str, str],
-    metadata: Mapping[str, str],
+    around: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Commands by what runs them. `files` are the file names by the reference the spec has for each, `upload:NAME`."""
-    asked = _told(spec) | ({"metadata": dict(metadata)} if metadata else {})
+    """Commands by what runs them. `files` are the file names by the reference the spec has for each, `upload:NAME`;
+    `around` is what belongs to the job and not to the repair. Raises ValidationError for a spec that is none any more.
+    """
+    asked = _told(spec) | dict(around)
     by_path = _with_paths(asked, files)
     return {
         "curl": _curl(base_url, asked | ({"model_id": model_id} if model_id else {}), files),

@@ -70,7 +70,7 @@ class Browser:
     def script(self, code: str, *arguments: Any) -> Any:
         return self.driver.execute_script(code, *arguments)
 
-    def until(self, holds: Callable[[], Any], seconds: float = 30) -> Any:
+    def until(self, holds: Callable[[], Any], seconds: float = 60) -> Any:
         """The first true value. A part of the page that is being exchanged is looked for again."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -158,3 +158,13 @@ def test_the_jobs_are_there_at_once(open_browser):
     entry = browser.script("return performance.getEntriesByType('navigation')[0].toJSON()")
     print(f"the list of jobs has loaded after {entry['loadEventEnd']:.0f} ms")
     assert entry["loadEventEnd"] < 3000
+
+
+def test_a_page_left_open_goes_to_the_sign_in_when_its_session_has_ended(open_browser):
+    browser = open_browser()
+    browser.sign_in()
+    browser.open("/ui/jobs?status=failed")
+    browser.script("fetch('/ui/sign-out', {method: 'POST'})")
+    browser.until(lambda: browser.path == "/ui/sign-in")
+    browser.find("#key").send_keys(browser.key, Keys.ENTER)
+    browser.until(lambda: browser.driver.current_url.endswith("/ui/jobs?status=failed"))

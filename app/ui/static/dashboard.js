@@ -3,7 +3,7 @@
 
 const TICK_MS = 3000;
 // Several events come at once; a page is asked for anew once for all of them.
-const NEWS_MS = 300;
+const NEWS_MS = 700;
 const AGAIN_MS = 3000;
 
 const trouble = document.getElementById("trouble");

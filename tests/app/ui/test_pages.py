@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 
 import app.ui.queue
 from app.main import create_app
+from app.shared.tables import Job
 from app.ui.dashboard import STATIC
 from tests.app.ui.conftest import OWN_PAGE, sign_in
 from tests.app.ui.test_access import PAGES
@@ -98,6 +99,15 @@ def test_a_job_shows_what_it_has_found(browser, done):
     for words in ("75.00 %", "test.accuracy &gt; before", "In the place of", "sep_conv_3x3", "Report", "Run again"):
         assert words in page, words
     assert "Cancel" not in page
+
+
+def test_a_spec_of_an_earlier_release_leaves_its_job_a_page(browser, submit, gateway_sessions):
+    job = submit()
+    assert "archrepair_client" in browser.get(f"/ui/jobs/{job['id']}").text
+    with gateway_sessions.begin() as session:
+        session.get_one(Job, job["id"]).spec = {"datasets": {"repair": "upload:repair"}, "knob_of_old": 1}
+    page = browser.get(f"/ui/jobs/{job['id']}")
+    assert (page.status_code, "archrepair_client" in page.text) == (200, False)
 
 
 def test_the_report_is_framed_in_a_sandbox_with_a_policy_of_its_own(browser, done):
