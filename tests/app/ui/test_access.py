@@ -182,7 +182,8 @@ def test_without_the_broker_the_dashboard_says_so_and_the_api_goes_on(embedded, 
     settings = embedded.fresh(tmp_path / "state", broker_url="redis://127.0.0.1:1/0")
     with in_process_gateway(settings) as client:
         assert client.get("/v1/jobs").status_code == 200
-        answer = client.get("/ui/jobs", cookies={COOKIE: "x"})
+        client.cookies.set(COOKIE, "x")
+        answer = client.get("/ui/jobs")
         assert (answer.status_code, "platform.sessions_unavailable" in answer.text) == (503, True)
 
 
