@@ -80,6 +80,7 @@ def test_the_same_method_on_another_block_does_worse(run):
     assert "### Controls, in as many seconds" in render_markdown(report)
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_same_block_are_a_control_of_a_search(run):
     controls, outcome, _, _ = run(method="block_search", controls=["weights"], epochs=2, budget_seconds=60)
     assert list(controls) == ["weights"]

@@ -77,6 +77,27 @@ def test_a_faulty_model_comes_back_repaired(client, case, tmp_path):
     assert any(block["level"] == "block" for block in blocks)
 
 
+@pytest.mark.slow
+def test_controls_are_measured_beside_the_repair_told_and_never_delivered(client, case):
+    spec = {**SPEC, "repair": {"method": "block_search", "budget_seconds": 4}, "evaluation": {"controls": "auto"}}
+    job = client.wait(submit_case(client, case, spec), seconds=180)
+    assert job["status"] == "succeeded", job["error"]
+    controls = {control["name"]: control for control in job["result"]["controls"]}
+    assert list(controls) == job["resolved_spec"]["evaluation"]["controls"] == ["weights", "random_block"]
+    allowed = controls["weights"]["allowed_seconds"]
+    for control in controls.values():
+        # A machine under load may take longer than a default control may; then the report says so.
+        assert control["ran"] == (allowed <= 30), control["reason"]
+        assert control["repaired"] == [] or set(control["repaired"]).isdisjoint(
+            job["result"]["blocks_repaired"] if control["name"] == "random_block" else ()
+        )
+    events = client.http.get(f"/v1/jobs/{job['id']}/events").raise_for_status().json()["data"]
+    told = [event["data"].get("message", "") for event in events if event["type"] == "job.progress"]
+    assert any("control" in message for message in told) == (allowed <= 30)
+    page = client.http.get(f"/v1/jobs/{job['id']}/report", params={"format": "html"}).raise_for_status().text
+    assert "<h2>Controls</h2>" in page
+
+
 def test_an_evaluation_measures_slices_and_corruptions_and_makes_no_model(client, case, tmp_path):
     with np.load(case.test) as arrays:
         by_hour = {"hour": np.array(["day", "night"])[np.arange(len(arrays["labels"])) % 2], **arrays}
