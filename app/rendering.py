@@ -69,6 +69,9 @@ DATASET_FACTS = (
     "num_classes",
     "classes",
     "content_sha256",
+    "num_skipped",
+    "skipped",
+    "duplicates",
 )
 JOB_LINKS = (
     "cancel",

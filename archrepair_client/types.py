@@ -185,6 +185,7 @@ class Dataset(Answer):
     sha256: str | None = None
     num_samples: int | None = None
     num_classes: int | None = None
+    num_skipped: int | None = None
     labelled: bool | None = None
     error: JobError | None = None
     metadata: dict[str, str] = {}

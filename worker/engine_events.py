@@ -83,6 +83,18 @@ class Localized(_Event):
     blocks: list[RankedBlock] = Field(max_length=64)
 
 
+class Skipped(_Event):
+    row: Count
+    name: Name
+    reason: Name
+
+
+class Duplicates(_Event):
+    exact: Count
+    near: Count
+    compared: Count
+
+
 class DatasetFacts(_Event):
     format: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
     num_samples: Count
@@ -90,8 +102,13 @@ class DatasetFacts(_Event):
     pixel_type: str = Field(pattern=r"^[a-z0-9]{1,40}$")
     labelled: bool
     num_classes: Count | None
-    classes: dict[Annotated[str, Field(pattern=r"^-?[0-9]{1,20}$")], Count] | None = Field(max_length=10_000)
+    classes: dict[Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")], Count] | None = Field(
+        max_length=10_000
+    )
     content_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    num_skipped: Count
+    skipped: list[Skipped] = Field(max_length=20)
+    duplicates: Duplicates
 
 
 class DatasetFound(_Event):

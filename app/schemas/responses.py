@@ -243,6 +243,20 @@ class UploadRead(Read):
     links: dict[str, str]
 
 
+class SkippedImageRead(Read):
+    row: int = Field(description="In the source.")
+    name: str
+    reason: str
+
+
+class DuplicatesRead(Read):
+    """Images that stand a second time in the data."""
+
+    exact: int = Field(description="Pixel for pixel.")
+    near: int = Field(description="Alike but for what a re-encoding changes, among those compared.")
+    compared: int = Field(description="Looked at for near ones: 20,000 at most, none below 16 pixels.")
+
+
 class DatasetRead(Read):
     """Registered data and what was found in it; the facts are null until it is `done`."""
 
@@ -263,6 +277,9 @@ class DatasetRead(Read):
     num_classes: int | None
     classes: dict[str, int] | None = Field(description="How many samples each label has.")
     content_sha256: str | None = Field(description="Of pixels and labels: the same data has it in any format.")
+    num_skipped: int | None = Field(description="Broken images, which jobs leave out: one in a hundred at most.")
+    skipped: list[SkippedImageRead] | None = Field(description="The first twenty of them.")
+    duplicates: DuplicatesRead | None
     job_id: str | None = Field(description="The job that reads it; once done it goes at its `expires_at`.")
     error: JobError | None = Field(description="Why it was rejected.")
     metadata: dict[str, str]

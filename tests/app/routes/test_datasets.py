@@ -18,7 +18,9 @@ from tests.servers import keys_of_content, stored_keys
 CONTENT = b"PK\x03\x04 images and labels"
 HEX = "0" * 64
 FACTS = {"format": "npz", "num_samples": 9, "image_shape": [8, 8, 1], "pixel_type": "uint8", "labelled": True,
-         "num_classes": 2, "classes": {"0": 4, "1": 5}, "content_sha256": "f" * 64}  # fmt: skip
+         "num_classes": 2, "classes": {"0": 4, "1": 5}, "content_sha256": "f" * 64,
+         "num_skipped": 1, "skipped": [{"row": 3, "name": "'0/3.png'", "reason": "cut off"}],
+         "duplicates": {"exact": 2, "near": 1, "compared": 9}}  # fmt: skip
 ERROR = {"code": "dataset.format_unknown", "detail": "no data", "hint": "send .npz", "category": "user"}
 
 

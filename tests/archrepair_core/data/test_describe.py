@@ -6,9 +6,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from archrepair_core.data.describe import describe_dataset
 from archrepair_core.errors import DatasetError
+from tests.archrepair_core.data.packed import as_tar, png
+from worker.engine_events import DatasetFacts
 
 
 @pytest.fixture
@@ -24,7 +27,25 @@ def test_facts_of_labelled_data_count_its_classes(files, tmp_path):
     facts = describe_dataset("labelled", files, tmp_path)
     assert len(facts.pop("content_sha256")) == 64
     assert facts == {"format": "npz", "num_samples": 5, "image_shape": [4, 3, 1], "pixel_type": "uint8",
-                     "labelled": True, "num_classes": 2, "classes": {"0": 2, "2": 3}}  # fmt: skip
+                     "labelled": True, "num_classes": 2, "classes": {"0": 2, "2": 3}, "num_skipped": 0, "skipped": [],
+                     "duplicates": {"exact": 0, "near": 0, "compared": 0}}  # fmt: skip
+
+
+def test_facts_name_what_was_skipped_and_count_what_stands_twice(tmp_path):
+    coarse = np.random.default_rng(0).integers(0, 250, (200, 6, 6, 3), dtype=np.uint8)
+    shown = [np.asarray(Image.fromarray(each).resize((32, 32), Image.Resampling.BILINEAR)) for each in coarse]
+    shown[20] = shown[10]  # pixel for pixel
+    shown[40] = shown[30] + np.uint8(2)  # nearly
+    encoded = [png(each) for each in shown]
+    encoded[7] = encoded[7][:-40]
+    data = tmp_path / "data.tar"
+    data.write_bytes(as_tar([(f"{'dog' if row % 2 else 'cat'}/{row}.png", each) for row, each in enumerate(encoded)]))
+    facts = describe_dataset("x", {"x": data}, tmp_path)
+    assert (facts["num_samples"], facts["num_skipped"], facts["classes"]) == (199, 1, {"cat": 100, "dog": 99})
+    (skipped,) = facts["skipped"]
+    assert (skipped["row"], skipped["name"], bool(skipped["reason"])) == (7, "'dog/7.png'", True)
+    assert facts["duplicates"] == {"exact": 1, "near": 1, "compared": 199}
+    assert DatasetFacts.model_validate(facts).model_dump(mode="json") == facts, "as the worker takes it"
 
 
 def test_facts_of_bare_images_and_of_a_builtin(files, tmp_path):

@@ -91,7 +91,7 @@ def make_report(num_classes=10, *, num_inputs=600, name="layer1.0", cell=True, m
     after = torch.where(torch.rand(num_inputs, 1, generator=torch.Generator().manual_seed(3)) < 0.8, before,
                         logits(num_inputs, num_classes, labels, right=0.9, seed=2))  # fmt: skip
     split = summarize_split(before, after, labels)
-    split = {**split, **{key: dict(split[key]) for key in ("accuracy", "repair_rate", "broken_rate")}}
+    split = json.loads(json.dumps(split))  # intervals are lists in what a reader gets
     edges = [{"from": "input", "to": "output", "operation": "original"},
              {"from": "input", "to": "1", "operation": name},
              {"from": "1", "to": "output", "operation": name}]  # fmt: skip
