@@ -53,13 +53,13 @@ async def get_logs(
 ) -> Response:
     """What the service did and the engine said, in every state; while the job runs, a second or two later."""
     view = view_for(request, format, LOG_VIEWS, noun="log")
-    found = await run_in_threadpool(_find, gateway, job_id, caller.project_id, tail, attempt, after)
+    found = await run_in_threadpool(_find, gateway, job_id, caller.project_id, tail=tail, attempt=attempt, after=after)
     lines = await stored_lines(gateway.store, found, tail=tail) if isinstance(found, Artifact) else found
     return Response("".join(map(view.write, lines)), media_type=view.media_type, headers=LOG_HEADERS)
 
 
 def _find(
-    gateway: Gateway, job_id: str, project_id: str, tail: int, attempt: int | None, after: int
+    gateway: Gateway, job_id: str, project_id: str, *, tail: int, attempt: int | None, after: int
 ) -> list[LogLine] | Artifact:
     """The lines, or the file where the lines lie of a job that ran before they were rows."""
     stored = select(Artifact).where(Artifact.job_id == job_id, Artifact.kind == "log")

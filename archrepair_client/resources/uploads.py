@@ -137,7 +137,7 @@ class Uploads(Resource[D]):
         meter = Meter(path.name, upload.size_bytes, on_transfer)
         meter.set(sum(part.size_bytes for part in arrived.values()))
         sending: Sequence[Steps[None]] = [
-            self._send_part(upload, number, part, signed, meter)
+            self._send_part(upload, number, part=part, signed=signed, meter=meter)
             for number, part in parts.items()
             if number not in arrived
         ]
@@ -158,17 +158,17 @@ class Uploads(Resource[D]):
         return upload
 
     def _send_part(
-        self, upload: Upload, number: int, part: FileSlice, signed: SignedParts, meter: Meter
+        self, upload: Upload, number: int, *, part: FileSlice, signed: SignedParts, meter: Meter
     ) -> Steps[None]:
         digests: Digests = yield Call(partial(digests_of, part))
-        if (yield from self._sent_to_store(upload, number, part, digests, signed)):
+        if (yield from self._sent_to_store(upload, number, part=part, digests=digests, signed=signed)):
             signed.sha256_of[number] = digests.sha256.hex()
         else:
-            yield from self._sent_to_service(upload.id, number, part, digests)
+            yield from self._sent_to_service(upload.id, number, part=part, digests=digests)
         meter.add(part.size_bytes)
 
     def _sent_to_store(
-        self, upload: Upload, number: int, part: FileSlice, digests: Digests, signed: SignedParts
+        self, upload: Upload, number: int, *, part: FileSlice, digests: Digests, signed: SignedParts
     ) -> Steps[bool]:
         """Whether the store took the part. It is asked once: the service takes what it does not."""
         if signed.urls and time.monotonic() - signed.asked_at > FRESH_SECONDS:
@@ -191,7 +191,7 @@ class Uploads(Resource[D]):
         log.info("part %d of %s: the store %s: %s; sent to the service", number, upload.id, httpx.URL(url).host, why)
         return False
 
-    def _sent_to_service(self, upload_id: str, number: int, part: FileSlice, digests: Digests) -> Steps[None]:
+    def _sent_to_service(self, upload_id: str, number: int, *, part: FileSlice, digests: Digests) -> Steps[None]:
         headers = {"Content-Digest": digests.content_digest, "Content-Type": "application/octet-stream"}
         request = Request("PUT", f"/uploads/{upload_id}/parts/{number}", headers=headers, body=part)
         for tries_left in reversed(range(DAMAGED_PART_TRIES)):
