@@ -181,6 +181,14 @@ def test_what_others_wrote_is_as_they_published_it(directory):
         assert hashlib.sha256((directory / file["path"]).read_bytes()).hexdigest() == file["sha256"]
 
 
+def test_pages_are_counted_by_their_template_below_ui(browser, gateway, submit):
+    job = submit()
+    browser.get(f"/ui/jobs/{job['id']}")
+    counted = gateway.client.get("/metrics").text
+    assert 'route="/ui/jobs/{job_id}"' in counted
+    assert job["id"] not in counted
+
+
 def test_the_document_of_the_api_knows_nothing_of_pages(gateway):
     assert not [path for path in gateway.client.get("/openapi.json").json()["paths"] if "/ui" in path]
 
