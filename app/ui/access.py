@@ -4,10 +4,9 @@ The cookie is sent to `/ui` alone: the API never sees it. A change is taken only
 browser itself says (Sec-Fetch-Site, or Origin where it sends none); besides, the cookie is SameSite=Strict.
 """
 
-from typing import Annotated
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from fastapi import Depends, Request
+from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -31,8 +30,9 @@ async def require_own_page(request: Request) -> None:
     if request.method in SAFE_METHODS:
         return
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
-    own = site == "same-origin" if site else urlsplit(origin).netloc == request.headers.get("host") != ""
-    if not own:
+    host = origin.partition("://")[2]
+    is_own = site == "same-origin" if site else host != "" and host == request.headers.get("host")
+    if not is_own:
         detail = f"Another page asked for this: Sec-Fetch-Site is {site!r}, Origin {origin!r}."
         raise ApiProblem("auth.foreign_page", detail, hint="Programs use the API, with a key: see /docs.")
 
@@ -54,9 +54,6 @@ def _key_of(gateway: Gateway, token: str) -> FoundKey | None:
         return find_key_of_id(session, key_id)
 
 
-SignedIn = Annotated[Caller, Depends(signed_in)]
-
-
 def set_cookie(request: Request, answer: Response, token: str) -> None:
     """Give the browser its session. Secure wherever the browser speaks TLS, which a proxy may hide from us."""
     is_secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
@@ -73,9 +70,7 @@ def set_cookie(request: Request, answer: Response, token: str) -> None:
 
 def own_path(asked: str) -> str:
     """Where to go after signing in: a page of the dashboard, whatever the link says."""
-    parts = urlsplit(asked)
-    is_ours = not parts.scheme and not parts.netloc and asked.startswith(f"{COOKIE_PATH}/") and "\\" not in asked
-    return asked if is_ours else START_PAGE
+    return asked if asked.startswith(f"{COOKIE_PATH}/") and "\\" not in asked else START_PAGE
 
 
 def sign_in_path(request: Request) -> str:

@@ -23,9 +23,6 @@ class Field:
     description: str
     default: Any
     choices: Sequence[str] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    whole: bool = False
 
     @property
     def placeholder(self) -> str:
@@ -73,24 +70,15 @@ def _field(path: str, name: str, schema: Mapping[str, Any]) -> Field | None:
     """The input for a schema of one value; None for what only JSON can say."""
     branches = [branch for branch in schema.get("anyOf", [schema]) if branch.get("type") != "null"]
     choices = [str(word) for branch in branches for word in branch.get("enum", [branch.get("const")]) if word]
-    numbers = [branch for branch in branches if branch.get("type") in ("number", "integer")]
+    is_number = any(branch.get("type") in ("number", "integer") for branch in branches)
     label, description = name.replace("_", " "), schema.get("description", "")
     default = schema.get("default")
     if path in LISTS:
         return Field(path, "lines", label, description or "One a line; empty for the usual ones.", default)
     if schema.get("type") == "boolean":
         return Field(path, "switch", label, description, default)
-    if numbers:
-        return Field(
-            path,
-            "number",
-            label,
-            description,
-            default,
-            minimum=numbers[0].get("minimum", numbers[0].get("exclusiveMinimum")),
-            maximum=numbers[0].get("maximum"),
-            whole=numbers[0]["type"] == "integer",
-        )
+    if is_number:
+        return Field(path, "number", label, description, default)
     if choices:
         return Field(path, "choice", label, description, default, choices)
     if any(branch.get("type") == "string" for branch in branches):

@@ -131,6 +131,7 @@ def test_another_projects_things_are_as_absent_as_none(browse, stranger_key, sub
         ({"Origin": "SELF"}, True),
         ({"Origin": "http://evil.example"}, False),
         ({"Origin": "null"}, False),
+        ({"Origin": "http://["}, False),
         ({}, False),
     ],
 )
@@ -171,7 +172,15 @@ def test_a_part_of_a_page_sends_the_whole_page_to_sign_in(gateway):
 
 @pytest.mark.parametrize(
     "asked",
-    ["https://evil.example/ui/", "//evil.example/ui/jobs", "/\\evil.example/ui/", "javascript:x", "/v1/jobs", ""],
+    [
+        "https://evil.example/ui/",
+        "//evil.example/ui/jobs",
+        "/\\evil.example/ui/",
+        "javascript:x",
+        "//[",
+        "/v1/jobs",
+        "",
+    ],
 )
 def test_signing_in_leads_nowhere_else(asked):
     assert own_path(asked) == "/ui/jobs"
