@@ -25,8 +25,8 @@ test: $(INSTALLED)  ## every fast test, on real servers
 test-slow: $(INSTALLED)  ## the tests that take longer
 	$(BIN)/pytest -m slow
 
-test-browser: $(INSTALLED)  ## the dashboard in a real chromium (apt-get install chromium chromium-driver)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
+test-browser: $(INSTALLED)  ## dashboard and report in a real chromium (apt-get install chromium chromium-driver)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser tests/archrepair_core/report
 
 test-contract: $(INSTALLED)  ## the running service against its OpenAPI document, thousands of requests on both stacks
 	$(BIN)/pytest -m contract tests/contract

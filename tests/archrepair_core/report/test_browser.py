@@ -12,7 +12,7 @@ from tests.archrepair_core.report.browser import CHROMIUM, DRIVER, running_brows
 from tests.archrepair_core.report.reports import HOSTILE, make_evaluation, make_report
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.browser,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"),
 ]
 PAGES = {
