@@ -23,7 +23,7 @@ from archrepair_core.report.evidence import Evidence
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Arena, Trial, race
 from archrepair_core.selection import NO_CHANGE_UTILITY
-from archrepair_core.spec import Control, resolve_controls
+from archrepair_core.spec import LEVELS, Control, resolve_controls
 from archrepair_core.statistics import mcnemar_exact, paired_difference_interval
 from archrepair_core.training import NETWORK, Scope
 
@@ -35,6 +35,11 @@ SUMMARY = ("accuracy", "fixed", "broken", "repair_rate", "broken_rate", "mcnemar
 SENSELESS = {
     ("random_block", "bn"): "re-estimated statistics belong to the whole network, not to a block",
     ("weights", "weights"): "the repair is such a fine-tune itself",
+    **{
+        ("random_block", method): "the method chooses no block"
+        for method, levels in LEVELS.items()
+        if "block" not in levels
+    },
 }
 
 

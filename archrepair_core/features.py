@@ -58,6 +58,25 @@ class Features:
         return np.repeat([part.num_views for part in self.parts], [len(part) for part in self.parts])
 
     @cached_property
+    def passing_N(self) -> npt.NDArray[np.bool_]:
+        """Which inputs the original gets right."""
+        return np.asarray(self.original_NK.argmax(1) == self.labels_N)
+
+    def labelled(self, items: Indices, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs at `items` as they are, in that order, with their labels."""
+        for start in range(0, len(items), batch_size):
+            rows = items[start : start + batch_size]
+            yield self.batch(np.zeros_like(rows), rows, device), self.labels_N[rows].to(device)
+
+    def subset(self, items: Indices) -> "Features":
+        """The inputs at `items`, which are in ascending order, as often as they stand there."""
+        parts: list[Rows] = []
+        for start, part in zip(self._part_starts, self.parts, strict=False):
+            inside = items[(items >= start) & (items < start + len(part))] - start
+            parts += [ChosenRows(part, inside)] if len(inside) else []
+        return Features(tuple(parts), self.original_NK[items], self.labels_N[items])
+
+    @cached_property
     def _part_starts(self) -> Indices:
         return np.cumsum([0, *map(len, self.parts)])
 
@@ -80,6 +99,25 @@ class Features:
         for start in range(0, len(self), batch_size):
             items = np.arange(start, min(start + batch_size, len(self)))
             yield self.batch(np.zeros_like(items), items, device)
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenRows:
+    """Some of the inputs of other rows."""
+
+    rows: Rows
+    chosen: Indices
+
+    @property
+    def num_views(self) -> int:
+        return self.rows.num_views
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, views: Indices, items: Indices) -> Tensor:
+        """As `Rows.read`."""
+        return self.rows.read(views, self.chosen[items])
 
 
 class DiskBudget:

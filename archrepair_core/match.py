@@ -22,6 +22,7 @@ from archrepair_core.data.corruptions import COMMON_KINDS, KINDS, SEVERITIES, Co
 from archrepair_core.data.images import ImageRows
 from archrepair_core.data.pixel_statistics import MIN_EDGE, look
 from archrepair_core.data.preprocessing import SCALE_LIMITS, to_tensor
+from archrepair_core.errors import DatasetError
 from archrepair_core.fingerprint import divergence, fingerprinted_layers, measure_fingerprint
 from archrepair_core.recognition import NONE, Candidate, Recognition
 from archrepair_core.spec import Preprocessing
@@ -69,6 +70,19 @@ def full_scale_of(images: ImageRows, preprocessing: Preprocessing) -> float | No
     if some.min() < 0 or some.max() > 255:
         return None
     return 1.0 if some.max() <= 1 else 255.0
+
+
+def known_scale_of(images: ImageRows, preprocessing: Preprocessing) -> float:
+    """The value of white, for methods that change pixels. Raises DatasetError where nobody knows it."""
+    white = full_scale_of(images, preprocessing)
+    if white is None:
+        raise DatasetError(
+            "scale_unknown",
+            "the images are floats whose black and white are unknown (preprocessing.scale is auto), and this method "
+            "changes pixels",
+            hint="send uint8 images, or floats and preprocessing.scale 0-1 or 0-255",
+        )
+    return white
 
 
 def why_not(field_images: ImageRows, known: ImageRows, preprocessing: Preprocessing) -> str | None:

@@ -67,6 +67,10 @@ class PrefixCache:
         """The same cache for another starting point: one budget, and what does not depend on the model is shared."""
         return replace(self, model=model, _checksum=None)
 
+    def seen_under(self, views: Mapping[str, tuple[View, ...]]) -> "PrefixCache":
+        """The same cache for other views of the roles; what is stored of these ones is not asked."""
+        return replace(self, views=views, _rows={})
+
     def _check_model(self, cut_name: str) -> None:
         checksum = _checksum_of(self.model)
         if self._checksum is None:

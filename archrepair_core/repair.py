@@ -25,6 +25,7 @@ from archrepair_core.case import (
     read_data,
     vary_data,
 )
+from archrepair_core.certificate import write_certificate
 from archrepair_core.controls import compare_with_controls
 from archrepair_core.determinism import fix_seeds
 from archrepair_core.errors import DatasetError
@@ -179,6 +180,7 @@ def _package(
     artifacts.append(Artifact("localization.json", "localization"))
     artifacts.append(Artifact("predictions.npz", "predictions"))
     artifacts += _draw(evidence.chosen, request.out_dir)
+    artifacts += _certify(evidence.chosen, request)
     exports = _export(case, evidence, request.out_dir) if evidence.chosen else []
     kind = "model" if evidence.outcome == "repaired" else "candidate"
     artifacts += [Artifact(export.file, kind) for export in exports if export.file]
@@ -210,6 +212,14 @@ def _draw(chosen: Trial | None, out_dir: Path) -> list[Artifact]:
         return []
     (out_dir / "genotype.svg").write_text(draw_svg(chosen.genotype.edits), encoding="utf-8")
     return [Artifact("genotype.svg", "genotype")]
+
+
+def _certify(chosen: Trial | None, request: RepairRequest) -> list[Artifact]:
+    """What the chosen model proves of the inputs it was made for; nothing where it was made for none."""
+    if chosen is None or chosen.certifies is None:
+        return []
+    write_certificate(request.out_dir / "certificate.npz", chosen.model, chosen.certifies, seed=request.spec.seed)
+    return [Artifact("certificate.npz", "certificate")]
 
 
 def _export(case: Case, evidence: Evidence, out_dir: Path) -> list[Export]:

@@ -45,7 +45,7 @@ class RepairRequest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file in the output folder: model, candidate, report, localization, predictions, genotype or pairs."""
+    """A file of the output: model, candidate, report, localization, predictions, genotype, certificate or pairs."""
 
     name: str
     kind: str

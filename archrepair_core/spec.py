@@ -20,6 +20,20 @@ REQUIRED_DATA: Mapping[str, tuple[str, str]] = {
     "evaluate": ("test", "labelled inputs to measure the model on"),
 }
 
+RepairMethod = Literal[
+    "auto", "bn", "align", "weights", "block_search", "archrepair", "arachne", "apricot", "mode", "sensei",
+    "fewshot_mix", "deeprepair", "certify",
+]  # fmt: skip
+RepairLevel = Literal["auto", "neuron", "layer", "block", "network"]
+# Which levels a method can be kept on; `auto` is the method's own.
+_BLOCK_OR_NETWORK: tuple[RepairLevel, ...] = ("auto", "block", "network")
+LEVELS: Mapping[RepairMethod, tuple[RepairLevel, ...]] = {
+    **dict.fromkeys(get_args(RepairMethod), _BLOCK_OR_NETWORK),
+    "weights": get_args(RepairLevel),
+    "arachne": ("auto", "neuron"),
+    "certify": ("auto", "layer"),
+    **dict.fromkeys(("apricot", "mode", "sensei", "fewshot_mix", "deeprepair"), ("auto", "network")),
+}
 Auto = Literal["auto"]
 OutputFormat = Literal["torchscript", "torch_export", "onnx", "safetensors"]
 # How files of a format end; the format of a written file is read off its name.
@@ -137,11 +151,32 @@ class Localization(Strict):
     adversarial: Adversarial = Adversarial()
 
 
+def _levels_by_method(schema: dict[str, Any]) -> None:
+    """Say in the schema what `_level_is_one_of_the_method` checks."""
+    groups: dict[tuple[RepairLevel, ...], list[RepairMethod]] = {}
+    for method, levels in LEVELS.items():
+        groups.setdefault(levels, []).append(method)
+    schema["anyOf"] = [
+        {
+            "properties": {"method": {"enum": methods}, "level": {"enum": list(levels)}},
+            "required": [] if "auto" in methods else ["method"],
+        }
+        for levels, methods in groups.items()
+    ]
+
+
 class Repair(Strict):
     """How to repair: `auto` climbs the ladder batch-norm → block search → level above, and never returns worse."""
 
-    method: Literal["auto", "bn", "align", "weights", "block_search", "archrepair"] = "auto"
-    level: Literal["auto", "block", "network"] = "auto"
+    model_config = ConfigDict(json_schema_extra=_levels_by_method)
+    method: RepairMethod = Field(
+        "auto",
+        description="auto, bn, align and block_search are the service's own; the others are the literature's, by the "
+        "names of their papers.",
+    )
+    level: RepairLevel = Field(
+        "auto", description="How much of the network is trained: neuron and layer for weights, where the others allow."
+    )
     augment: Literal["auto", "none", "flip", "crop", "flip_crop", "trivial", "augmix", "match"] = Field(
         "auto",
         description="auto keeps only the moves under which the original model does not get worse, and replays known "
@@ -169,6 +204,15 @@ class Repair(Strict):
     max_latency_ratio: float = Field(1.10, ge=1, le=10)
     max_params_ratio: float = Field(1.25, ge=1, le=10)
     max_macs_ratio: float = Field(1.25, ge=1, le=10)
+
+    @field_validator("level")
+    @classmethod
+    def _level_is_one_of_the_method(cls, level: RepairLevel, info: ValidationInfo) -> RepairLevel:
+        method = info.data.get("method")  # missing where it is wrong, which is said already
+        if method is not None and level not in LEVELS[method]:
+            able = ", ".join(name for name in LEVELS if level in LEVELS[name])
+            raise ValueError(f"{method} works on {', '.join(LEVELS[method])}; {level} is for {able}")
+        return level
 
 
 class Evaluation(Strict):

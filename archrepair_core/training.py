@@ -85,11 +85,15 @@ class TrainingPlan:
     name: str = ""
     score: Callable[[], tuple[float, float]] | None = None
     stopped: Callable[[], bool] = never
+    weight_decay: float = WEIGHT_DECAY
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What training did: mean loss per epoch, the learning rate it found, steps, seconds, and whether it diverged."""
+    """What training did: mean loss per epoch, the learning rate it found, steps, seconds, and whether it diverged.
+
+    Of a search: what the fitness lacks of its highest, per generation, and candidates for steps.
+    """
 
     losses: tuple[float, ...]
     learning_rate: float
@@ -257,7 +261,7 @@ def _train_once(
     started = time.monotonic()
     rate, steps = plan.learning_rate or 0.0, _steps_per_epoch(learner.features, plan)
     total_steps = math.ceil((plan.epochs or 1) * steps)
-    optimizers = make_optimizers(learner.model, learner.scope, rate)
+    optimizers = make_optimizers(learner.model, learner.scope, rate, weight_decay=plan.weight_decay)
     state = TrainingState(scoped_state(learner.model, learner.scope), optimizers, learner.device)
     if saved:
         state.restore_(saved)
@@ -351,7 +355,9 @@ def _loss(tail: Callable[[Tensor], Tensor], batch: Batch, plan: TrainingPlan) ->
     return batch.weight * (loss + plan.distillation * (kept * was_right).mean())
 
 
-def make_optimizers(model: nn.Module, scope: Scope, rate: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: nn.Module, scope: Scope, rate: float, *, weight_decay: float = WEIGHT_DECAY
+) -> list[torch.optim.Optimizer]:
     """SGD for the weights of `scope`, first; Adam for the alphas of its supernets, where it has any.
 
     Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, section 3: the architect's own optimizer.
@@ -360,7 +366,7 @@ def make_optimizers(model: nn.Module, scope: Scope, rate: float) -> list[torch.o
     chosen = [name for name in parameters if in_scope(name, scope)]
     weights = [parameters[name] for name in chosen if not name.endswith(ALPHAS_SUFFIX)]
     alphas = [parameters[name] for name in chosen if name.endswith(ALPHAS_SUFFIX)]
-    sgd = torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, foreach=True)
+    sgd = torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=weight_decay, foreach=True)
     return [sgd, torch.optim.Adam(alphas, lr=ALPHA_RATE, betas=(0.5, 0.999))] if alphas else [sgd]
 
 

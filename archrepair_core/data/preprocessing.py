@@ -41,7 +41,12 @@ def to_tensor(images_BHWC: np.ndarray, preprocessing: Preprocessing) -> Tensor:
     x_BCHW = _convert_color(x_BCHW, preprocessing.color)
     if preprocessing.resize and list(x_BCHW.shape[2:]) != preprocessing.resize:
         x_BCHW = transforms.resize(x_BCHW, preprocessing.resize, antialias=True)
-    return _normalize(_scale(x_BCHW, preprocessing.scale).contiguous(), preprocessing)
+    return normalize(_scale(x_BCHW, preprocessing.scale).contiguous(), preprocessing)
+
+
+def to_pixels(images_BHWC: np.ndarray, preprocessing: Preprocessing) -> Tensor:
+    """As `to_tensor`, but for `normalize`: what can be changed as an image before it is the model's input."""
+    return to_tensor(images_BHWC, preprocessing.model_copy(update={"mean": None, "std": None}))
 
 
 def _convert_color(x_BCHW: Tensor, color: str) -> Tensor:
@@ -75,7 +80,8 @@ def _scale(x_BCHW: Tensor, scale: str) -> Tensor:
     return x_BCHW
 
 
-def _normalize(x_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
+def normalize(x_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Less the mean and divided by the standard deviation, where there are any."""
     if preprocessing.mean is None or preprocessing.std is None:
         return x_BCHW
     if len(preprocessing.mean) != x_BCHW.shape[1]:

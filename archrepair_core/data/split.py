@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from archrepair_core.data.images import LabelledImages
-from archrepair_core.errors import DatasetError
-from archrepair_core.spec import RepairSpec
+from archrepair_core.errors import DatasetError, SpecError
+from archrepair_core.spec import LEVELS, RepairSpec
 
 # Held-out role → the share of `repair` it is cut from when absent, and the roles that must not contain its samples.
 HELD_OUT: dict[str, tuple[float, tuple[str, ...]]] = {
@@ -16,6 +16,8 @@ HELD_OUT: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 # What can be done without labels, by kind of job: the values of `repair.method` and of `localization.method`.
 LABEL_FREE = {"repair": ("auto", "bn", "align"), "localize": ("auto", "drift")}
+# Methods of repair that learn from known images; the others do without.
+NEEDS_REPLAY = ("apricot", "mode", "fewshot_mix", "deeprepair")
 # So much of `regression` has a say in the choice; the rest is the measurement, which needs the numbers more.
 GUARD_SHARE = 0.3
 _NO_LABELS = "has no labels: no 'labels' in the .npz, no 'label' in the Parquet file, or all of them -1"
@@ -74,6 +76,7 @@ def prepare_splits(datasets: Mapping[str, LabelledImages], spec: RepairSpec, *, 
     parts = {role: replace(dataset, name=role) for role, dataset in datasets.items()}
     _check_alike(parts, spec)
     _check_labelled(parts, spec)
+    _check_replay(parts, spec)
     notes: list[str] = [] if parts["repair"].labelled else ["repair has no labels"]
     for held in _held_out(parts, spec):
         fraction, learned_from = HELD_OUT[held]
@@ -133,6 +136,18 @@ def _check_labelled(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> No
             "labels_missing",
             "repair has no labels, so no test set for the verdict can be cut from it",
             hint="send a labelled test set",
+        )
+
+
+def _check_replay(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> None:
+    """Raises SpecError where the method cannot do without known images and there are none."""
+    if spec.kind == "repair" and spec.repair.method in NEEDS_REPLAY and "replay" not in parts:
+        others = ", ".join(sorted(set(LEVELS) - set(NEEDS_REPLAY)))
+        raise SpecError(
+            "replay_missing",
+            f"repair.method {spec.repair.method!r} learns from images of the training data, and datasets.replay is "
+            "absent",
+            hint=f"send training images as datasets.replay, or set repair.method to one of {others}",
         )
 
 

@@ -22,13 +22,13 @@ from archrepair_core.prefix_cache import Features
 from archrepair_core.search.dag import Edge
 from archrepair_core.search.derive import DERIVATIONS, without_dead_ends
 from archrepair_core.search.genotype import Edit, Genotype, build_
+from archrepair_core.search.lesson import Tail
 from archrepair_core.search.operations import ORIGINAL
 from archrepair_core.search.primitives import span_of
 from archrepair_core.search.search import (
     WALK_SHARE,
     Arena,
     SearchRecord,
-    Tail,
     Trial,
     affordable,
     cut_before,

@@ -24,7 +24,9 @@ class Genotype(Part):
 
 
 class TrainingRun(Part):
-    losses: list[float | None] = Field(description="Mean loss per epoch.")
+    losses: list[float | None] = Field(
+        description="Mean loss per epoch; of a search what the fitness lacks of its highest, per generation."
+    )
     learning_rate: float
     steps: Count
     seconds: float

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from archrepair_core.alignment import healthy_fingerprint, held_out_divergence, tells_healthy, watched_divergence
 from archrepair_core.batches import Batch
 from archrepair_core.blocks import Block
+from archrepair_core.calls import trace_calls
+from archrepair_core.certificate import Points
 from archrepair_core.checkpoint import Checkpoints
 from archrepair_core.cost import count_macs, latency_ratio
 from archrepair_core.cut import Cut, cut_at
@@ -30,6 +32,7 @@ from archrepair_core.processes import agreed, never
 from archrepair_core.progress import Tell
 from archrepair_core.restoration import Restoration
 from archrepair_core.search.genotype import Genotype, Start, build_
+from archrepair_core.search.lesson import Lesson, Tail, as_it_is
 from archrepair_core.selection import ALPHAS, Guard, Score, choose_alpha_, choose_alpha_by_divergence_
 from archrepair_core.spec import Repair
 from archrepair_core.training import (
@@ -58,9 +61,6 @@ WALK_SHARE = 0.06
 PROBE_ALPHAS, LOOK_ALPHAS = (0.25, 0.5, 1.0), (0.5,)
 
 
-Tail = Callable[[Tensor], Tensor]
-
-
 @dataclass(frozen=True)
 class SearchRecord:
     """How a supernet was searched: per snapshot, edge and operation its share of the sum (first and last included).
@@ -78,7 +78,10 @@ class SearchRecord:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trained candidate: the model at its chosen α, what validation says of it, and how it was trained."""
+    """One trained candidate: the model at its chosen α, what validation says of it, and how it was trained.
+
+    `certifies` are the inputs that the model is to be proved right on, where it was made for that.
+    """
 
     genotype: Genotype
     model: nn.Module
@@ -86,6 +89,7 @@ class Trial:
     score: Score
     run: TrainingRun
     search: SearchRecord | None = None
+    certifies: Points | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,14 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     return [*ordered, *(probe for probe in probes if probe is not early)]
 
 
+def run_alone(arena: Arena, genotype: Genotype, lesson: Lesson, *, deadline: float, epochs: int | None) -> list[Trial]:
+    """One genotype with the whole budget; nothing where the best so far is wanted before it begins."""
+    if arena.is_stopped:
+        return []
+    until = deadline - WALK_SHARE * (deadline - time.monotonic())
+    return [run_trial(arena, genotype, epochs=epochs, deadline=until, lesson=lesson)]
+
+
 def _newest_first(probes: Sequence[Trial]) -> list[Trial]:
     """The best probe first, each genotype by the longest it was trained; then the shorter ones."""
     newest = {probe.genotype: probe for probe in probes}
@@ -222,11 +234,12 @@ def run_trial(
     deadline: float,
     alphas: Sequence[float] = ALPHAS,
     weights: Mapping[str, Tensor] = MappingProxyType({}),
+    lesson: Lesson = as_it_is,
 ) -> Trial:
     """Train one genotype from the common start and walk it back to the α that validation likes best.
 
-    `weights` are put in before the training. Without `interpolate`, and where a cell has replaced a block, so that
-    there is nothing to walk back to, α is 1.
+    `weights` are put in before the training; `lesson` has the last word on what is learned from. Without `interpolate`,
+    and where a cell has replaced a block, so that there is nothing to walk back to, α is 1.
     """
     cache = arena.starts[genotype.start]
     model = build_(copy.deepcopy(cache.model), genotype, arena.blocks, seed=arena.seed)
@@ -242,13 +255,16 @@ def run_trial(
     if alphas is not PROBE_ALPHAS:  # a probe is too short to be stopped
         # Judged as it would be delivered: what has gone too far whole may still be the best when walked back.
         plan = replace(plan, score=lambda: _value_and_error(walk_back(alphas=LOOK_ALPHAS)[1]))
-    with penalties(arena, model, genotype) as penalty:
+    with (
+        penalties(arena, model, genotype) as penalty,
+        lesson(model, tail, features, replace(plan, penalty=penalty)) as (lessons, plan),
+    ):
         run = train(
             model,
             tail,
-            features,
+            lessons,
             scope=scope,
-            plan=replace(plan, penalty=penalty),
+            plan=plan,
             on_step=lambda step, total, loss: arena.on_progress(
                 f"{genotype.name}: step {step} of {total}", step=step, total_steps=total, loss=loss
             ),
@@ -340,9 +356,15 @@ def _in_order(rung: Sequence[Trial]) -> list[Trial]:
 
 
 def cut_before(arena: Arena, model: nn.Module, scope: Scope) -> tuple[str, Tail]:
-    """Where training of `scope` can start: at its earliest block when the model can be cut there, else at the input."""
-    if all(name in arena.blocks for name in scope):
-        first = min(scope, key=lambda name: arena.blocks[name].depth)
+    """Where training of `scope` can start: at its earliest block, or layer, when the model can be cut there, else at
+    the input."""
+    if scope == NETWORK:
+        return INPUT, model
+    order = {name: block.depth for name, block in arena.blocks.items()}
+    if not order.keys() >= set(scope):
+        order = {name: call.order for name, call in trace_calls(model, arena.sample()).items() if name}
+    if order.keys() >= set(scope):
+        first = min(scope, key=order.__getitem__)
         cut = cut_at(model, first, arena.sample())
         if isinstance(cut, Cut):
             return first, cut.tail

@@ -1,11 +1,21 @@
 import subprocess
 import sys
+from contextlib import nullcontext
+from typing import get_args
 
 import pytest
+from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from archrepair_core.data.corruptions import COMMON_KINDS
-from archrepair_core.spec import COMMON_CORRUPTIONS, RepairSpec, resolve_corruptions
+from archrepair_core.spec import (
+    COMMON_CORRUPTIONS,
+    LEVELS,
+    RepairLevel,
+    RepairMethod,
+    RepairSpec,
+    resolve_corruptions,
+)
 
 LEAST = {"datasets": {"repair": "upload:repair"}}
 LIST_OF_FORMATS = "list[literal['torchscript','torch_export','onnx','safetensors']]"
@@ -67,6 +77,18 @@ def test_a_spec_survives_json():
         ({"preprocessing": {"resize": [32]}}, ("preprocessing", "resize"), "at least 2 items"),
         ({"preprocessing": {"resize": [32, 0]}}, ("preprocessing", "resize", 1), "greater than 0"),
         ({"repair": {"max_latency_ratio": 0.9}}, ("repair", "max_latency_ratio"), "greater than or equal to 1"),
+        (
+            {"repair": {"level": "neuron"}},
+            ("repair", "level"),
+            "auto works on auto, block, network; neuron is for weights",
+        ),
+        (
+            {"repair": {"method": "sensei", "level": "block"}},
+            ("repair", "level"),
+            "sensei works on auto, network; block",
+        ),
+        ({"repair": {"method": "certify", "level": "neuron"}}, ("repair", "level"), "neuron is for weights, arachne"),
+        ({"repair": {"method": "mend", "level": "neuron"}}, ("repair", "method"), "'certify'"),
         ({"localization": {"top_k": 0}}, ("localization", "top_k"), "greater than or equal to 1"),
     ],
 )
@@ -76,6 +98,17 @@ def test_a_wrong_spec_names_the_field_and_the_rule(change, where, said):
     errors = {error["loc"]: error["msg"] for error in caught.value.errors()}
     assert where in errors
     assert said in errors[where]
+
+
+@pytest.mark.parametrize("level", get_args(RepairLevel))
+@pytest.mark.parametrize("method", get_args(RepairMethod))
+def test_the_schema_says_which_levels_a_method_works_on(method, level):
+    """Whoever reads the schema alone knows what is refused."""
+    spec = LEAST | {"repair": {"method": method, "level": level}}
+    allowed = level in LEVELS[method]
+    assert Draft202012Validator(RepairSpec.model_json_schema()).is_valid(spec) == allowed
+    with nullcontext() if allowed else pytest.raises(ValidationError):
+        RepairSpec.model_validate(spec)
 
 
 @pytest.mark.parametrize("budget", [0, -1, 7 * 24 * 3600 + 1, "fast", float("nan"), float("inf")])

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archrepair_core.data.images import DIGEST_DTYPE, labelled_images, sample_digest
-from archrepair_core.data.split import check_labels, find_leaks, prepare_splits, stratified_split
-from archrepair_core.errors import DatasetError
+from archrepair_core.data.split import NEEDS_REPLAY, check_labels, find_leaks, prepare_splits, stratified_split
+from archrepair_core.errors import DatasetError, SpecError
 from archrepair_core.spec import RepairSpec
 
 
@@ -111,6 +111,16 @@ def test_a_method_that_needs_labels_says_so(fields, said):
         prepare_splits({"repair": unlabelled(range(30)), "test": images(range(60, 80))}, job(**fields), seed=0)
     assert caught.value.code == "dataset.labels_missing"
     assert "auto" in caught.value.hint
+
+
+@pytest.mark.parametrize("method", NEEDS_REPLAY)
+def test_a_method_that_learns_from_known_images_says_so(method):
+    with pytest.raises(SpecError, match=f"'{method}' learns from images of the training data") as caught:
+        prepare_splits({"repair": images(range(30))}, job(repair={"method": method}), seed=0)
+    assert caught.value.code == "spec.replay_missing"
+    assert "sensei" in caught.value.hint
+    assert method not in caught.value.hint
+    assert prepare_splits({"repair": images(range(30))}, job(kind="localize", repair={"method": method}), seed=0)
 
 
 @pytest.mark.parametrize("role", ["test", "validation", "replay", "regression"])

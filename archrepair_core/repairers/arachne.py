@@ -1,0 +1,239 @@
+"""`arachne`: search new values for a few weights that failing inputs blame, without gradients.
+
+Sohn, Kang & Yoo, "Arachne: Search-Based Repair of Deep Neural Networks", TOSEM 2023 (arXiv 1912.12463), in the final
+version, which searches by differential evolution; read with its authors' code, coinse/arachne. Localization, in both
+directions: gradient loss backwards and forward impact, each on failing inputs over one plus that on as many passing
+ones; the weights on the Pareto front of the two. Search: rand/1/bin, 100 candidates drawn from a normal distribution of
+their layer's weights, F in (0.5, 1), CR 0.7, within twice the layer's extremes. A candidate's fitness counts an input
+that is answered right as 1 and another as 1 / (1 + loss); failing inputs count ten times. The search ends when the best
+has been the same for ten generations.
+
+Deviations:
+- One of the first candidates is the weights as they are, so that the search does not end below them.
+- Where a step leaves the bounds, SciPy's implementation draws a value within them anew; the authors' clips.
+- Impacts are averaged after the product of its two factors, input by input, not before; see localize/influence.py.
+- At most 200 passing and 200 failing inputs are asked, drawn at random: thousands of evaluations run them.
+- The result is walked back towards the original as validation likes (off with `interpolate: false`).
+"""
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import OptimizeResult, differential_evolution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archrepair_core.features import Features, Indices
+from archrepair_core.localize.influence import Influence, measure_influence, weighted_layers
+from archrepair_core.prefix_cache import INPUT
+from archrepair_core.processes import is_over
+from archrepair_core.search.genotype import Genotype
+from archrepair_core.search.lesson import Tail
+from archrepair_core.search.search import WALK_SHARE, Arena, Trial, cut_before, walk_back_
+from archrepair_core.training import TrainingRun, scoped_state
+
+POPULATION = 100
+MUTATION, RECOMBINATION = (0.5, 1.0), 0.7
+FAILING_WEIGHT = 10.0
+MAX_INPUTS = 200
+PATIENCE, MAX_GENERATIONS = 10, 1000
+BOUND_FACTOR = 2.0
+OBSERVED_BATCH, SEARCHED_BATCH = 32, 256
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Single weights of a model: by layer, their places in its flattened weight."""
+
+    by_layer: Mapping[str, Indices]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.by_layer.values()))
+
+    def read(self, model: nn.Module) -> Floats:
+        """Their values, layer by layer."""
+        parts = [_weight(model, name).flatten()[torch.from_numpy(at)] for name, at in self.by_layer.items()]
+        return np.asarray(torch.cat(parts).double().cpu())
+
+    def write_(self, model: nn.Module, values: Floats) -> None:
+        """Set them, in place."""
+        start = 0
+        for name, at in self.by_layer.items():
+            weight = _weight(model, name)
+            new = torch.as_tensor(values[start : start + len(at)], dtype=weight.dtype, device=weight.device)
+            weight.view(-1)[torch.from_numpy(at)] = new
+            start += len(at)
+
+
+def search_weights(
+    arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
+) -> list[Trial]:
+    """One trial: the values found for the blamed weights; `epochs` are generations, if given."""
+    if arena.is_stopped:
+        return []
+    started = time.monotonic()
+    until = deadline - WALK_SHARE * (deadline - started)
+    cache = arena.starts["original"]
+    model = copy.deepcopy(cache.model)
+    places = blamed_weights(arena)
+    genotype = Genotype(tuple(places.by_layer))
+    arena.on_progress(f"searching {len(places)} weights in {genotype.name}")
+    cut_name, tail = cut_before(arena, model, genotype.scope)
+    start = {name: value.clone() for name, value in scoped_state(model, genotype.scope).items()}
+    features = cache.features(cut_name, "repair")
+    passing, failing = drawn_sides(features, MAX_INPUTS, seed=arena.seed)
+    items = np.concatenate([passing, failing])
+    search = _Search(
+        arena, model, tail, features, places, items,
+        num_passing=len(passing), until=until, generations=epochs or MAX_GENERATIONS,
+    )  # fmt: skip
+    search.run()
+    alpha, score = walk_back_(arena, model, tail, genotype, cut_name=cut_name, scope=genotype.scope, start=start)
+    seconds = time.monotonic() - started
+    run = TrainingRun(tuple(search.best_costs), 0.0, search.evaluations, seconds, diverged=False)
+    return [Trial(genotype, model, alpha, score, run)]
+
+
+def blamed_weights(arena: Arena) -> Places:
+    """The weights on the Pareto front of gradient loss and forward impact, over all layers of the network."""
+    cache = arena.starts["original"]
+    features = cache.features(INPUT, "repair")
+    passing, failing = drawn_sides(features, MAX_INPUTS, seed=arena.seed)
+    layers = weighted_layers(cache.model)
+    of_failing, of_passing = (
+        measure_influence(cache.model, features.labelled(items, OBSERVED_BATCH, cache.device), layers)
+        for items in (failing, passing[: len(failing)])
+    )
+    costs = {name: blame(of_failing[name], of_passing[name]) for name in layers}
+    front = pareto_front(np.concatenate(list(costs.values())))
+    starts = np.cumsum([0, *(len(cost) for cost in costs.values())])
+    chosen = {
+        name: front[(front >= start) & (front < start + len(costs[name]))] - start
+        for name, start in zip(layers, starts, strict=False)
+    }
+    return Places({name: at for name, at in chosen.items() if len(at)})
+
+
+def blame(failing: Influence, passing: Influence) -> Floats:
+    """[W, 2]: gradient and impact of each weight on failing inputs, less of it where passing ones depend on it too."""
+    pairs = ((failing.gradient, passing.gradient), (failing.impact, passing.impact))
+    return np.stack([(ours / (1 + theirs)).flatten().double().cpu().numpy() for ours, theirs in pairs], axis=1)
+
+
+def pareto_front(costs_W2: Floats) -> Indices:
+    """Those that no other exceeds in one of the two and reaches in the other, in ascending order."""
+    order = np.lexsort((-costs_W2[:, 1], -costs_W2[:, 0]))  # by the first, among equals by the second, largest first
+    best_before = np.maximum.accumulate(np.concatenate([[-np.inf], costs_W2[order, 1]]))[:-1]
+    return np.sort(order[costs_W2[order, 1] > best_before])
+
+
+def drawn_sides(features: Features, most: int, *, seed: int) -> tuple[Indices, Indices]:
+    """At most so many passing and failing inputs, each drawn at random; at least one passing for a contrast."""
+    rng = np.random.default_rng(seed)
+    passing, failing = (
+        rng.permutation(np.flatnonzero(side))[:most] for side in (features.passing_N, ~features.passing_N)
+    )
+    return passing, failing
+
+
+@dataclass
+class _Search:
+    """A search as it goes; once it is over, no candidate is run any more."""
+
+    arena: Arena
+    model: nn.Module
+    tail: Tail
+    features: Features
+    places: Places
+    items: Indices
+    num_passing: int
+    until: float
+    generations: int
+    evaluations: int = 0
+    best_costs: list[float] = field(default_factory=list)
+    _unchanged: int = 0
+
+    def run(self) -> None:
+        """Leave the best values found in the model; `best_costs` has one for each generation."""
+        start, spread = self.places.read(self.model), list(self._spread())
+        rng = np.random.default_rng(self.arena.seed)
+        first = np.stack([rng.normal(each.mean, each.sd, POPULATION) for each in spread], axis=1)
+        first[0] = start
+        bounds = [(each.low, each.high) for each in spread]
+        found = differential_evolution(
+            self._cost, bounds, strategy="rand1bin", maxiter=self.generations, mutation=MUTATION,
+            recombination=RECOMBINATION, init=np.clip(first, *np.transpose(bounds)), rng=rng,
+            callback=self._after_generation, polish=False, tol=0.0, atol=0.0, updating="immediate",
+        )  # fmt: skip
+        self.places.write_(self.model, found.x if np.isfinite(found.fun) else start)
+
+    def _cost(self, values: Floats) -> float:
+        """What the fitness lacks of its most, from 0 to 1: SciPy minimises."""
+        if is_over(self.until, self.arena.stopped):
+            return np.inf
+        self.evaluations += 1
+        self.places.write_(self.model, values)
+        correct, loss = self._answers()
+        worth = torch.where(correct, torch.ones_like(loss), 1 / (1 + loss)).nan_to_num(0.0)
+        weight = torch.ones_like(worth)
+        weight[self.num_passing :] = FAILING_WEIGHT
+        return 1 - float((weight * worth).sum() / weight.sum())
+
+    def _answers(self) -> tuple[Tensor, Tensor]:
+        """Which inputs the model answers right, and the loss of each."""
+        device = next(self.model.parameters()).device
+        correct, losses = [], []
+        with torch.inference_mode():
+            for inputs, labels in self.features.labelled(self.items, SEARCHED_BATCH, device):
+                logits = self.tail(inputs).float()
+                correct.append(logits.argmax(1) == labels)
+                losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        return torch.cat(correct), torch.cat(losses)
+
+    def _after_generation(self, intermediate_result: OptimizeResult) -> bool:
+        """Whether to end."""
+        cost = float(intermediate_result.fun)
+        self._unchanged = self._unchanged + 1 if self.best_costs and cost >= self.best_costs[-1] else 0
+        self.best_costs.append(cost)
+        self.arena.on_progress(
+            f"generation {len(self.best_costs)}: {100 * (1 - cost):.2f} % of the highest fitness",
+            step=len(self.best_costs),
+            total_steps=self.generations,
+            loss=cost,
+        )
+        return self._unchanged >= PATIENCE or is_over(self.until, self.arena.stopped)
+
+    def _spread(self) -> Iterator["_Spread"]:
+        """For each weight in turn."""
+        for name, at in self.places.by_layer.items():
+            weight = _weight(self.model, name)
+            low, high = float(weight.min()), float(weight.max())
+            yield from [
+                _Spread(
+                    mean=float(weight.mean()),
+                    sd=float(weight.std(unbiased=False)),
+                    low=low * BOUND_FACTOR if low < 0 else low / BOUND_FACTOR,
+                    high=high * BOUND_FACTOR if high > 0 else high / BOUND_FACTOR,
+                )
+            ] * len(at)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How the weights of a layer are distributed, and what none of them may leave."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    return model.get_submodule(name).get_parameter("weight").detach()

@@ -1,0 +1,194 @@
+"""`mode`: train on inputs that look like what a class is recognised by, chosen layer by layer.
+
+Ma et al., "MODE: Automated Neural Network Model Debugging via State Differential Analysis and Input
+Selection", ESEC/FSE 2018. A class fails because it is under-fitted (known inputs of it fail, too) or over-fitted (only
+new ones do). Probes on each layer find the first behind which the features get no better. There, what the probe weighs
+in inputs of the class makes three maps: of those answered right, those answered wrongly, and others answered with the
+class; their difference says what to look for. Of a pool, the inputs of the class that have most of it, or least where
+it is over-fitted, are trained on, with as many drawn at random.
+
+Read with an independent replication (fabriceyhc/mode_nn_debugging): the authors published no code. Deviations and
+choices:
+- Known inputs are `replay`, new ones the repair inputs; both are the pool.
+- Layers are the blocks that were found; features are channel means, not single activations; probes are logistic
+  regressions on known inputs, and one has got better when it gains a point on repair inputs.
+- All classes below the mean accuracy are repaired at once, not one after the other; of each half of its pool is chosen.
+- A gap of ten points between known and new inputs is over-fitting. The layer is searched from the front in both cases.
+- Training is the service's (training.py): distilled, averaged, walked back.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from archrepair_core.calls import channel_axis
+from archrepair_core.features import Features, Indices
+from archrepair_core.modes import eval_mode
+from archrepair_core.prefix_cache import INPUT
+from archrepair_core.search.genotype import Genotype
+from archrepair_core.search.lesson import Tail
+from archrepair_core.search.search import Arena, Trial, run_alone
+from archrepair_core.training import NETWORK, TrainingPlan
+
+OVERFITTED_GAP = 0.1
+LEAST_GAIN = 0.01
+CHOSEN_SHARE = 0.5
+BATCH_SIZE = 128
+MAX_ITERATIONS = 200
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The pool as the original sees it: channel means by layer [N, C], its answers, the labels, and which are known."""
+
+    layers: Mapping[str, Floats]
+    answers_N: Indices
+    labels_N: Indices
+    known_N: npt.NDArray[np.bool_]
+
+    @property
+    def right_N(self) -> npt.NDArray[np.bool_]:
+        """Which inputs the original gets right."""
+        return self.answers_N == self.labels_N
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a layer tells a linear classifier: standardised features of the pool [N, C], weights [K, C] by class."""
+
+    layer: str
+    features_NC: Floats
+    weights_KC: Floats
+    classes_K: Indices
+    accuracy: float
+
+
+def select_inputs(
+    arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
+) -> list[Trial]:
+    """One trial: the network, trained on the chosen inputs and as many others."""
+    if arena.is_stopped:
+        return []
+
+    @contextmanager
+    def lesson(
+        _model: nn.Module, _tail: Tail, features: Features, plan: TrainingPlan
+    ) -> Iterator[tuple[Features, TrainingPlan]]:
+        yield features.subset(chosen_items(arena)), plan
+
+    return run_alone(arena, Genotype(NETWORK), lesson, deadline=deadline, epochs=epochs)
+
+
+def chosen_items(arena: Arena) -> Indices:
+    """Places among the training inputs, in ascending order: those chosen for a class, and as many drawn at random."""
+    seen = look_at_pool(arena)
+    probe = select_layer(seen)
+    chosen: list[Indices] = []
+    for label, fault in buggy_classes(seen).items():
+        pool = np.flatnonzero(seen.labels_N == label)
+        scores = probe.features_NC[pool] @ differential_map(probe, seen, label)
+        order = pool[np.argsort(scores if fault == "over-fitted" else -scores, kind="stable")]
+        chosen.append(order[: max(1, round(CHOSEN_SHARE * len(order)))])
+        arena.on_progress(f"class {label} is {fault}: {len(chosen[-1])} of {len(pool)} inputs chosen by {probe.layer}")
+    count = sum(map(len, chosen))
+    others = np.random.default_rng(arena.seed).permutation(len(seen.labels_N))[:count]
+    return np.sort(np.concatenate([*chosen, others]))
+
+
+def buggy_classes(seen: Seen) -> dict[int, str]:
+    """Classes that new inputs fail on more than on average, and why, the worst first."""
+    new, accuracies = ~seen.known_N, {}
+    for label in np.unique(seen.labels_N[new]):
+        accuracies[int(label)] = float(seen.right_N[new & (seen.labels_N == label)].mean())
+    mean = float(seen.right_N[new].mean())
+    worst = [label for label in sorted(accuracies, key=accuracies.__getitem__) if accuracies[label] < mean]
+    faults = {}
+    for label in worst or [min(accuracies, key=accuracies.__getitem__)]:
+        known = seen.right_N[seen.known_N & (seen.labels_N == label)]
+        gap = float(known.mean()) - accuracies[label] if len(known) else 0.0
+        faults[label] = "over-fitted" if gap > OVERFITTED_GAP else "under-fitted"
+    return faults
+
+
+def select_layer(seen: Seen) -> Probe:
+    """The first layer behind which a linear classifier of known inputs gets no better on new ones."""
+    best: Probe | None = None
+    for name in seen.layers:
+        probe = _probe(seen, name)
+        if best is not None and probe.accuracy < best.accuracy + LEAST_GAIN:
+            break
+        best = probe
+    assert best is not None, "a model has a block"
+    return best
+
+
+def _probe(seen: Seen, layer: str) -> Probe:
+    known = seen.known_N
+    features_NC = StandardScaler().fit(seen.layers[layer][known]).transform(seen.layers[layer])
+    classifier = LogisticRegression(max_iter=MAX_ITERATIONS).fit(features_NC[known], seen.labels_N[known])
+    weights = classifier.coef_
+    # Of two classes scikit-learn tells only the second apart.
+    weights_KC = np.concatenate([-weights, weights]) if len(classifier.classes_) == 2 else weights
+    accuracy = float(classifier.score(features_NC[~known], seen.labels_N[~known]))
+    return Probe(layer, features_NC, weights_KC, classifier.classes_, accuracy)
+
+
+def differential_map(probe: Probe, seen: Seen, label: int) -> Floats:
+    """[C]: what the class is recognised by where it is answered right, less that where it is mistaken either way."""
+    place = np.flatnonzero(probe.classes_K == label)
+    if not len(place):
+        return np.zeros(probe.features_NC.shape[1])
+    weight_C = probe.weights_KC[place[0]]
+
+    def heat_map(which_N: npt.NDArray[np.bool_]) -> Floats:
+        return weight_C * probe.features_NC[which_N].mean(0) if which_N.any() else np.zeros_like(weight_C)
+
+    of_class, answered = seen.labels_N == label, seen.answers_N == label
+    return heat_map(of_class & answered) - (heat_map(of_class & ~answered) + heat_map(~of_class & answered)) / 2
+
+
+def look_at_pool(arena: Arena) -> Seen:
+    """Run the original over all training inputs as they are; a block called twice is seen at its last call."""
+    cache = arena.starts["original"]
+    features = cache.features(INPUT, "training")
+    layers = sorted((b for b in arena.blocks.values() if b.level == "block"), key=lambda block: block.depth)
+    outputs: dict[str, Tensor] = {}
+    handles = [
+        cache.model.get_submodule(block.name).register_forward_hook(
+            lambda _module, _args, out, name=block.name: outputs.__setitem__(name, _channel_means(out))
+        )
+        for block in layers
+    ]
+    parts: dict[str, list[Tensor]] = {block.name: [] for block in layers}
+    try:
+        with torch.inference_mode(), eval_mode(cache.model):
+            for inputs in features.plain(BATCH_SIZE, cache.device):
+                cache.model(inputs)
+                for name in parts:
+                    parts[name].append(outputs[name].cpu())
+    finally:
+        for handle in handles:
+            handle.remove()
+    num_new = len(cache.splits["repair"])
+    return Seen(
+        {name: torch.cat(each).double().numpy() for name, each in parts.items()},
+        features.original_NK.argmax(1).numpy(),
+        features.labels_N.numpy(),
+        np.arange(len(features)) >= num_new,
+    )
+
+
+def _channel_means(output: Tensor) -> Tensor:
+    """[N, C] of [N, C, H, W], [N, T, C] or [N, C]."""
+    return (
+        output.movedim(channel_axis(tuple(output.shape[1:])) + 1, 1).flatten(2).mean(2) if output.dim() > 2 else output
+    )
