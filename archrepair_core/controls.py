@@ -32,7 +32,7 @@ UNASKED_SECONDS = 30.0
 # What the report says of a control; the classes and confusions of a model nobody gets are of no use.
 SUMMARY = ("accuracy", "fixed", "broken", "repair_rate", "broken_rate", "mcnemar_p")
 # Methods that repair no block of their own, or nothing but weights: by control, what there is no sense in.
-SENSELESS = {
+SENSELESS: dict[tuple[str, str], str] = {
     ("random_block", "bn"): "re-estimated statistics belong to the whole network, not to a block",
     ("weights", "weights"): "the repair is such a fine-tune itself",
     **{

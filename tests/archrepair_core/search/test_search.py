@@ -47,7 +47,7 @@ def test_a_network_that_began_elsewhere_is_walked_back_to_the_original(tmp_path)
         budget=DiskBudget(math.inf),
     )
     starts = {"re-estimated": cache.starting_from(other), "original": cache}
-    arena = Arena(original, starts, {}, Repair(), 0.0, 1.0, 0, lambda _message: None)
+    arena = Arena(original, starts, {}, Repair(), 0.0, 1.0, 0, lambda _message, **_details: None)
     trial = run_trial(arena, Genotype(NETWORK, start="re-estimated"), epochs=1, deadline=math.inf)
     assert trial.run.steps == 1
     assert trial.alpha == 0.0
