@@ -30,8 +30,9 @@ def test_the_whole_story(open_browser, case):
     # A job, watched to its end on one page that is never loaded again.
     job_id, asked_at = submit(browser, case, budget_seconds=20, method="archrepair")
     browser.script("window.sameDocument = true")
+    browser.until(lambda: "running" in browser.find("p[role=status]").text, 300)
+    print(f"seen to run {time.monotonic() - asked_at:.2f} s after the click")
     browser.until(lambda: browser.find("li.now"), 300)
-    print(f"first live event {time.monotonic() - asked_at:.2f} s after the click")
     browser.until(lambda: browser.find("[aria-labelledby=suspicion-h] svg"), 300)
     assert browser.find("#live").get_attribute("data-done") == "false", "the chart is there while the job runs"
     log_before = len(browser.find("#log").text)
