@@ -58,6 +58,8 @@ class Restoration:
 
     def _distance(self, features_BD: Tensor, batch: Batch) -> Tensor:
         known_B = np.flatnonzero(self.row_of_N[batch.items] >= 0)
+        if not len(known_B):
+            return features_BD.new_zeros(())
         rows = self.row_of_N[batch.items[known_B]]
         wanted_BD = self.wanted.read(np.zeros_like(rows), rows).to(features_BD)
         distance_BD = (features_BD[torch.from_numpy(known_B).to(features_BD.device)] - wanted_BD).square()

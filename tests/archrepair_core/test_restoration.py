@@ -71,6 +71,14 @@ def test_only_replayed_images_count_by_the_squared_distance_in_units_of_the_vari
     assert float(found) == pytest.approx(2.0 * float(distance.mean(1).sum()) / 3, rel=1e-2)
 
 
+def test_a_batch_without_replayed_images_costs_nothing(cache):
+    restoration = measure_restoration(cache, weight=2.0)
+    batch = read_batch(cache.features(INPUT, "training"), np.zeros(2, int), np.arange(2), torch.device("cpu"))
+    with restoration.penalty(cache.model) as penalty:
+        cache.model(batch.inputs)
+        assert float(penalty(batch)) == 0.0
+
+
 def test_the_original_on_untouched_images_costs_nothing(cache):
     restoration = measure_restoration(cache, weight=4.0)
     items = np.arange(NUM_REPAIR, NUM_REPAIR + NUM_REPLAY)
