@@ -142,6 +142,7 @@ def test_an_evaluation_measures_slices_and_corruptions_and_makes_no_model(client
     assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "#/datasets/test")
 
 
+@pytest.mark.slow
 def test_field_images_need_no_labels(client, case, tmp_path):
     with np.load(case.repair) as arrays:
         np.savez(tmp_path / "field.npz", images=arrays["images"])
@@ -164,6 +165,7 @@ def as_class_folders(data, path, names):
     return path
 
 
+@pytest.mark.slow
 def test_one_job_gives_the_model_in_every_format_from_folders_of_images(client, case, tmp_path):
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     case = dataclasses.replace(case, repair=as_class_folders(case.repair, tmp_path / "signs.zip", names))
@@ -232,6 +234,7 @@ def test_cancel_frees_the_machine_within_seconds(client, case, processes, eventu
     assert client.http.post(f"/v1/jobs/{job_id}/cancel", json={}).status_code == 409
 
 
+@pytest.mark.slow
 def test_a_cancel_may_keep_the_best_so_far(client, case, tmp_path, eventually):
     job_id = submit_case(client, case, {**LONG_SPEC, "gates": ["test.accuracy > before"]})
     path = f"/v1/jobs/{job_id}"
@@ -281,6 +284,7 @@ def wait_for_model(client, path, seconds=60):
     return client.http.get(path, params={"wait": seconds}, timeout=seconds + 10).raise_for_status().json()
 
 
+@pytest.mark.slow
 def test_a_registered_model_shows_its_blocks_before_and_after_a_job(client, case):
     path = register(client, case.model, input_shape="[1, 8, 8]")
     job = client.http.post(
@@ -308,6 +312,7 @@ def test_a_model_that_is_none_is_rejected_with_the_reason(client, tmp_path):
     assert model["error"]["hint"]
 
 
+@pytest.mark.slow
 def test_an_inspection_survives_the_killing_of_its_worker(client, case, processes, eventually):
     path = register(client, case.model)
     jobs = {"kind": "inspect", "model_id": path.rpartition("/")[2]}
@@ -324,6 +329,7 @@ def test_an_inspection_survives_the_killing_of_its_worker(client, case, processe
     assert (job["status"], job["attempt"]) == ("succeeded", 2)
 
 
+@pytest.mark.slow
 def test_the_gateway_comes_back_after_being_killed(client, processes, eventually):
     (gateway,) = pids_of(processes.tree(client.service.pid), "app.main:create_app")
     os.kill(gateway, signal.SIGKILL)
@@ -389,6 +395,7 @@ def test_a_request_that_contradicts_itself_is_refused_at_once(client, case):
     assert "seed" in unknown.text
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_service_whose_supervisor_was_killed(own_client, case, processes, eventually):
     job_id = submit_case(own_client, case, LONG_SPEC)
     wait_for_phase(own_client, job_id, "repairing", eventually)
