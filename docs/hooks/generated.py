@@ -19,7 +19,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}",
           "minLength": "{} characters or more", "maxLength": "{} characters at most",
           "minItems": "{} items or more", "maxItems": "{} items at most"}  # fmt: skip
-LANGUAGES = {".yml": "yaml", ".sh": "bash", "": "groovy"}
+LANGUAGES = {".yml": "yaml", ".sh": "bash", ".py": "python", "": "groovy"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -152,9 +152,10 @@ def errors_page() -> Iterator[str]:
 def recipes_page(examples: Path) -> Iterator[str]:
     """The files of examples/, each in full."""
     yield "# Recipes for pipelines\n"
-    yield "What they do is in [CI](ci.md). Tests run all of their shell against a live service.\n"
+    yield "What they do is in [CI](ci.md). Tests run all of their shell against a live service. The Python program"
+    yield "checks [a certificate](repair.md#certificates).\n"
     for folder in sorted(examples.iterdir()):
         yield f"## {folder.name} {{ #{folder.name} }}\n"
-        for file in sorted(folder.iterdir()):
+        for file in sorted(path for path in folder.iterdir() if path.is_file()):
             yield f"`examples/{folder.name}/{file.name}`\n"
             yield f"````{LANGUAGES[file.suffix]}\n{file.read_text().rstrip()}\n````\n"
