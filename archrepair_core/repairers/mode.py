@@ -29,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from archrepair_core.calls import channel_axis
+from archrepair_core.errors import DatasetError
 from archrepair_core.features import Features, Indices
 from archrepair_core.modes import eval_mode
 from archrepair_core.prefix_cache import INPUT
@@ -179,6 +180,13 @@ def look_at_pool(arena: Arena) -> Seen:
         for handle in handles:
             handle.remove()
     num_new = len(cache.splits["repair"])
+    known_classes = features.labels_N[num_new:].unique()
+    if len(known_classes) < 2:
+        raise DatasetError(
+            "too_few_classes",
+            f"repair.method 'mode' tells classes apart in replay, which holds class {known_classes.tolist()[0]} alone",
+            hint="send training images of every class as datasets.replay",
+        )
     return Seen(
         {name: torch.cat(each).double().numpy() for name, each in parts.items()},
         features.original_NK.argmax(1).numpy(),

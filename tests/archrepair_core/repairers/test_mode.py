@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from archrepair_core.errors import ArchRepairError
 from archrepair_core.repairers.mode import (
     Probe,
     Seen,
@@ -51,6 +52,13 @@ def test_channels_are_averaged_over_positions(tmp_path):
     assert {name: each.shape for name, each in seen.layers.items()} == {"1": (80, 4), "3": (80, 4)}
     assert seen.known_N.sum() == 20
     assert seen.right_N[seen.labels_N != DAMAGED_NEURON].all()
+
+
+def test_known_images_of_one_class_are_refused(tmp_path):
+    known = quadrants("replay", 20, seed=3).subset(np.arange(0, 20, 4))
+    with pytest.raises(ArchRepairError, match="holds class 0 alone") as error:
+        look_at_pool(arena_of(damaged_net(), tmp_path, replay=known))
+    assert error.value.code == "dataset.too_few_classes"
 
 
 def test_half_of_what_is_chosen_is_of_the_class_that_fails(tmp_path):
