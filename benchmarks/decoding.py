@@ -38,7 +38,7 @@ def write_images(path: Path, image_format: str, edge: int, count: int) -> None:
         Image.fromarray(pixels).save(buffer, image_format, **({"quality": 90} if image_format == "JPEG" else {}))
         rows.append({"bytes": buffer.getvalue(), "path": None})
     rows = (rows * -(-count // len(rows)))[:count]
-    pq.write_table(pa.table({"image": rows, "label": [0] * count}), path, compression="none")
+    pq.write_table(pa.table({"image": rows, "label": [0] * count}), path, compression="none", use_dictionary=False)
 
 
 def images_per_second(path: Path, count: int, threads: int) -> float:
