@@ -49,7 +49,7 @@ def adapt_weights(
     started = time.monotonic()
     cache, until = arena.starts["original"], deadline - WALK_SHARE * (deadline - started)
     model = copy.deepcopy(cache.model)
-    start = {name: value.clone() for name, value in scoped_state(model, NETWORK).items()}
+    start = _state_of(model)
     training, validation = cache.features(INPUT, "training"), cache.features(INPUT, "validation")
     failing = training.subset(np.flatnonzero(~training.passing_N))
     reduced_until = started + REDUCED_SHARE * (until - started)
@@ -63,11 +63,11 @@ def adapt_weights(
             break
         still_wrong = ~_right(model, failing, cache.device)
         arena.on_progress(f"iteration {iteration + 1} of {NUM_ITERATIONS}: {int(still_wrong.sum())} inputs fail")
-        before = {name: value.clone() for name, value in scoped_state(model, NETWORK).items()}
+        before = _state_of(model)
         adjust_(model, weights_R, right_RF[:, still_wrong])
         accuracy = score_tail(model, validation, cache.device).accuracy
         if accuracy > best_accuracy:
-            best = {name: value.clone() for name, value in scoped_state(model, NETWORK).items()}
+            best = _state_of(model)
             best_accuracy = accuracy
         else:
             load_scoped_state(model, before)
@@ -75,7 +75,7 @@ def adapt_weights(
         plan = arena.plan(epochs, now + (until - now) / (NUM_ITERATIONS - iteration), name=f"iteration {iteration + 1}")
         runs.append(train(model, model, training, scope=NETWORK, plan=plan, on_step=_telling(arena, plan.name)))
         if (accuracy := score_tail(model, validation, cache.device).accuracy) >= best_accuracy:
-            best = {name: value.clone() for name, value in scoped_state(model, NETWORK).items()}
+            best = _state_of(model)
             best_accuracy = accuracy
     load_scoped_state(model, best)
     genotype = Genotype(NETWORK)
@@ -126,6 +126,10 @@ def adjust_(model: nn.Module, weights_R: Sequence[dict[str, Tensor]], right_RF: 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """The live weights by name, those that are numbers to average."""
     return {name: value.detach() for name, value in model.named_parameters() if value.is_floating_point()}
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in scoped_state(model, NETWORK).items()}
 
 
 def _right(model: nn.Module, features: Features, device: torch.device) -> Tensor:
