@@ -118,7 +118,9 @@ def _weights(case: Case, arena: Arena, scope: Scope) -> Runs | str:
 
 
 def _random_block(case: Case, arena: Arena, scope: Scope) -> Runs | str:
-    others = [name for name, block in arena.blocks.items() if block.level == "block" and name not in scope]
+    repaired = tuple(f"{name}." for name in scope)  # a block within a repaired stage is no other one
+    blocks = [name for name, block in arena.blocks.items() if block.level == "block"]
+    others = [name for name in blocks if not f"{name}.".startswith(repaired)]
     if not others:
         return "the model has no other block"
     drawn = others[int(np.random.default_rng(case.spec.seed).integers(len(others)))]
