@@ -16,8 +16,9 @@ HELD_OUT: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 # What can be done without labels, by kind of job: the values of `repair.method` and of `localization.method`.
 LABEL_FREE = {"repair": ("auto", "bn", "align"), "localize": ("auto", "drift")}
-# Methods of repair that learn from known images; the others do without.
+# Methods of repair that learn from known images, which the others do without; some put failing ones into them.
 NEEDS_REPLAY = ("apricot", "mode", "fewshot_mix", "deeprepair")
+MIXES_REPLAY = ("fewshot_mix", "deeprepair")
 # So much of `regression` has a say in the choice; the rest is the measurement, which needs the numbers more.
 GUARD_SHARE = 0.3
 _NO_LABELS = "has no labels: no 'labels' in the .npz, no 'label' in the Parquet file, or all of them -1"
@@ -140,7 +141,8 @@ def _check_labelled(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> No
 
 
 def _check_replay(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> None:
-    """Raises SpecError where the method cannot do without known images and there are none."""
+    """Raises SpecError where the method cannot do without known images and there are none, and DatasetError where it
+    mixes images of other channels."""
     if spec.kind == "repair" and spec.repair.method in NEEDS_REPLAY and "replay" not in parts:
         others = ", ".join(sorted(set(LEVELS) - set(NEEDS_REPLAY)))
         raise SpecError(
@@ -149,6 +151,15 @@ def _check_replay(parts: Mapping[str, LabelledImages], spec: RepairSpec) -> None
             "absent",
             hint=f"send training images as datasets.replay, or set repair.method to one of {others}",
         )
+    if spec.kind == "repair" and spec.repair.method in MIXES_REPLAY:
+        channels = {role: parts[role].images.shape[3] for role in ("repair", "replay")}
+        if channels["repair"] != channels["replay"]:
+            raise DatasetError(
+                "mixed_channels",
+                f"repair.method {spec.repair.method!r} mixes known and failing images, and repair has "
+                f"{channels['repair']} channels, replay {channels['replay']}",
+                hint="save all alike, in colour or in grey",
+            )
 
 
 def _cut_guard_(parts: dict[str, LabelledImages], *, seed: int) -> list[str]:

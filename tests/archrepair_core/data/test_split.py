@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archrepair_core.data.images import DIGEST_DTYPE, labelled_images, sample_digest
-from archrepair_core.data.split import NEEDS_REPLAY, check_labels, find_leaks, prepare_splits, stratified_split
+from archrepair_core.data.split import (
+    MIXES_REPLAY,
+    NEEDS_REPLAY,
+    check_labels,
+    find_leaks,
+    prepare_splits,
+    stratified_split,
+)
 from archrepair_core.errors import DatasetError, SpecError
 from archrepair_core.spec import RepairSpec
 
@@ -121,6 +129,17 @@ def test_a_method_that_learns_from_known_images_says_so(method):
     assert "sensei" in caught.value.hint
     assert method not in caught.value.hint
     assert prepare_splits({"repair": images(range(30))}, job(kind="localize", repair={"method": method}), seed=0)
+
+
+@pytest.mark.parametrize("method", NEEDS_REPLAY)
+def test_images_of_other_channels_cannot_be_mixed(method):
+    grey, colour = images(range(30)), images(range(40, 60))
+    pixels = np.repeat(colour.images[:], 3, axis=3)
+    colour = labelled_images(pixels, colour.labels, colour.sample_digests, name="any", source="upload:any")
+    refused = method in MIXES_REPLAY
+    with pytest.raises(DatasetError, match="repair has 1 channels, replay 3") if refused else nullcontext() as caught:
+        prepare_splits({"repair": grey, "replay": colour}, job(repair={"method": method}), seed=0)
+    assert not refused or caught.value.code == "dataset.mixed_channels"
 
 
 @pytest.mark.parametrize("role", ["test", "validation", "replay", "regression"])
