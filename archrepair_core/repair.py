@@ -115,7 +115,7 @@ def repair_model(
     )
     trials = _search(case, localization, arena, pace.deadline)
     completion: Completion = "partial" if arena.is_stopped else "full"
-    spent = pace.spent_seconds
+    spent = min(pace.spent_seconds, pace.budget_seconds)
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
     told = partial(narrator.reached, "verifying")
