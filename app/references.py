@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import ApiProblem
+from app.rows import row_of_id
 from app.schemas.requests import JobCreate
 from app.shared.contents import lock_contents
 from app.shared.db import db_now
@@ -114,7 +115,7 @@ def content_columns(row: Any) -> dict[str, Any]:
 def usable_upload(session: Session, field: str, upload_id: str, project_id: str) -> Upload:
     """The project's completed upload. Raises ApiProblem `upload.*` that points at `field`."""
     mine = (Upload.id == upload_id, Upload.project_id == project_id, Upload.deleted_at.is_(None))
-    row = session.scalar(select(Upload).where(*mine))
+    row = row_of_id(session, select(Upload).where(*mine), upload_id)
     if row is None:
         detail = f"There is no upload {upload_id!r} in your project."
         raise _at(field, "upload.unknown_id", detail, "POST /v1/uploads makes one.")
@@ -128,7 +129,7 @@ def usable_upload(session: Session, field: str, upload_id: str, project_id: str)
 def usable_dataset(session: Session, field: str, dataset_id: str, project_id: str) -> Dataset:
     """The project's dataset that is ready. Raises ApiProblem `dataset.*` that points at `field`."""
     mine = (Dataset.id == dataset_id, Dataset.project_id == project_id, Dataset.deleted_at.is_(None))
-    row = session.scalar(select(Dataset).where(*mine))
+    row = row_of_id(session, select(Dataset).where(*mine), dataset_id)
     if row is None:
         detail = f"There is no dataset {dataset_id!r} in your project."
         raise _at(field, "dataset.unknown_id", detail, "GET /v1/datasets lists them.")

@@ -23,10 +23,14 @@ WHERE_TO_LOOK = {
 }
 
 
+def row_of_id(session: Session, rows: Select[Row], row_id: str) -> Row | None:
+    """The row `rows` selects for that id. One that cannot be an id is not asked for: no database takes every string."""
+    return session.scalar(rows) if IDENTIFIER.fullmatch(row_id) else None
+
+
 def find_row(session: Session, rows: Select[Row], row_id: str, *, noun: str) -> Row:
     """The row `rows` selects for that id. Another project's is as absent as one that never was: `{noun}.not_found`."""
-    # An id that cannot be one is not asked for: a database refuses some strings, e.g. with a NUL.
-    row = session.scalar(rows) if IDENTIFIER.fullmatch(row_id) else None
+    row = row_of_id(session, rows, row_id)
     if row is None:
         raise ApiProblem(
             f"{noun}.not_found", f"There is no {noun} {row_id!r} in your project.", hint=WHERE_TO_LOOK[noun]
@@ -50,7 +54,7 @@ def usable_model(session: Session, *, model_id: str, project_id: str, lock: bool
     Raises ApiProblem `model.unknown_id` or `model.rejected`, both at `/model_id`.
     """
     found = models_of(project_id).where(Model.id == model_id)
-    row = session.scalar(found.with_for_update() if lock else found) if IDENTIFIER.fullmatch(model_id) else None
+    row = row_of_id(session, found.with_for_update() if lock else found, model_id)
     if row is None:
         detail = f"There is no model {model_id!r} in your project."
         errors = [{"pointer": "#/model_id", "detail": detail}]
