@@ -110,11 +110,15 @@ def _newest(session: Session, job_id: str, kind: str, *, attempt: int, limit: in
 
 
 def _losses(progress: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Points (step, loss) of every training that told its loss, by what was trained."""
+    """Points (step, loss) of the newest training of each candidate of the repair; a race trains some of them twice."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for told in progress:
-        if told.get("loss") is not None:
-            curves.setdefault(told["message"].partition(":")[0], []).append((told["step"], told["loss"]))
+        if told.get("loss") is None or told["phase"] != "repairing":  # controls train too, while verifying
+            continue
+        name, point = told["message"].partition(":")[0], (told["step"], told["loss"])
+        if name in curves and curves[name][-1][0] >= point[0]:
+            del curves[name]
+        curves.setdefault(name, []).append(point)
     return curves
 
 

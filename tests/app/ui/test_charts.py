@@ -1,5 +1,6 @@
 from app.ui.charts import KINDS, MAX_BARS, MAX_POINTS, bars, cell, lines
 from app.ui.forms import form_of_spec
+from app.ui.job import _losses
 from app.ui.rendering import duration, query_of, size_in_words, words
 
 
@@ -57,3 +58,19 @@ def test_numbers_are_said_as_people_say_them():
     assert [size_in_words(size) for size in (None, 12, 2048, 5 * 1024**3)] == ["–", "12 B", "2.0 KiB", "5.0 GiB"]
     assert words("`auto` <b>") == "<code>auto</code> &lt;b&gt;"
     assert query_of({"status": "failed", "cursor": "4"}, cursor=None) == "?status=failed"
+
+
+def test_a_candidate_that_is_trained_again_begins_its_line_again_and_controls_draw_none():
+    def told(phase, message, step, loss):
+        return {"phase": phase, "message": message, "step": step, "loss": loss}
+
+    progress = [
+        told("repairing", "a: step 1 of 32", 1, 0.9),
+        told("repairing", "a: step 32 of 32", 32, 0.8),
+        told("repairing", "b: step 1 of 32", 1, 0.7),
+        told("repairing", "a: step 1 of 240", 1, 0.6),
+        told("repairing", "walking back", None, None),
+        told("repairing", "a: step 240 of 240", 240, 0.5),
+        told("verifying", "b: step 240 of 240", 240, 0.4),
+    ]
+    assert _losses(progress) == {"b": [(1, 0.7)], "a": [(1, 0.6), (240, 0.5)]}
