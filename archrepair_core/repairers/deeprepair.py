@@ -18,6 +18,7 @@ Only the abstract was readable to us, and the authors published no code. Choices
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,11 @@ class Style:
 
     means: tuple[Floats, ...]
     covariances: tuple[Floats, ...]
+
+    @cached_property
+    def roots(self) -> tuple[Floats, ...]:
+        """The square roots of the covariances."""
+        return tuple(_root(covariance) for covariance in self.covariances)
 
     @property
     def vector(self) -> Floats:
@@ -124,7 +130,7 @@ def restyle(image_HWC: Floats, style: Style) -> Floats:
     own = style_of(image_HWC)
     for number, band in enumerate(split_bands(image_HWC)):
         white = _root(own.covariances[number], inverse=True)
-        coloured = (band - own.means[number]) @ white @ _root(style.covariances[number])
+        coloured = (band - own.means[number]) @ (white @ style.roots[number])
         bands.append(coloured + style.means[number])
     return join_bands(bands)[: image_HWC.shape[0], : image_HWC.shape[1]]
 
