@@ -20,12 +20,12 @@ from archrepair_core.interface import round_
 from archrepair_core.processes import clock
 from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence
+from archrepair_core.scope import NETWORK, Scope
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Arena, Trial, race
 from archrepair_core.selection import NO_CHANGE_UTILITY
 from archrepair_core.spec import LEVELS, Control, resolve_controls
 from archrepair_core.statistics import mcnemar_exact, paired_difference_interval
-from archrepair_core.training import NETWORK, Scope
 
 # `auto` runs controls where each takes at most so long; a shorter run than the repair's would be no control.
 UNASKED_SECONDS = 30.0

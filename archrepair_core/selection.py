@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from archrepair_core.features import Features
 from archrepair_core.margins import margins_of
-from archrepair_core.training import Scope, load_scoped_state, scoped_state
+from archrepair_core.scope import Scope, load_scoped_state, scoped_state
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 # Margins are smoothed by this share of their standard deviation, so that a few hundred items give a smooth gain.

@@ -28,11 +28,10 @@ from archrepair_core.features import Features, Indices
 from archrepair_core.margins import lost_margin
 from archrepair_core.precision import Precision, autocast
 from archrepair_core.processes import agreed, clock, is_over, mean_of_all, never, seed_of_process, sum_gradients, summed
+from archrepair_core.scope import Scope, in_scope, load_scoped_state, scoped_state
 from archrepair_core.spec import Repair
 from archrepair_core.training_state import TrainingState
 
-Scope = tuple[str, ...]
-NETWORK: Scope = ("",)
 # Hears after every step its number, that of all, and its loss: where it lies on a GPU, reading it waits.
 OnStep = Callable[[int, int, SupportsFloat], None]
 
@@ -105,11 +104,6 @@ class TrainingRun:
 def distillation_weight(asked: Repair) -> float:
     """λ, where the spec leaves it open."""
     return DISTILLATION if asked.distillation == "auto" else asked.distillation
-
-
-def in_scope(name: str, scope: Scope) -> bool:
-    """Whether the parameter, buffer or module `name` lies in one of the modules of `scope`."""
-    return any(part == "" or name == part or name.startswith(f"{part}.") for part in scope)
 
 
 def train(
@@ -203,19 +197,6 @@ def _train_until_stable(
     if checkpoint:
         checkpoint.write(scoped_state(learner.model, learner.scope), {"finished": asdict(run)})
     return run
-
-
-def scoped_state(model: nn.Module, scope: Scope) -> dict[str, Tensor]:
-    """The live tensors of the state dict that lie in `scope`."""
-    return {name: value for name, value in model.state_dict().items() if in_scope(name, scope)}
-
-
-def load_scoped_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copy `state` into the tensors of the same names, in place; the others stay as they are."""
-    live = model.state_dict()
-    with torch.no_grad():
-        for name, value in state.items():
-            live[name].copy_(value)
 
 
 @dataclass(frozen=True)

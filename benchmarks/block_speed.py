@@ -30,8 +30,9 @@ from archrepair_core.data.images import ImageRows, LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.features import DiskBudget, Features
 from archrepair_core.prefix_cache import INPUT, PrefixCache
+from archrepair_core.scope import Scope
 from archrepair_core.spec import Preprocessing
-from archrepair_core.training import Scope, TrainingPlan, train
+from archrepair_core.training import TrainingPlan, train
 
 BLOCKS = ("layer1", "layer2", "layer3", "layer4", "fc")
 WHOLE, TRAIN_MODE = "network", "network, batch-norm in train mode"

@@ -17,9 +17,10 @@ from archrepair_core.alignment import watched_divergence
 from archrepair_core.fingerprint import Fingerprint
 from archrepair_core.prefix_cache import Features
 from archrepair_core.processes import is_over, never
+from archrepair_core.scope import NETWORK, Scope, in_scope, scoped_state
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Arena, Trial, cut_before, trained, walk_back_
-from archrepair_core.training import NETWORK, OnStep, Scope, TrainingRun, in_scope, scoped_state
+from archrepair_core.training import OnStep, TrainingRun
 
 STEPS = 150
 # Adam's, whose steps do not depend on the scale of the loss.

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from archrepair_core.features import Features
 from archrepair_core.prefix_cache import INPUT
 from archrepair_core.processes import is_over
+from archrepair_core.scope import NETWORK, load_scoped_state, scoped_state
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import WALK_SHARE, Arena, Trial, walk_back_
 from archrepair_core.selection import run_tail, score_tail
-from archrepair_core.training import NETWORK, OnStep, TrainingRun, load_scoped_state, scoped_state, train
+from archrepair_core.training import OnStep, TrainingRun, train
 
 NUM_REDUCED = 10
 SUBSET_SHARE = 0.5

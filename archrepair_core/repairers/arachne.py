@@ -32,10 +32,11 @@ from archrepair_core.features import Features, Indices
 from archrepair_core.localize.influence import Influence, measure_influence, weighted_layers
 from archrepair_core.prefix_cache import INPUT
 from archrepair_core.processes import is_over
+from archrepair_core.scope import scoped_state
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Tail
 from archrepair_core.search.search import WALK_SHARE, Arena, Trial, cut_before, walk_back_
-from archrepair_core.training import TrainingRun, scoped_state
+from archrepair_core.training import TrainingRun
 
 POPULATION = 100
 MUTATION, RECOMBINATION = (0.5, 1.0), 0.7

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from archrepair_core.blocks import Block, replace_block_
 from archrepair_core.errors import ModelError, SpecError
 from archrepair_core.prefix_cache import Features
+from archrepair_core.scope import load_scoped_state, scoped_state
 from archrepair_core.search.dag import Edge
 from archrepair_core.search.derive import DERIVATIONS, without_dead_ends
 from archrepair_core.search.genotype import Edit, Genotype, build_
@@ -37,7 +38,7 @@ from archrepair_core.search.search import (
 )
 from archrepair_core.search.supernet import Supernet, relax
 from archrepair_core.selection import run_tail, score_tail
-from archrepair_core.training import load_scoped_state, scoped_state, train
+from archrepair_core.training import train
 
 # Of the seconds; the derived cell is trained with the rest. With `epochs` each of the two takes so many.
 SEARCH_SHARE = 0.5

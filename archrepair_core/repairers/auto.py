@@ -14,10 +14,10 @@ from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.repairers.align import align_block
 from archrepair_core.repairers.block_search import block_genotypes
 from archrepair_core.repairers.bn import re_estimate_batch_norm
+from archrepair_core.scope import NETWORK, Scope
 from archrepair_core.search.genotype import Genotype, Start
 from archrepair_core.search.search import Arena, Trial, race
 from archrepair_core.selection import NO_CHANGE_UTILITY, ValidationScore
-from archrepair_core.training import NETWORK, Scope
 
 # Aligning may use this share of the time when labels are there to do better; it settles long before.
 ALIGN_SHARE = 0.15

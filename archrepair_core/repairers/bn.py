@@ -16,9 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from archrepair_core.features import Features
 from archrepair_core.fingerprint import has_statistics
 from archrepair_core.prefix_cache import INPUT
+from archrepair_core.scope import scoped_state
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Arena, Trial, walk_back_
-from archrepair_core.training import TrainingRun, scoped_state
+from archrepair_core.training import TrainingRun
 
 WEIGHTS = (0.1, 0.3, 0.6, 1.0)
 BATCH_SIZE = 128

@@ -28,10 +28,10 @@ from archrepair_core.data.augment import View
 from archrepair_core.features import Indices
 from archrepair_core.match import known_scale_of
 from archrepair_core.prefix_cache import INPUT, PrefixCache
+from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import as_it_is
 from archrepair_core.search.search import Arena, Trial, run_alone
-from archrepair_core.training import NETWORK
 
 NUM_CLUSTERS = 3
 NUM_LEVELS = 2

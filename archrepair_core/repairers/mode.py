@@ -33,10 +33,11 @@ from archrepair_core.errors import DatasetError
 from archrepair_core.features import Features, Indices
 from archrepair_core.modes import eval_mode
 from archrepair_core.prefix_cache import INPUT
+from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Tail
 from archrepair_core.search.search import Arena, Trial, run_alone
-from archrepair_core.training import NETWORK, TrainingPlan
+from archrepair_core.training import TrainingPlan
 
 OVERFITTED_GAP = 0.1
 LEAST_GAIN = 0.01

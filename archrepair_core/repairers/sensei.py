@@ -32,11 +32,12 @@ from archrepair_core.features import Features, Indices, rounded
 from archrepair_core.match import known_scale_of
 from archrepair_core.modes import eval_mode
 from archrepair_core.prefix_cache import ROLES
+from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Tail
 from archrepair_core.search.search import Arena, Trial, run_alone
 from archrepair_core.spec import Preprocessing
-from archrepair_core.training import NETWORK, TrainingPlan
+from archrepair_core.training import TrainingPlan
 
 # Rotation in degrees, shifts in shares of the edge, shear, zoom, contrast, brightness in shares of white.
 RANGES = np.array([[-30, 30], [-0.1, 0.1], [-0.1, 0.1], [-0.1, 0.1], [0.9, 1.1], [0.8, 1.2], [-0.125, 0.125]])

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from archrepair_core.features import Features, Indices
 from archrepair_core.localize.influence import loss_gradients, weighted_layers
 from archrepair_core.prefix_cache import INPUT
+from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Lesson, Tail, as_it_is
 from archrepair_core.search.search import Arena, Trial, race, run_alone
-from archrepair_core.training import NETWORK, TrainingPlan
+from archrepair_core.training import TrainingPlan
 
 NUM_FAILING = 100
 BATCH_SIZE = 32

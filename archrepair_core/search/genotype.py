@@ -9,10 +9,10 @@ from torch import nn
 
 from archrepair_core.blocks import Block, replace_block_
 from archrepair_core.errors import EngineError
+from archrepair_core.scope import Scope
 from archrepair_core.search.branches import BlockReplaced, BlockWithBranch, build_branch, with_branch
 from archrepair_core.search.dag import INPUT_NODE, OUTPUT_NODE, Edge, in_order
 from archrepair_core.search.operations import ORIGINAL
-from archrepair_core.training import Scope
 
 MAX_NAMED = 3
 Start = Literal["original", "re-estimated", "aligned"]

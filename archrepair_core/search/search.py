@@ -31,20 +31,12 @@ from archrepair_core.prefix_cache import INPUT, ROLES, PrefixCache
 from archrepair_core.processes import agreed, never
 from archrepair_core.progress import Tell
 from archrepair_core.restoration import Restoration
+from archrepair_core.scope import NETWORK, Scope, load_scoped_state, scoped_state
 from archrepair_core.search.genotype import Genotype, Start, build_
 from archrepair_core.search.lesson import Lesson, Tail, as_it_is
 from archrepair_core.selection import ALPHAS, Guard, Score, choose_alpha_, choose_alpha_by_divergence_
 from archrepair_core.spec import Repair
-from archrepair_core.training import (
-    NETWORK,
-    Scope,
-    TrainingPlan,
-    TrainingRun,
-    distillation_weight,
-    load_scoped_state,
-    scoped_state,
-    train,
-)
+from archrepair_core.training import TrainingPlan, TrainingRun, distillation_weight, train
 
 KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 # The first rung trains on so many inputs, each further one on three times as many.

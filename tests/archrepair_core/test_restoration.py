@@ -17,8 +17,9 @@ from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.features import DiskBudget, StoredRows, StreamedRows
 from archrepair_core.prefix_cache import INPUT, PrefixCache
 from archrepair_core.restoration import RESTORATION, last_layer, measure_restoration, pooled, restoration_weight
+from archrepair_core.scope import NETWORK
 from archrepair_core.spec import Preprocessing, Repair
-from archrepair_core.training import NETWORK, TrainingPlan, train
+from archrepair_core.training import TrainingPlan, train
 
 NUM_REPAIR, NUM_REPLAY, NUM_CLASSES = 6, 40, 3
 DARK = Corruption("exposure", 0.3, 255.0)

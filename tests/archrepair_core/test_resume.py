@@ -16,7 +16,8 @@ from torch import nn
 from archrepair_core.checkpoint import open_checkpoints, save_state
 from archrepair_core.demo.digits import make_case
 from archrepair_core.features import DiskBudget, Features, store_rows
-from archrepair_core.training import NETWORK, TrainingPlan, train
+from archrepair_core.scope import NETWORK
+from archrepair_core.training import TrainingPlan, train
 
 TRAINING = """
 import sys, os, signal

@@ -9,6 +9,7 @@ from torch import nn
 
 from archrepair_core import selection
 from archrepair_core.features import DiskBudget, Features, store_rows
+from archrepair_core.scope import NETWORK, scoped_state
 from archrepair_core.search.branches import BlockWithBranch, Branch
 from archrepair_core.selection import (
     NO_CHANGE_UTILITY,
@@ -21,7 +22,6 @@ from archrepair_core.selection import (
     interpolate_,
     score_logits,
 )
-from archrepair_core.training import NETWORK, scoped_state
 
 
 def logits(answers, *, classes=3, margin=4.0):

@@ -12,7 +12,8 @@ from torch import nn
 
 from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.margins import lost_margin
-from archrepair_core.training import NETWORK, TrainingPlan, in_scope, scoped_state, train, try_steps
+from archrepair_core.scope import NETWORK, in_scope, scoped_state
+from archrepair_core.training import TrainingPlan, train, try_steps
 
 
 def make_task(items=120, views=2):

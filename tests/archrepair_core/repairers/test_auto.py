@@ -7,10 +7,10 @@ import torch
 
 from archrepair_core.blocks import Block
 from archrepair_core.repairers.auto import ALIGN_WEIGHT, SCOPES_BY_FAULT, _starts, candidates
+from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import Trial
 from archrepair_core.selection import ValidationScore
-from archrepair_core.training import NETWORK
 
 
 def block_of(name, depth):

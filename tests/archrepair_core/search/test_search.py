@@ -13,12 +13,13 @@ from archrepair_core.data.augment import AUGMENTATIONS
 from archrepair_core.data.images import ImageRows, LabelledImages
 from archrepair_core.features import DiskBudget
 from archrepair_core.prefix_cache import PrefixCache
+from archrepair_core.scope import NETWORK
 from archrepair_core.search import search
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import PROBE_ALPHAS, Arena, Trial, race, run_trial
 from archrepair_core.selection import ValidationScore
 from archrepair_core.spec import Preprocessing, Repair
-from archrepair_core.training import NETWORK, TrainingRun
+from archrepair_core.training import TrainingRun
 
 
 def images_of(role: str, count: int) -> LabelledImages:
