@@ -20,7 +20,7 @@ from worker.supervisor import run_next_job
 def said(service, job_id, *, tail=10_000, attempt=None):
     """(attempt, source, text) of every line."""
     with service.bench.sessions() as session:
-        lines = log_lines(session, job_id, tail=tail, attempt=attempt)
+        lines = log_lines(session, job_id, tail=tail, attempt=attempt, after=0)
     return [(line.attempt, line.source, line.text) for line in lines]
 
 
