@@ -4,14 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+# `ru_maxrss` would not do: a new process begins with the peak of the one that started it.
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from archrepair_core.data.formats import load_dataset
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak_kib = lambda: int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text()).group(1))
+before = peak_kib()
 path = Path(sys.argv[1])
 load_dataset("upload:x", {"upload:x": path}, name="x", work_dir=path.parent)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak_kib() - before) // 1024)
 """
 
 
