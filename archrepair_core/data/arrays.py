@@ -15,19 +15,11 @@ import numpy as np
 
 from archrepair_core.data.archives import reading
 from archrepair_core.data.columns import Column, encode_column
-from archrepair_core.data.images import (
-    PixelChunk,
-    SampleStream,
-    check_labels_usable,
-    check_size,
-    no_labels,
-    sample_digest,
-)
+from archrepair_core.data.images import SampleStream, check_labels_usable, check_size, no_labels
+from archrepair_core.data.pixels import layout, pixel_chunk, stored_dtype
 from archrepair_core.errors import DatasetError
 
 CHUNK_BYTES = 4 * 2**20
-# Tried in this order: 4 is as often a tiny image's side as it is RGBA.
-COMMON_CHANNELS = ((1, 3), (4,))
 
 
 @dataclass(frozen=True)
@@ -57,16 +49,15 @@ def read_arrays(
 ) -> SampleStream:
     """Stream images with their labels; without a file of labels it is a set without labels.
 
-    Images: N×H×W (grey), N×H×W×C or N×C×H×W. Of four axes the last is C when it is 1 or 3, else the second when it
-    is; then the same with 4; else the smaller of the two. Bytes and integers 0–255 become uint8, floats float32.
+    Images are N×H×W (grey), N×H×W×C or N×C×H×W, see `layout`. Integers 0–255 become uint8, floats float32.
     """
     images = _read_header(images_file)
     labels = _read_header(labels_file) if labels_file else None
-    channels_first, shape = _layout(images.shape)
+    channels_first, shape = layout(images.shape)
     _check_dtype(images)
-    dtype = np.dtype(np.float32 if images.dtype.kind == "f" else np.uint8)
+    dtype = stored_dtype(images.dtype)
     check_size(shape, dtype, max_bytes=max_bytes)
-    chunks = (_pixel_chunk(rows, row, channels_first=channels_first) for row, rows in _row_chunks(images))
+    chunks = (pixel_chunk(rows, row, channels_first=channels_first) for row, rows in _row_chunks(images))
     numbers = no_labels(shape[0]) if labels is None else _read_labels(labels, shape[0])
     metadata = {name: _read_column(_read_header(file), shape[0]) for name, file in columns.items()}
     return SampleStream(shape, dtype, chunks, numbers, "npz", columns=metadata)
@@ -146,29 +137,6 @@ def _check_labels_array(labels: _Array, *, count: int) -> None:
         )
 
 
-def _layout(shape: tuple[int, ...]) -> tuple[bool, tuple[int, int, int, int]]:
-    """Whether channels come before height and width, and the shape as N×H×W×C."""
-    if len(shape) == 3:
-        return False, (*shape, 1)
-    if len(shape) != 4:
-        raise DatasetError(
-            "images_shape",
-            f"'images' has the shape {shape}, not 3 or 4 axes",
-            hint="save N×H×W (grey), N×H×W×C or N×C×H×W",
-        )
-    count, second, third, last = shape
-    usual = [channels for group in COMMON_CHANNELS for channels in (last, second) if channels in group]
-    if not usual and second == last:
-        raise DatasetError(
-            "layout_ambiguous",
-            f"'images' has the shape {shape}: channels could be first or last",
-            hint="save N×H×W×C with 1, 3 or 4 channels, or N×H×W",
-        )
-    if last == (usual[0] if usual else min(second, last)):
-        return False, (count, second, third, last)
-    return True, (count, third, last, second)
-
-
 def _row_chunks(array: _Array) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, rows) of an array, a few megabytes at a time."""
     row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
@@ -180,35 +148,3 @@ def _row_chunks(array: _Array) -> Iterator[tuple[int, np.ndarray]]:
             rows = min(step, array.shape[0] - row)
             flat = np.frombuffer(stream.read(rows * row_bytes), dtype=array.dtype)
             yield row, flat.reshape(rows, *array.shape[1:])
-
-
-def _pixel_chunk(rows: np.ndarray, first_row: int, *, channels_first: bool) -> PixelChunk:
-    pixels = rows[..., np.newaxis] if rows.ndim == 3 else rows.transpose(0, 2, 3, 1) if channels_first else rows
-    pixels = np.ascontiguousarray(_floats(pixels, first_row) if rows.dtype.kind == "f" else _bytes(pixels, first_row))
-    return PixelChunk(pixels, [sample_digest(image) for image in pixels])
-
-
-def _floats(pixels: np.ndarray, first_row: int) -> np.ndarray:
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is refused as such
-        pixels = pixels.astype(np.float32)
-    wrong = ~np.isfinite(pixels).all(axis=(1, 2, 3))
-    if wrong.any():
-        raise DatasetError(
-            "pixel_not_finite",
-            f"image in row {first_row + int(wrong.argmax())} has a NaN or infinite pixel",
-            hint="check how the images were made",
-        )
-    return pixels
-
-
-def _bytes(pixels: np.ndarray, first_row: int) -> np.ndarray:
-    wrong = ((pixels < 0) | (pixels > 255)).any(axis=(1, 2, 3))
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DatasetError(
-            "pixel_range",
-            f"image in row {first_row + row} has integer pixels from {pixels[row].min()} "
-            f"to {pixels[row].max()}, outside 0–255",
-            hint="save float32 for any other range",
-        )
-    return pixels.astype(np.uint8)

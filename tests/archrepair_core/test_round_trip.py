@@ -12,7 +12,7 @@ from torch import nn
 from archrepair_core.repair import repair_model
 from archrepair_core.request import RepairRequest
 from archrepair_core.spec import RepairSpec
-from tests.archrepair_core.data.packed import as_tar, as_zip, npy, npz, parquet, png
+from tests.archrepair_core.data.packed import as_tar, as_zip, nested, npy, npz, parquet, png
 
 COUNT, CLASSES, SHARDS = 500, 5, 4
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 12, 3), dtype=np.uint8)
@@ -56,6 +56,8 @@ WITH_COLUMNS = {
     "Parquet of structs": lambda: rows_of(STRUCT),
     "Parquet of structs in row groups": lambda: rows_of(STRUCT, row_group_size=70, compression="zstd"),
     "Parquet of bytes": lambda: rows_of(ENCODED),
+    "Parquet of lists": lambda: rows_of(nested(PIXELS.astype(np.int64)), row_group_size=70),
+    "Parquet of lists, channels first": lambda: rows_of(nested(PIXELS.transpose(0, 3, 1, 2))),
     "WebDataset": lambda: as_tar(samples(range(COUNT))),
     "WebDataset in shards": lambda: b"".join(
         as_tar(samples(rows), "gz") for rows in np.array_split(np.arange(COUNT), SHARDS)

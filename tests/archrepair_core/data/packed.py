@@ -46,6 +46,14 @@ def npz(save=np.savez, **arrays):
     return buffer.getvalue()
 
 
+def nested(array):
+    """The rows of an array as lists of lists, without a Python object per pixel."""
+    values = pa.array(array.reshape(-1))
+    for axis in range(array.ndim - 1, 0, -1):
+        values = pa.ListArray.from_arrays(np.arange(0, len(values) + 1, array.shape[axis], dtype=np.int32), values)
+    return values
+
+
 def parquet(columns, **options):
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, **options)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from archrepair_core.data.formats import load_dataset
 from archrepair_core.errors import DatasetError
 from tests.archrepair_core.data.memory import growth_of_loading_mib
-from tests.archrepair_core.data.packed import as_tar, as_zip, npy, npz, parquet, png
+from tests.archrepair_core.data.packed import as_tar, as_zip, nested, npy, npz, parquet, png
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,7 @@ PACKED = {
     "npz": lambda pixels, labels, _: npz(images=pixels, labels=labels),
     "pair of npy": lambda pixels, labels, _: as_zip([("x.npy", npy(pixels)), ("labels.npy", npy(labels))]),
     "structs": lambda _, labels, encoded: parquet({"image": [{"bytes": image} for image in encoded], "label": labels}),
+    "lists": lambda pixels, labels, _: parquet({"image": nested(pixels), "label": labels}, row_group_size=2),
     "bytes": lambda _, labels, encoded: parquet({"image": encoded, "label": labels}, row_group_size=2),
     "folders": lambda _, labels, encoded: as_tar(
         [(f"{label}/{row}.png", image) for row, (image, label) in enumerate(zip(encoded, labels, strict=True))], "gz"
