@@ -16,6 +16,7 @@ from obstore.store import ObjectStore, S3Store
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.browser_sessions import BrowserSessions
 from app.completions import Completions
 from app.feed import Feed
 from app.keys import KeyUses, KnownKeys
@@ -24,7 +25,6 @@ from app.relay import Relay
 from app.shared.gauges import DatabaseGauges
 from app.shared.queueing import Looks
 from app.shared.settings import Settings
-from app.ui.sessions import BrowserSessions
 from app.views import JobViews
 
 IDENTIFIER = re.compile(r"[a-z]{2,4}_[0-9A-Z]{26}")

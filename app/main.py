@@ -14,6 +14,7 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
+from app.browser_sessions import BrowserSessions
 from app.completions import Completions
 from app.deps import Gateway
 from app.errors import install_error_handlers
@@ -52,7 +53,6 @@ from app.shared.tables import ApiKey
 from app.shared.telemetry import start_tracing
 from app.tracing import trace_requests
 from app.ui.dashboard import mount_dashboard
-from app.ui.sessions import BrowserSessions
 from app.views import JobViews
 
 # A gateway that froze loses its locks. Contents are moved within a store while they are held, which takes a while.

@@ -25,10 +25,8 @@ from app.schemas.responses import (
     QueuePlace,
     UploadPartRead,
     UploadRead,
-    WebhookAttempt,
-    WebhookDeliveryRead,
-    WebhookEndpointRead,
 )
+from app.schemas.webhooks import WebhookAttempt, WebhookDeliveryRead, WebhookEndpointRead
 from app.shared.datasets import READY, REJECTED, RESOLVING
 from app.shared.jobs import DONE
 from app.shared.models import INSPECTING

@@ -3,7 +3,7 @@
 No service needed: `repair_model` takes files and a spec and leaves files. Progress leaves through one callable.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -118,14 +118,21 @@ def repair_model(
     spent = min(pace.spent_seconds, pace.budget_seconds)
 
     narrator.begin("verifying", "measuring the choice on data nothing was chosen on")
-    told = partial(narrator.reached, "verifying")
-    evidence = gather_evidence(case, trials, on_share=lambda share, what: told(MEASURED_SHARE * share, what))
-    arena = replace(arena, on_progress=narrator.during("verifying", max(1.0, 2 * spent)))
-    controls = compare_with_controls(case, arena, trials, evidence, seconds=spent, until=ends)
-    evidence = replace(evidence, controls=controls)
+    evidence = _verify(case, arena, trials, narrator, seconds=spent, until=ends)
 
     narrator.begin("packaging", "writing the model and the report")
     return _package(request, case, localization, trials, evidence, narrator=narrator, pace=pace, completion=completion)
+
+
+def _verify(
+    case: Case, arena: Arena, trials: Sequence[Trial], narrator: Narrator, *, seconds: float, until: float
+) -> Evidence:
+    """What the choice is worth, beside controls of as many `seconds`, none of which goes on beyond `until`."""
+    told = partial(narrator.reached, "verifying")
+    evidence = gather_evidence(case, trials, on_share=lambda share, what: told(MEASURED_SHARE * share, what))
+    arena = replace(arena, on_progress=narrator.during("verifying", max(1.0, 2 * seconds)))
+    controls = compare_with_controls(case, arena, trials, evidence, seconds=seconds, until=until)
+    return replace(evidence, controls=controls)
 
 
 def _reference(request: RepairRequest, host: Host, data: Data) -> nn.Module | None:

@@ -19,7 +19,7 @@ from app.quotas import require_quotas
 from app.rendering import render_delivery, render_endpoint
 from app.rows import find_job, find_row
 from app.schemas.requests import WebhookEndpointCreate, WebhookEndpointUpdate
-from app.schemas.responses import (
+from app.schemas.webhooks import (
     WebhookDeliveryPage,
     WebhookDeliveryRead,
     WebhookEndpointPage,

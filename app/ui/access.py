@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.auth import Caller, admit
+from app.browser_sessions import SESSION_SECONDS
 from app.deps import CurrentGateway, Gateway
 from app.errors import ApiProblem
 from app.keys import FoundKey, find_key_of_id
-from app.ui.sessions import SESSION_SECONDS
 
 COOKIE = "archrepair_session"
 COOKIE_PATH = "/ui"

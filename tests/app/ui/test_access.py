@@ -6,11 +6,11 @@ import pytest
 from redis import Redis
 from sqlalchemy import select
 
+from app.browser_sessions import SESSION_SECONDS
 from app.keys import create_api_key, ensure_project
 from app.shared.db import db_now
 from app.shared.tables import ApiKey
 from app.ui.access import COOKIE, own_path
-from app.ui.sessions import SESSION_SECONDS
 from tests.app.ui.conftest import OWN_PAGE, sign_in
 
 PAGES = ("/ui/jobs", "/ui/models", "/ui/datasets", "/ui/queue", "/ui/new", "/ui/compare")
