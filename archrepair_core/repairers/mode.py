@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from archrepair_core.calls import channel_axis
 from archrepair_core.errors import DatasetError
 from archrepair_core.features import Features, Indices
+from archrepair_core.localize.influence import recorded
 from archrepair_core.modes import eval_mode
 from archrepair_core.prefix_cache import INPUT
 from archrepair_core.scope import NETWORK
@@ -163,23 +164,12 @@ def look_at_pool(arena: Arena) -> Seen:
     cache = arena.starts["original"]
     features = cache.features(INPUT, "training")
     layers = sorted((b for b in arena.blocks.values() if b.level == "block"), key=lambda block: block.depth)
-    outputs: dict[str, Tensor] = {}
-    handles = [
-        cache.model.get_submodule(block.name).register_forward_hook(
-            lambda _module, _args, out, name=block.name: outputs.__setitem__(name, _channel_means(out))
-        )
-        for block in layers
-    ]
     parts: dict[str, list[Tensor]] = {block.name: [] for block in layers}
-    try:
-        with torch.inference_mode(), eval_mode(cache.model):
-            for inputs in features.plain(BATCH_SIZE, cache.device):
-                cache.model(inputs)
-                for name in parts:
-                    parts[name].append(outputs[name].cpu())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.inference_mode(), eval_mode(cache.model), recorded(cache.model, list(parts)) as seen:
+        for inputs in features.plain(BATCH_SIZE, cache.device):
+            cache.model(inputs)
+            for name, means in parts.items():
+                means.append(_channel_means(seen[name][1]).cpu())
     num_new = len(cache.splits["repair"])
     known_classes = features.labels_N[num_new:].unique()
     if len(known_classes) < 2:
