@@ -56,8 +56,8 @@ docs-serve: $(INSTALLED)  ## the documentation on port 8001, built anew when a p
 up: $(INSTALLED)  ## start the service on port 8000; Ctrl-C stops it
 	$(BIN)/archrepair up
 
-bench: $(INSTALLED)  ## methods against a real fault, over HTTP; resumable, takes hours (needs $$ARCHREPAIR_DATA)
-	$(BIN)/python -m benchmarks.ladder
+bench: $(INSTALLED)  ## methods against faults, over HTTP; resumable, takes hours (needs $$ARCHREPAIR_DATA)
+	$(BIN)/python -m benchmarks
 
 bench-ingest: $(INSTALLED)  ## what reading, rebuilding and writing a model cost beside plain torch; about 15 minutes
 	$(BIN)/python -W ignore benchmarks/ingest_speed.py

@@ -1,0 +1,38 @@
+"""`python -m benchmarks SUITE ...`: run what is missing of these suites. `--cases`, `--rows`, `--seeds` narrow them."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.cases import CASES
+from benchmarks.run import run_missing
+from benchmarks.suites import SUITES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the suites in the order named, all of them where none is."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="which questions to answer (all)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="instead of those of the suite")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="methods of benchmarks/methods.py, or block=NAME")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--budget", type=float, help="seconds of every row; such runs are kept apart")
+    options = parser.parse_args(argv)
+    for suite in (SUITES[name] for name in options.suites or SUITES):
+        narrowed = replace(
+            suite,
+            cases=options.cases or suite.cases,
+            methods=options.rows or suite.methods,
+            seeds=options.seeds or suite.seeds,
+            seconds=options.budget or suite.seconds,
+        )
+        run_missing(narrowed.runs())
+    return 0
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message=".*torch.jit")  # writing TorchScript is what these models are for
+    sys.exit(main())
