@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from archrepair_client.config import URL_VARIABLE
 from archrepair_client.errors import NoConnection, error_of, problem_of
 from archrepair_client.steps import Open, Request, Send, Sleep, Steps
 
@@ -24,6 +25,10 @@ LONGEST_RETRY_AFTER_SECONDS = 120.0
 # A gateway that is restarted, or moved to another machine: about ten minutes of pauses.
 PATIENT_RETRIES = 80
 PASSING = (408, 425, 429, 500, 502, 503, 504)
+NOBODY_THERE = (
+    f"Is the service up, and is this its address? `archrepair up` starts one here; {URL_VARIABLE} or "
+    "`archrepair login URL` names another."
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def _until_answered(effect: Send | Open, options: Options) -> Steps[httpx.Respon
         except httpx.RequestError as error:
             if attempt >= options.max_retries:
                 what = f"{request.method} {request.path}: {type(error).__name__} {error}".strip()
-                raise NoConnection(f"{what}, after {attempt + 1} attempts") from error
+                hint = f". {NOBODY_THERE}" if isinstance(error, httpx.ConnectError) else ""
+                raise NoConnection(f"{what}, after {attempt + 1} attempts{hint}") from error
             seconds, why = pause_seconds(attempt), type(error).__name__
         else:
             if not response.is_error:
