@@ -13,7 +13,7 @@ import torch
 from archrepair_client import ArchRepair
 from archrepair_client.running import running_service
 from archrepair_client.types import Job
-from benchmarks.cases import CASES, Case, Sets, of_failures
+from benchmarks.cases import CASES, Sets, of_failures
 from benchmarks.cifar import OUT
 from benchmarks.methods import Method, method_of
 from benchmarks.zoo import right_answers
@@ -75,9 +75,7 @@ def run_one(client: ArchRepair, run: Run, scratch: Path) -> Job:
     sets = case.draw(run.seed)
     if run.protocol == "paper":
         sets = of_failures(sets, _right_answers(model, sets), seed=run.seed)
-    job = client.jobs.create_and_wait(
-        spec=_spec(case, method, run), model=model, datasets=_write_sets(sets, method, scratch)
-    )
+    job = client.jobs.create_and_wait(spec=spec_of(run), model=model, datasets=_write_sets(sets, method, scratch))
     if job.status != "succeeded":
         sys.exit(f"{run}: {job.id} {job.status}: {job.error}")
     run.report.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +84,9 @@ def run_one(client: ArchRepair, run: Run, scratch: Path) -> Job:
     return job
 
 
-def _spec(case: Case, method: Method, run: Run) -> dict[str, Any]:
+def spec_of(run: Run) -> dict[str, Any]:
+    """The spec of its job, but for the data."""
+    case, method = CASES[run.case], method_of(run.method)
     spec: dict[str, Any] = {"seed": run.seed, "preprocessing": dict(case.preprocessing)}
     spec |= {"evaluation": {"controls": "none"}} | {key: dict(value) for key, value in method.spec.items()}
     spec["repair"] = spec.get("repair", {}) | {"budget_seconds": run.budget}

@@ -1,0 +1,49 @@
+"""The table of the benchmark holds together before hours are spent on it."""
+
+import numpy as np
+import pytest
+
+from archrepair_core.spec import LEVELS, RepairSpec
+from benchmarks.cases import CASES, of_failures
+from benchmarks.methods import METHODS, ROWS, method_of
+from benchmarks.run import Run, spec_of
+from benchmarks.suites import SUITES
+
+
+@pytest.mark.parametrize("row", [*ROWS, "block=layer2.0"])
+def test_every_row_is_a_job_the_service_takes(row):
+    case = "jpeg"
+    spec = RepairSpec.model_validate(spec_of(Run(case, row, seed=3)) | {"datasets": {"repair": "upload:repair"}})
+    assert spec.repair.budget_seconds == CASES[case].seconds
+    assert spec.seed == 3
+
+
+def test_every_method_of_the_service_is_compared():
+    compared = {method.spec.get("repair", {}).get("method", "auto") for method in METHODS.values()}
+    # `align` is for a repair without labels, which has its own rows.
+    assert compared | {"align"} == set(LEVELS)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_names_what_there_is_and_keeps_each_run_by_itself(name):
+    runs = SUITES[name].runs()
+    assert all(run.case in CASES for run in runs)
+    assert all(method_of(run.method) for run in runs)
+    assert len({run.report for run in runs}) == len(set(runs)) == len(runs)
+
+
+def test_one_named_block_is_the_only_one_to_blame():
+    assert method_of("block=layer2.0").spec["localization"] == {"include": ["layer2.0"], "top_k": 1}
+
+
+def test_the_papers_protocol_takes_failures_out_of_the_test_set():
+    images = np.arange(10)[:, None, None]
+    labels = np.arange(10)
+    right = labels % 3 != 0  # 0, 3, 6, 9 fail
+    halves = {"repair": (images[:4], labels[:4]), "test": (images[4:], labels[4:]), "replay": (images, labels)}
+    sets = of_failures(halves, right, seed=1)
+    assert len(sets["repair"][1]) == 2  # half of the failures: some are left to be judged by
+    assert not right[sets["repair"][1]].any()
+    assert sorted([*sets["repair"][1], *sets["test"][1]]) == list(labels)
+    assert (sets["test"][0][:, 0, 0] == sets["test"][1]).all()
+    assert sets["replay"] is halves["replay"]
