@@ -79,7 +79,8 @@ def run_one(client: ArchRepair, run: Run, scratch: Path) -> Job:
     if job.status != "succeeded":
         sys.exit(f"{run}: {job.id} {job.status}: {job.error}")
     run.report.parent.mkdir(parents=True, exist_ok=True)
-    client.jobs.download_artifact(job.id, "predictions.npz", run.answers)
+    answers = next(artifact for artifact in client.jobs.artifacts(job.id) if artifact.kind == "predictions")
+    client.jobs.download_artifact(answers.id, run.answers)
     client.jobs.download_report(job.id, run.report, format="json")
     return job
 
