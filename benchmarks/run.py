@@ -74,7 +74,7 @@ def run_one(client: ArchRepair, run: Run, scratch: Path) -> Job:
     model = case.model(scratch)
     sets = case.draw(run.seed)
     if run.protocol == "paper":
-        sets = of_failures(sets, _right_answers(model, sets), seed=run.seed)
+        sets = of_failures(sets, _right_answers(model, sets, case.preprocessing), seed=run.seed)
     job = client.jobs.create_and_wait(spec=spec_of(run), model=model, datasets=_write_sets(sets, method, scratch))
     if job.status != "succeeded":
         sys.exit(f"{run}: {job.id} {job.status}: {job.error}")
@@ -104,7 +104,7 @@ def _write_sets(sets: Sets, method: Method, scratch: Path) -> Mapping[str, Path]
     return files
 
 
-def _right_answers(model: Path, sets: Sets) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _right_answers(model: Path, sets: Sets, preprocessing: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Of the repair inputs, then of the test inputs; the model is one the benchmark made or ships."""
     network = torch.jit.load(str(model)).eval()
-    return np.concatenate([right_answers(network, *sets[role]) for role in ("repair", "test")])
+    return np.concatenate([right_answers(network, *sets[role], preprocessing) for role in ("repair", "test")])

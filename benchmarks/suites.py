@@ -37,6 +37,23 @@ class Suite:
 ONE_OF_EACH = ("gaussian_noise", "defocus_blur", "fog", "pixelate")
 HEADLINE = tuple(case for case in CASES if case not in COMMON_CORRUPTIONS or case in ONE_OF_EACH)
 SUITES: dict[str, Suite] = {
+    "quick": Suite(
+        "The small cases alone: no data of one's own, minutes on a laptop",
+        ("digits", "fashion rotated"),
+        (
+            "auto",
+            "block search",
+            "network fine-tune",
+            "weights of one block",
+            "batch-norm only",
+            "arachne",
+            "apricot",
+            "sensei",
+            "few-shot mix",
+            "certify",
+        ),
+        seeds=SEEDS[:1],
+    ),
     "headline": Suite("Which method repairs best, and what does it break?", HEADLINE, tuple(METHODS)),
     "paper": Suite(
         "The same under the paper's protocol", ("jpeg", "own", "gaussian_noise"), tuple(METHODS), protocol="paper"

@@ -1,7 +1,7 @@
-"""Small real networks for the benchmarks, trained here on CIFAR-10: batch-norm ones, two without, one overfitted.
+"""Small real networks for the benchmarks, trained here on CIFAR-10 or Fashion-MNIST: good ones, and two with faults.
 
 Every recipe is data; `python -m benchmarks.zoo NAME ...` trains what is missing and writes, under benchmarks/out/zoo,
-NAME.pt (TorchScript), NAME.weights.pt (state dict of `build`) and NAME.json (recipe and accuracy). Training images are
+NAME.pt (TorchScript), NAME.weights.pt (state dict of `build`) and NAME.json (recipe and accuracy). CIFAR images are
 the JPEG ones, so that the JPEG test set is the everyday of these networks and not a fault.
 """
 
@@ -9,10 +9,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,37 @@ from torchvision import models
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.precision import autocast, bfloat16_gain, resolve_precision
-from benchmarks.cifar import MEAN, NUM_CLASSES, STD, load_cifar
+from archrepair_core.spec import Preprocessing
+from benchmarks import fashion
+from benchmarks.cifar import NUM_CLASSES, PREPROCESSING, load_cifar
+from benchmarks.faults import Confusion, confuse
 
 OUT = Path("benchmarks/out/zoo")
 BATCH_SIZE, CROP = 128, 4
 
 
 @dataclass(frozen=True)
+class Source:
+    """Labelled images of the splits `train` and `test`, and how they become a network's input."""
+
+    load: Callable[[str], tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
+    preprocessing: Mapping[str, Any]
+
+
+SOURCES = {
+    "cifar": Source(load_cifar, PREPROCESSING),
+    "fashion": Source(fashion.load_fashion, fashion.PREPROCESSING),
+}
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """How one network is trained: the first `images` of the training set, one-cycle to `lr`."""
+    """How one network is trained: the first `images` of a source's training set, one-cycle to `lr`.
+
+    With a `confusion`, from labels of which some are wrong.
+    """
 
     images: int
     epochs: int
@@ -39,20 +60,22 @@ class Recipe:
     optimizer: str = "sgd"
     augment: bool = True
     weight_decay: float = 5e-4
+    data: str = "cifar"
+    confusion: Confusion | None = None
 
 
-def to_input(images_NHWC: npt.NDArray[np.uint8]) -> Tensor:
-    """Normalised float32 N×3×32×32."""
-    scaled = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 255
-    return (scaled - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+def to_input(images: npt.NDArray[np.uint8], preprocessing: Mapping[str, Any] = PREPROCESSING) -> Tensor:
+    """Images N×H×W×C, or N×H×W grey, as the service gives them to a network: float32 N×C×H×W."""
+    images_NHWC = images[..., None] if images.ndim == 3 else images
+    return to_tensor(images_NHWC, Preprocessing.model_validate(dict(preprocessing)))
 
 
 class NarrowResNet(ResNet):
     """Torchvision's ResNet at a width of its own, with a stem for 32-pixel images that halves them once."""
 
-    def __init__(self, width: int, layers: Sequence[int]) -> None:
+    def __init__(self, width: int, layers: Sequence[int], *, channels: int = 3) -> None:
         super().__init__(BasicBlock, [1, 1, 1, 1], num_classes=NUM_CLASSES)
-        self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
         self.bn1, self.maxpool = nn.BatchNorm2d(width), nn.Identity()
         self.inplanes = width
         for place in range(4):
@@ -89,6 +112,11 @@ def _convnext() -> nn.Module:
     return network
 
 
+def _fashion_resnet() -> nn.Module:
+    return NarrowResNet(16, (1, 1, 1), channels=1)
+
+
+FASHION = Recipe(fashion.NUM_LEARNED, 6, 0.1, data="fashion")
 ZOO: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
     "resnet8-overfitted": (lambda: NarrowResNet(32, (1, 1, 1)), Recipe(10_000, 30, 0.1, augment=False, weight_decay=0)),
     "resnet18": (lambda: NarrowResNet(32, (2, 2, 2, 2)), Recipe(45_000, 5, 0.1)),
@@ -96,11 +124,22 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
     "densenet": (_densenet, Recipe(45_000, 4, 0.2)),
     "convnext": (_convnext, Recipe(45_000, 6, 2e-3, optimizer="adamw", weight_decay=0.05)),
     "vit": (_vit, Recipe(45_000, 5, 2e-3, optimizer="adamw", weight_decay=0.05)),
+    "fashion": (_fashion_resnet, FASHION),
+    "fashion-confused": (_fashion_resnet, replace(FASHION, confusion=Confusion(fashion.SHIRT, fashion.TSHIRT, 0.6))),
 }
 
 
+def trained(name: str) -> Path:
+    """A network of the zoo as TorchScript, trained now if it never was."""
+    if not (OUT / f"{name}.json").is_file():
+        sys.stderr.write(f"training {name}\n")
+        train_network(name)
+    return OUT / f"{name}.pt"
+
+
 def load_network(name: str) -> nn.Module:
-    """A trained network of the zoo as eager modules, in eval mode."""
+    """A network of the zoo as eager modules, in eval mode; trained now if it never was."""
+    trained(name)
     network = ZOO[name][0]()
     network.load_state_dict(torch.load(OUT / f"{name}.weights.pt", weights_only=True))
     return network.eval()
@@ -110,36 +149,47 @@ def train_network(name: str) -> None:
     """Train one network and write its three files; `test_accuracy` is over all 10,000 test images."""
     torch.manual_seed(0)
     build, recipe = ZOO[name]
-    images, labels = load_cifar("train")
-    images, labels = images[: recipe.images], labels[: recipe.images]
+    source = SOURCES[recipe.data]
+    images, labels = (part[: recipe.images] for part in source.load("train"))
+    told = labels if recipe.confusion is None else confuse(labels, recipe.confusion)
+    inputs = to_input(images, source.preprocessing)
     network, started = build(), time.monotonic()
-    _fit_(network, to_input(images), torch.from_numpy(labels), recipe)
+    _fit_(network, inputs, torch.from_numpy(told), recipe)
     network.eval()
     OUT.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), OUT / f"{name}.weights.pt")
-    torch.jit.trace(network, to_input(images[:2])).save(str(OUT / f"{name}.pt"))
+    torch.jit.trace(network, inputs[:2]).save(str(OUT / f"{name}.pt"))
     facts = {
         "network": name,
         "recipe": asdict(recipe),
-        "train_accuracy": accuracy_of(network, images[:10_000], labels[:10_000]),
-        "test_accuracy": accuracy_of(network, *load_cifar("test")),
+        "train_accuracy": accuracy_of(network, images[:10_000], labels[:10_000], source.preprocessing),
+        "test_accuracy": accuracy_of(network, *source.load("test"), source.preprocessing),
         "seconds": round(time.monotonic() - started, 1),
         "torch": torch.__version__,
     }
     (OUT / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def accuracy_of(network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> float:
+def accuracy_of(
+    network: nn.Module,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    preprocessing: Mapping[str, Any] = PREPROCESSING,
+) -> float:
     """Share of images answered rightly, 0–1."""
-    return float(right_answers(network, images, labels).mean())
+    return float(right_answers(network, images, labels, preprocessing).mean())
 
 
 def right_answers(
-    network: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+    network: nn.Module,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    preprocessing: Mapping[str, Any] = PREPROCESSING,
 ) -> npt.NDArray[np.bool_]:
     """Which images are answered rightly."""
     with torch.inference_mode():
-        answers = [network(to_input(images[start : start + 500])).argmax(1) for start in range(0, len(images), 500)]
+        batches = (to_input(images[start : start + 500], preprocessing) for start in range(0, len(images), 500))
+        answers = [network(batch).argmax(1) for batch in batches]
     right: npt.NDArray[np.bool_] = torch.cat(answers).numpy() == labels
     return right
 
@@ -180,9 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", choices=[*ZOO, []], help="which to train (all)")
     for name in parser.parse_args(argv).networks or ZOO:
-        if not (OUT / f"{name}.json").is_file():
-            sys.stderr.write(f"training {name}\n")
-            train_network(name)
+        trained(name)
     print(make_table())
     return 0
 
