@@ -29,6 +29,7 @@ from archrepair_core.interface import (
     refuse_several_inputs,
     tensors_by_path,
 )
+from archrepair_core.layout import lay_out_
 from archrepair_core.modes import eval_mode
 from archrepair_core.plausibility import question_data
 from archrepair_core.runs import find_blocks_
@@ -148,6 +149,7 @@ def examine_host(
     check_labels(images, num_classes=tensors_by_path(answer)[interface.output].shape[1])
     parity = verify_decompiled(ingested.reference, ingested.model, inputs)
     model = adapt_(ingested.model, interface, pictures).to(device).eval()
+    lay_out_(model, pictures.to(device))
     blocks_unknown = None
     try:
         blocks = {block.name: block for block in find_blocks_(model, pictures.to(device))}

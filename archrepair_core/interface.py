@@ -6,13 +6,14 @@ twin one, by two hooks on its root, and `restore_` makes it the customer's again
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from archrepair_core.errors import ModelError, SpecError
+from archrepair_core.layout import lay_back_
 from archrepair_core.modes import eval_mode
 
 AUTO = "auto"
@@ -27,12 +28,13 @@ _TYPE_ERRORS = (RuntimeError, TypeError, ValueError)
 class Interface:
     """`output` is the path of the logits in the answer (`logits`, `0`, `0.logits`), `dtype` that of the file's input.
 
-    `dtypes` are those of the file's floating tensors by `state_dict` key.
+    `dtypes` are those of the file's floating tensors by `state_dict` key, `strides` those of its four-dimensional ones.
     """
 
     output: str
     dtype: torch.dtype
     dtypes: Mapping[str, torch.dtype]
+    strides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def tensors_by_path(answer: Any, path: str = "") -> dict[str, Tensor]:
@@ -120,8 +122,13 @@ def input_dtype(model: nn.Module) -> torch.dtype:
 
 def read_interface(reference: nn.Module, answer: Any, *, asked: str, num_inputs: int) -> Interface:
     """The interface of the file, from its answer to `num_inputs` inputs. Raises as `find_logits` does."""
-    dtypes = {name: tensor.dtype for name, tensor in reference.state_dict().items() if tensor.is_floating_point()}
-    return Interface(find_logits(answer, asked, num_inputs=num_inputs), input_dtype(reference), dtypes)
+    floating = {name: tensor for name, tensor in reference.state_dict().items() if tensor.is_floating_point()}
+    return Interface(
+        find_logits(answer, asked, num_inputs=num_inputs),
+        input_dtype(reference),
+        dtypes={name: tensor.dtype for name, tensor in floating.items()},
+        strides={name: tensor.stride() for name, tensor in floating.items() if tensor.dim() == 4},
+    )
 
 
 def adapt_(model: nn.Module, interface: Interface, inputs: Tensor) -> nn.Module:
@@ -141,10 +148,11 @@ def adapt_(model: nn.Module, interface: Interface, inputs: Tensor) -> nn.Module:
 
 
 def restore_(model: nn.Module, interface: Interface) -> nn.Module:
-    """The customer's model again, in place: its whole answer, and every tensor in the file's number format."""
+    """The customer's model again, in place: its whole answer, every tensor in the file's number format and order."""
     model._forward_pre_hooks.clear()
     model._forward_hooks.clear()
     _cast_(model, interface.dtypes, interface.dtype)
+    lay_back_(model, interface.strides)
     return model
 
 

@@ -69,7 +69,8 @@ class Places:
         for name, at in self.by_layer.items():
             weight = _weight(model, name)
             new = torch.as_tensor(values[start : start + len(at)], dtype=weight.dtype, device=weight.device)
-            weight.view(-1)[torch.from_numpy(at)] = new
+            # Not through a flat view: weights may lie channels last.
+            weight[torch.unravel_index(torch.from_numpy(at), weight.shape)] = new
             start += len(at)
 
 
