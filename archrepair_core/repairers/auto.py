@@ -134,7 +134,11 @@ def _from_every_start(arena: Arena, scopes: Sequence[Scope]) -> list[Genotype]:
 
 
 def _starts_of(arena: Arena, scope: Scope) -> list[Start]:
-    """The network is walked back to the original from wherever it began, so there a start that helped takes its place:
-    it broke less at the same gain (docs/results.md)."""
+    """Every start; for the network, those that stand before the original, or the original alone.
+
+    The network is walked back to the original from wherever it began, so a start that helped clearly takes its place:
+    it broke less at the same gain. One that helped by chance does not: an overfitted network gained less from it than
+    from the original (docs/results.md).
+    """
     starts = list(arena.starts)
-    return [start for start in starts if scope != NETWORK or start != "original"] or starts
+    return starts if scope != NETWORK else starts[: starts.index("original")] or ["original"]
