@@ -24,7 +24,7 @@ from benchmarks.digits import digits_model, digits_sets
 from benchmarks.faults import confuse, damage_
 from benchmarks.zoo import ZOO, load_network, right_answers, trained
 
-NUM_REPAIR, NUM_TEST, NUM_REPLAY = 1000, 5000, 4000
+NUM_REPAIR, NUM_TEST, NUM_REPLAY = 1000, 3000, 2000
 # Failures that the paper's protocol collects (Qi et al. 2023, §4.1), or half of those there are.
 NUM_FAILURES = 1000
 SEVERITY = 3
@@ -198,7 +198,7 @@ CASES: dict[str, Case] = {
         "ResNet-20",
         lambda _scratch: find_data() / "resnet20-cifar10.torchscript.pt",
         _lossless_known,
-        seconds=120,
+        seconds=60,
     ),
     "overfitted": Case(
         "ResNet-8 overfitted to 10,000 images, which are replay and regression set",
@@ -206,7 +206,7 @@ CASES: dict[str, Case] = {
         "ResNet-8",
         _zoo_model("resnet8-overfitted"),
         partial(_cifar_sets, known=10_000),
-        seconds=120,
+        seconds=60,
     ),
     "damaged": Case(
         "MobileNetV3 of the zoo with zeroed filters in one block",
@@ -214,7 +214,7 @@ CASES: dict[str, Case] = {
         "MobileNetV3",
         _damaged_model("mobilenetv3", "features.6", "zeroed"),
         partial(_cifar_sets, known=NUM_REPLAY),
-        seconds=120,
+        seconds=60,
     ),
     "noise in DenseNet": _damaged("densenet", "DenseNet", "features.denseblock2.denselayer3", "noise"),
     "swapped filters in ViT": _damaged("vit", "ViT", "encoder.layers.encoder_layer_1", "swapped"),
@@ -226,7 +226,7 @@ CASES: dict[str, Case] = {
         "ResNet-18",
         _zoo_model("resnet18"),
         partial(_cifar_sets, known=NUM_REPLAY),
-        seconds=120,
+        seconds=60,
     ),
     **{kind: _corrupted(kind) for kind in COMMON_CORRUPTIONS},
 }

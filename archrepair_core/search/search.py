@@ -43,7 +43,7 @@ KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 RUNG_INPUTS = 2048
 # The rungs together may use this share of the time, and only time that training the first guess can spare: a
 # well-trained first guess fixed more than a well-chosen candidate without time to train (docs/results.md).
-RACING_SHARE = 0.25
+RACING_SHARE = 0.1
 # With this share of the time left when the winner has ended, the runner-up is trained as well.
 SECOND_SHARE = 0.3
 # The winner's training leaves this share for walking it back.
@@ -51,6 +51,7 @@ WALK_SHARE = 0.06
 # A probe only has to be compared, so it is not walked back as finely as the winner; while the winner trains, looks half
 # of the way back must do.
 PROBE_ALPHAS, LOOK_ALPHAS = (0.25, 0.5, 1.0), (0.5,)
+PASSING = (PROBE_ALPHAS, LOOK_ALPHAS)  # nothing that is walked so is delivered
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def walk_back_(
         max_broken=arena.max_broken if walks_back else math.inf,
         population_M=arena.field_margins_M,
         from_original=scope == NETWORK or genotype.start == "original",
-        guard=arena.guard_at(cut_name, genotype.start) if walks_back and alphas is ALPHAS else None,
+        guard=arena.guard_at(cut_name, genotype.start) if walks_back and alphas not in PASSING else None,
         alphas=alphas,
     )
 

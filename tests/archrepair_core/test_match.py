@@ -9,7 +9,7 @@ from torch import nn
 from archrepair_core.data.augment import AUGMENTATIONS
 from archrepair_core.data.corruptions import Corruption
 from archrepair_core.data.images import ImageRows, labelled_images, sample_digest
-from archrepair_core.match import explains, recognise, why_not
+from archrepair_core.match import explains, explains_to_model, recognise, why_not
 from archrepair_core.recognition import NONE, Candidate, Recognition, match_views, pass_through
 from archrepair_core.spec import Preprocessing
 
@@ -70,6 +70,20 @@ def test_a_fault_that_is_no_corruption_is_answered_with_the_nearest_and_its_dist
 )
 def test_an_explanation_leaves_little_both_by_its_share_and_on_its_own(distance, identity, answer):
     assert explains(distance, identity) is answer
+
+
+@pytest.mark.parametrize(
+    ("identity", "recognised", "halves", "answer"),
+    [
+        (0.0155, 0.0017, 0.0019, True),  # JPEG, 200 field images
+        (0.0053, 0.0052, 0.0200, True),  # brightness 1, 30 field images: nothing beyond chance to explain
+        (0.0487, 0.0427, 0.0025, False),  # pictures hung askew, taken for an elastic transform
+        (0.0100, 0.0110, 0.0200, False),
+    ],
+)
+def test_the_model_too_has_to_find_the_field_nearer(identity, recognised, halves, answer):
+    divergences = {"identity": identity, "recognised": recognised, "field_halves": halves}
+    assert explains_to_model(divergences) is answer
 
 
 def test_what_one_known_image_in_many_shows_does_not_drown_the_rest():
