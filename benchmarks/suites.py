@@ -53,6 +53,7 @@ SUITES: dict[str, Suite] = {
             "certify",
         ),
         seeds=SEEDS[:1],
+        seconds=10,
     ),
     "headline": Suite("Which method repairs best, and what does it break?", HEADLINE, tuple(METHODS)),
     "paper": Suite(

@@ -30,7 +30,7 @@ from benchmarks.cifar import NUM_CLASSES, PREPROCESSING, load_cifar
 from benchmarks.faults import Confusion, confuse
 
 OUT = Path("benchmarks/out/zoo")
-BATCH_SIZE, CROP = 128, 4
+BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ SOURCES = {
 class Recipe:
     """How one network is trained: the first `images` of a source's training set, one-cycle to `lr`.
 
-    With a `confusion`, from labels of which some are wrong.
+    `augment` flips and shifts by up to `crop` pixels. With a `confusion`, some labels are wrong.
     """
 
     images: int
@@ -59,6 +59,7 @@ class Recipe:
     lr: float
     optimizer: str = "sgd"
     augment: bool = True
+    crop: int = 4
     weight_decay: float = 5e-4
     data: str = "cifar"
     confusion: Confusion | None = None
@@ -116,7 +117,8 @@ def _fashion_resnet() -> nn.Module:
     return NarrowResNet(16, (1, 1, 1), channels=1)
 
 
-FASHION = Recipe(fashion.NUM_LEARNED, 6, 0.1, data="fashion")
+# Clothes are centred and fill the picture: shifted by 4 pixels, as CIFAR is, six epochs only reach 85 %.
+FASHION = Recipe(fashion.NUM_LEARNED, 6, 0.1, crop=0, data="fashion")
 ZOO: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
     "resnet8-overfitted": (lambda: NarrowResNet(32, (1, 1, 1)), Recipe(10_000, 30, 0.1, augment=False, weight_decay=0)),
     "resnet18": (lambda: NarrowResNet(32, (2, 2, 2, 2)), Recipe(45_000, 5, 0.1)),
@@ -130,15 +132,21 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
 
 
 def trained(name: str) -> Path:
-    """A network of the zoo as TorchScript, trained now if it never was."""
-    if not (OUT / f"{name}.json").is_file():
+    """A network of the zoo as TorchScript, trained now if it never was by the recipe of today."""
+    if not _is_current(name):
         sys.stderr.write(f"training {name}\n")
         train_network(name)
     return OUT / f"{name}.pt"
 
 
+def _is_current(name: str) -> bool:
+    path = OUT / f"{name}.json"
+    # What the recipe of an older file does not say had the value that is now the default.
+    return path.is_file() and asdict(Recipe(**json.loads(path.read_text())["recipe"])) == asdict(ZOO[name][1])
+
+
 def load_network(name: str) -> nn.Module:
-    """A network of the zoo as eager modules, in eval mode; trained now if it never was."""
+    """A network of the zoo as eager modules, in eval mode; trained as `trained` does."""
     trained(name)
     network = ZOO[name][0]()
     network.load_state_dict(torch.load(OUT / f"{name}.weights.pt", weights_only=True))
@@ -205,7 +213,7 @@ def _fit_(network: nn.Module, inputs: Tensor, labels: Tensor, recipe: Recipe) ->
     for epoch in range(recipe.epochs):
         order, total = torch.randperm(len(inputs)), 0.0
         for rows in order.split(BATCH_SIZE)[: len(inputs) // BATCH_SIZE]:
-            batch = _augmented(inputs[rows]) if recipe.augment else inputs[rows]
+            batch = _augmented(inputs[rows], recipe.crop) if recipe.augment else inputs[rows]
             with autocast(inputs.device, precision):
                 loss = nn.functional.cross_entropy(network(batch).float(), labels[rows])
             optimizer.zero_grad(set_to_none=True)
@@ -216,13 +224,13 @@ def _fit_(network: nn.Module, inputs: Tensor, labels: Tensor, recipe: Recipe) ->
         sys.stderr.write(f"epoch {epoch + 1} of {recipe.epochs}: loss {total * recipe.epochs / steps:.3f}\n")
 
 
-def _augmented(batch: Tensor) -> Tensor:
+def _augmented(batch: Tensor, crop: int) -> Tensor:
     """One flip and one crop offset per batch: a shuffle of the set gives every image its own over the epochs."""
     if torch.rand(()) < 0.5:
         batch = batch.flip(3)
-    top, left = torch.randint(2 * CROP + 1, (2,)).tolist()
+    top, left = torch.randint(2 * crop + 1, (2,)).tolist()
     height, width = batch.shape[2:]
-    return nn.functional.pad(batch, (CROP,) * 4)[:, :, top : top + height, left : left + width]
+    return nn.functional.pad(batch, (crop,) * 4)[:, :, top : top + height, left : left + width]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
