@@ -63,6 +63,7 @@ def make_arena(
         max_guard_lost=_allowed(case, "regression.accuracy") / guard_share,
         reference=case.reference,
         settling_seconds=pace.settling_seconds if pace else estimate_settling_seconds(case),
+        scoring_seconds=_scoring_seconds(case, splits),
         seed=case.spec.seed,
         on_progress=on_progress,
         precision=pace.precision if pace else "float32",
@@ -71,6 +72,12 @@ def make_arena(
         field_margins_M=_field_margins(case),
         stopped=stopped,
     )
+
+
+def _scoring_seconds(case: Case, splits: Mapping[str, LabelledImages]) -> float:
+    """What running a whole model over validation and guard takes, by the speed of the baseline."""
+    asked = sum(len(splits[role]) for role in ("validation", "guard") if role in splits)
+    return asked / case.baseline.inputs_per_second
 
 
 def _keep(splits: Mapping[str, LabelledImages], logits: Mapping[str, Tensor]) -> Tensor | None:

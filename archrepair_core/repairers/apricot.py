@@ -30,7 +30,7 @@ from archrepair_core.prefix_cache import INPUT
 from archrepair_core.processes import is_over
 from archrepair_core.scope import NETWORK, load_scoped_state, scoped_state
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import WALK_SHARE, Arena, Trial, walk_back_
+from archrepair_core.search.search import Arena, Trial, leave_time_to_walk, walk_back_
 from archrepair_core.selection import run_tail, score_tail
 from archrepair_core.training import OnStep, TrainingRun, train
 
@@ -48,7 +48,8 @@ def adapt_weights(
     if arena.is_stopped:
         return []
     started = time.monotonic()
-    cache, until = arena.starts["original"], deadline - WALK_SHARE * (deadline - started)
+    cache = arena.starts["original"]
+    until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs)
     model = copy.deepcopy(cache.model)
     start = _state_of(model)
     training, validation = cache.features(INPUT, "training"), cache.features(INPUT, "validation")
@@ -80,7 +81,7 @@ def adapt_weights(
             best_accuracy = accuracy
     load_scoped_state(model, best)
     genotype = Genotype(NETWORK)
-    alpha, score = walk_back_(arena, model, model, genotype, cut_name=INPUT, scope=NETWORK, start=start)
+    alpha, score = walk_back_(arena, model, model, genotype, cut_name=INPUT, scope=NETWORK, start=start, alphas=alphas)
     return [Trial(genotype, model, alpha, score, _together(runs, seconds=time.monotonic() - started))]
 
 

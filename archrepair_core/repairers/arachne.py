@@ -35,7 +35,7 @@ from archrepair_core.processes import is_over
 from archrepair_core.scope import scoped_state
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Tail
-from archrepair_core.search.search import WALK_SHARE, Arena, Trial, cut_before, walk_back_
+from archrepair_core.search.search import Arena, Trial, cut_before, leave_time_to_walk, walk_back_
 from archrepair_core.training import TrainingRun
 
 POPULATION = 100
@@ -81,7 +81,7 @@ def search_weights(
     if arena.is_stopped:
         return []
     started = time.monotonic()
-    until = deadline - WALK_SHARE * (deadline - started)
+    until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs)
     cache = arena.starts["original"]
     model = copy.deepcopy(cache.model)
     places = blamed_weights(arena)
@@ -97,7 +97,9 @@ def search_weights(
         num_passing=len(passing), until=until, generations=epochs or MAX_GENERATIONS,
     )  # fmt: skip
     search.run()
-    alpha, score = walk_back_(arena, model, tail, genotype, cut_name=cut_name, scope=genotype.scope, start=start)
+    alpha, score = walk_back_(
+        arena, model, tail, genotype, cut_name=cut_name, scope=genotype.scope, start=start, alphas=alphas
+    )
     seconds = time.monotonic() - started
     run = TrainingRun(tuple(search.best_costs), 0.0, search.evaluations, seconds, diverged=False)
     return [Trial(genotype, model, alpha, score, run)]

@@ -27,12 +27,12 @@ from archrepair_core.search.lesson import Tail
 from archrepair_core.search.operations import ORIGINAL
 from archrepair_core.search.primitives import span_of
 from archrepair_core.search.search import (
-    WALK_SHARE,
     Arena,
     SearchRecord,
     Trial,
     affordable,
     cut_before,
+    leave_time_to_walk,
     run_trial,
     trained,
 )
@@ -59,12 +59,12 @@ def search_cell(
     Raises SpecError for `level="network"` and ModelError where no suspect can be searched.
     """
     block = _target(arena, suspects, level=level)
-    training_until = deadline - WALK_SHARE * (deadline - time.monotonic())
+    training_until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs)
     model, strengths, record = _search(arena, block, epochs=epochs, deadline=training_until)
     genotype = within_limits(arena, block, strengths)
     weights = carried_weights(model, genotype, block)
     record = replace(record, derived_accuracy=_untrained_accuracy(arena, genotype, weights))
-    trial = run_trial(arena, genotype, epochs=epochs, deadline=training_until, weights=weights)
+    trial = run_trial(arena, genotype, epochs=epochs, deadline=training_until, alphas=alphas, weights=weights)
     return [replace(trial, search=record)]
 
 

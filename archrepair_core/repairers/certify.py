@@ -33,7 +33,7 @@ from archrepair_core.localize.influence import recorded
 from archrepair_core.modes import eval_mode
 from archrepair_core.processes import is_over
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import WALK_SHARE, Arena, Trial, cut_before
+from archrepair_core.search.search import Arena, Trial, cut_before, leave_time_to_walk
 from archrepair_core.selection import ValidationScore, score_tail
 from archrepair_core.training import TrainingRun
 
@@ -66,7 +66,7 @@ def repair_last_layer(
     """
     if arena.is_stopped:
         return []
-    until = deadline - WALK_SHARE * (deadline - time.monotonic())
+    until, _ = leave_time_to_walk(arena, deadline, epochs=epochs)
     cache = arena.starts["original"]
     name = find_head(cache.model, arena)
     points = points_at(cache.model, name, cache.splits["repair"], cache.preprocessing, cache.device)

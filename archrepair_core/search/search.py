@@ -46,8 +46,10 @@ RUNG_INPUTS = 2048
 RACING_SHARE = 0.1
 # With this share of the time left when the winner has ended, the runner-up is trained as well.
 SECOND_SHARE = 0.3
-# The winner's training leaves this share for walking it back.
-WALK_SHARE = 0.06
+# The winner's training leaves this share of the time for walking it back, or what the walk takes where that is more: up
+# to the larger share, beyond which the walk is a coarser one.
+WALK_SHARE, MAX_WALK_SHARE = 0.06, 0.15
+COARSE_ALPHAS = (0.2, 0.5, 1.0)
 # A probe only has to be compared, so it is not walked back as finely as the winner; while the winner trains, looks half
 # of the way back must do.
 PROBE_ALPHAS, LOOK_ALPHAS = (0.25, 0.5, 1.0), (0.5,)
@@ -89,7 +91,8 @@ class Trial:
 class Arena:
     """What every trial shares: the original, features cached for each place to start from, blocks, limits, seed.
 
-    `settling_seconds` is what training the first guess well takes; `max_guard_broken` and `max_guard_lost` the shares
+    `settling_seconds` is what training the first guess well takes, `scoring_seconds` what asking validation and the
+    guard about one α does at most; `max_guard_broken` and `max_guard_lost` the shares
     of the guard that may be broken, and lost on balance; `reference` an earlier good version of the model; `fault` the
     kind it looks like; `keep_K` how much right answers of each class are to be kept;
     `field_margins_M` the original's margins on the field, where it tells more than validation; `restoration` what known
@@ -106,6 +109,7 @@ class Arena:
     on_progress: Tell
     precision: Precision = "float32"
     checkpoints: Checkpoints | None = None
+    scoring_seconds: float = 0.0
     max_guard_broken: float = math.inf
     max_guard_lost: float = math.inf
     reference: nn.Module | None = None
@@ -185,14 +189,14 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
         probes += rung
         field = [trial.genotype for trial in _in_order(rung)[: max(1, len(rung) // KEEP_SHARE)]]
         rung_epochs *= KEEP_SHARE
-    train_until = deadline - WALK_SHARE * (deadline - started)
+    train_until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs, since=started)
     if arena.is_stopped:
         return _newest_first(probes)
-    finals = [run_trial(arena, field[0], epochs=epochs, deadline=train_until)] if field else []
+    finals = [run_trial(arena, field[0], epochs=epochs, deadline=train_until, alphas=alphas)] if field else []
     second = next((genotype for genotype in [*field, *genotypes] if genotype not in field[:1]), None)
     time_is_left = not arena.is_stopped and train_until - time.monotonic() > SECOND_SHARE * (deadline - started)
     if second is not None and epochs is None and arena.decide(time_is_left) and affordable(arena, second):
-        finals.append(run_trial(arena, second, epochs=None, deadline=train_until))
+        finals.append(run_trial(arena, second, epochs=None, deadline=train_until, alphas=alphas))
     early = next((probe for probe in reversed(probes) if finals and probe.genotype == finals[0].genotype), None)
     ordered = _in_order([*finals, *([early] if early else [])])
     return [*ordered, *(probe for probe in probes if probe is not early)]
@@ -202,8 +206,23 @@ def run_alone(arena: Arena, genotype: Genotype, lesson: Lesson, *, deadline: flo
     """One genotype with the whole budget; nothing where the best so far is wanted before it begins."""
     if arena.is_stopped:
         return []
-    until = deadline - WALK_SHARE * (deadline - time.monotonic())
-    return [run_trial(arena, genotype, epochs=epochs, deadline=until, lesson=lesson)]
+    until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs)
+    return [run_trial(arena, genotype, epochs=epochs, deadline=until, alphas=alphas, lesson=lesson)]
+
+
+def leave_time_to_walk(
+    arena: Arena, deadline: float, *, epochs: float | None, since: float | None = None
+) -> tuple[float, Sequence[float]]:
+    """When training has to end for the walk back to be done by `deadline`, and the α of that walk.
+
+    Both times are `time.monotonic()` values, as is `since`, when the budget began to be spent (now). Training of so
+    many `epochs` is walked back alike on any machine.
+    """
+    whole = deadline - (time.monotonic() if since is None else since)
+    fine, coarse = ((len(alphas) + 1) * arena.scoring_seconds for alphas in (ALPHAS, COARSE_ALPHAS))
+    if epochs is not None or arena.decide(fine <= MAX_WALK_SHARE * whole):
+        return deadline - max(WALK_SHARE * whole, fine), ALPHAS
+    return deadline - min(coarse, whole), COARSE_ALPHAS
 
 
 def _newest_first(probes: Sequence[Trial]) -> list[Trial]:

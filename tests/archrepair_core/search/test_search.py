@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,16 @@ from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.scope import NETWORK
 from archrepair_core.search import search
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import PROBE_ALPHAS, Arena, Trial, race, run_trial
-from archrepair_core.selection import ValidationScore
+from archrepair_core.search.search import (
+    COARSE_ALPHAS,
+    PROBE_ALPHAS,
+    Arena,
+    Trial,
+    leave_time_to_walk,
+    race,
+    run_trial,
+)
+from archrepair_core.selection import ALPHAS, ValidationScore
 from archrepair_core.spec import Preprocessing, Repair
 from archrepair_core.training import TrainingRun
 
@@ -75,3 +84,20 @@ def test_a_long_training_that_clearly_unlearned_gives_way_to_the_winners_own_pro
     trials = race(arena, [Genotype(("a",)), Genotype(("b",))], deadline=time.monotonic() + 60, epochs=1)
     assert (trials[0].genotype.scope, trials[0].run.steps) == (("a",), won)
     assert sorted(trial.run.steps for trial in trials) == [34, 34, 400]
+
+
+@pytest.mark.parametrize(
+    ("scoring_seconds", "epochs", "left", "alphas"),
+    [
+        (0.0, None, 6.0, ALPHAS),
+        (1.0, None, 8.0, ALPHAS),  # eight α of a second each
+        (3.0, None, 12.0, COARSE_ALPHAS),
+        (3.0, 5, 24.0, ALPHAS),
+        (900.0, None, 100.0, COARSE_ALPHAS),
+    ],
+)
+def test_the_walk_back_is_done_within_the_budget(scoring_seconds, epochs, left, alphas):
+    arena = SimpleNamespace(scoring_seconds=scoring_seconds, decide=float)
+    until, walked = leave_time_to_walk(arena, 1100.0, epochs=epochs, since=1000.0)
+    assert 1100.0 - until == pytest.approx(left)
+    assert walked is alphas
