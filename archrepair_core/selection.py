@@ -73,8 +73,9 @@ class ValidationScore:
 
     @property
     def clearly_helps(self) -> bool:
-        """Whether utility is above the original's, 0, beyond chance."""
-        return _clearly_positive(self.smooth_change_N)
+        """Whether utility is above the original's, 0, beyond chance. Of inputs that all failed before nobody can tell:
+        none of them could have been lost."""
+        return self.accuracy > self.change and _clearly_positive(self.smooth_change_N)
 
     def clearly_beats(self, other: "ValidationScore") -> bool:
         """Whether utility is higher beyond chance, by the paired differences over the same inputs."""
