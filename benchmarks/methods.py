@@ -1,17 +1,18 @@
 """The ways to repair that are compared, each a change to the spec of a job. `auto` sets no knob but the seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Method:
-    """Changes to the spec, the roles the job is not given, and whether the repair set has labels."""
+    """Changes to the spec, the roles the job is not given, whether the repair set has labels, and gates of its own."""
 
     spec: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     labelled: bool = True
+    gates: Sequence[str] | None = None
 
 
 def _repair(method: str, **knobs: Any) -> Method:
@@ -46,6 +47,7 @@ ABLATIONS: dict[str, Method] = {
     "network fine-tune without replay": Method(NETWORK, without=("replay",)),
     "auto without field labels": Method(labelled=False),
     "align only, no labels": Method({"repair": {"method": "align"}}, labelled=False),
+    "auto, at most 0.3 % broken": Method({}, gates=("test.accuracy > before", "test.broken_rate <= 0.003")),
     "auto, no match": Method({"repair": {"augment": "flip_crop"}}),
     "auto, no restoration": Method({"repair": {"restoration": 0}}),
     "auto, no distillation": Method({"repair": {"distillation": 0}}),
@@ -63,12 +65,12 @@ LOCALIZATIONS: dict[str, Method] = {
     for method in ("auto", "drift", "spectrum", "gradient", "spectrum+gradient", "random")
 }
 ROWS: dict[str, Method] = METHODS | ABLATIONS | LOCALIZATIONS
-_ONE_BLOCK = "block="
+ONE_BLOCK = "block="
 
 
 def method_of(row: str) -> Method:
     """The method of a row; `block=layer2.0` repairs the weights of that block."""
-    if row.startswith(_ONE_BLOCK):
-        include = {"include": [row.removeprefix(_ONE_BLOCK)], "top_k": 1}
+    if row.startswith(ONE_BLOCK):
+        include = {"include": [row.removeprefix(ONE_BLOCK)], "top_k": 1}
         return Method({"repair": {"method": "weights", "level": "block"}, "localization": include})
     return ROWS[row]

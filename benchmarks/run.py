@@ -91,7 +91,7 @@ def spec_of(run: Run) -> dict[str, Any]:
     spec: dict[str, Any] = {"seed": run.seed, "preprocessing": dict(case.preprocessing)}
     spec |= {"evaluation": {"controls": "none"}} | {key: dict(value) for key, value in method.spec.items()}
     spec["repair"] = spec.get("repair", {}) | {"budget_seconds": run.budget}
-    return spec
+    return spec if method.gates is None else spec | {"gates": list(method.gates)}
 
 
 def _write_sets(sets: Sets, method: Method, scratch: Path) -> Mapping[str, Path]:

@@ -1,11 +1,11 @@
 """What is run for which question, as one table; every suite is resumable and shares the runs of the others."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from archrepair_core.spec import COMMON_CORRUPTIONS
 from benchmarks.cases import CASES
-from benchmarks.methods import ABLATIONS, LOCALIZATIONS, METHODS
+from benchmarks.methods import ABLATIONS, LOCALIZATIONS, METHODS, ONE_BLOCK
 from benchmarks.run import Protocol, Run
 
 # The draws 0 to 22 were looked at before defaults were changed.
@@ -14,7 +14,8 @@ SEEDS = (23, 24, 25)
 
 @dataclass(frozen=True)
 class Suite:
-    """Every method on every case and seed; `seconds` None are those of each case."""
+    """Every method on every case and seed, and the weights of each of the `blocks` of a case; `seconds` None are those
+    of each case."""
 
     question: str
     cases: Sequence[str]
@@ -22,6 +23,7 @@ class Suite:
     seeds: Sequence[int] = SEEDS
     protocol: Protocol = "honest"
     seconds: float | None = None
+    blocks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def runs(self) -> list[Run]:
         """Its cells, seed by seed, so that one that was stopped has whole tables."""
@@ -29,7 +31,7 @@ class Suite:
             Run(case, method, seed, self.protocol, self.seconds)
             for seed in self.seeds
             for case in self.cases
-            for method in self.methods
+            for method in (*self.methods, *(f"{ONE_BLOCK}{name}" for name in self.blocks.get(case, ())))
         ]
 
 
@@ -57,7 +59,10 @@ SUITES: dict[str, Suite] = {
     ),
     "headline": Suite("Which method repairs best, and what does it break?", HEADLINE, tuple(METHODS)),
     "paper": Suite(
-        "The same under the paper's protocol", ("jpeg", "own", "gaussian_noise"), tuple(METHODS), protocol="paper"
+        "The same under the paper's protocol",
+        ("digits", "fashion rotated", "jpeg", "gaussian_noise"),
+        tuple(METHODS),
+        protocol="paper",
     ),
     "corruptions": Suite(
         "RQ2: against each of the fifteen corruptions",
@@ -65,7 +70,16 @@ SUITES: dict[str, Suite] = {
         ("auto", "archrepair", "network fine-tune", "deeprepair"),
         seeds=SEEDS[:1],
     ),
-    "localization": Suite("RQ3: what is the blame worth?", ("jpeg", "damaged"), tuple(LOCALIZATIONS)),
+    "localization": Suite(
+        "RQ3: what is the blame worth, beside a random block and beside each of them?",
+        ("digits", "fashion rotated", "bit flips in ResNet-18"),
+        tuple(LOCALIZATIONS),
+        blocks={
+            "digits": [f"blocks.{place}" for place in range(3)],
+            "fashion rotated": [f"layer{stage}.0" for stage in (1, 2, 3)],
+            "bit flips in ResNet-18": [f"layer{stage}.{place}" for stage in (1, 2, 3, 4) for place in (0, 1)],
+        },
+    ),
     "ablations": Suite(
         "RQ4: what is each part worth?", ("jpeg", "gaussian_noise", "overfitted", "damaged"), tuple(ABLATIONS)
     ),
