@@ -55,9 +55,7 @@ def adapt_weights(
     training, validation = cache.features(INPUT, "training"), cache.features(INPUT, "validation")
     failing = training.subset(np.flatnonzero(~training.passing_N))
     reduced_until = started + REDUCED_SHARE * (until - started)
-    reduced = train_reduced(arena, epochs=epochs, until=reduced_until)
-    right_RF = torch.stack([_right(each, failing, cache.device) for each in reduced])
-    weights_R = [parameters_of(each) for each in reduced]
+    weights_R, right_RF = train_reduced(arena, failing, epochs=epochs, until=reduced_until)
     best, best_accuracy = start, score_tail(model, validation, cache.device).accuracy
     runs: list[TrainingRun] = []
     for iteration in range(NUM_ITERATIONS):
@@ -85,15 +83,19 @@ def adapt_weights(
     return [Trial(genotype, model, alpha, score, _together(runs, seconds=time.monotonic() - started))]
 
 
-def train_reduced(arena: Arena, *, epochs: int | None, until: float) -> list[nn.Module]:
-    """Models that know a random half of the known images each; at least two, fewer than asked for where time ends."""
+def train_reduced(
+    arena: Arena, failing: Features, *, epochs: int | None, until: float
+) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """The weights of models that know a random half of the known images each, and which of the F failing inputs each is
+    right on [R, F]; at least two models, fewer than asked for where time ends."""
     cache = arena.starts["original"]
     known = cache.features(INPUT, "replay")
     rng = np.random.default_rng(arena.seed)
     size = max(1, round(SUBSET_SHARE * len(known)))
-    reduced: list[nn.Module] = []
+    weights_R: list[dict[str, Tensor]] = []
+    right_RF: list[Tensor] = []
     for number in range(NUM_REDUCED):
-        if len(reduced) >= 2 and is_over(until, arena.stopped):
+        if len(weights_R) >= 2 and is_over(until, arena.stopped):
             break
         items = np.sort(rng.permutation(len(known))[:size])
         now = time.monotonic()
@@ -103,8 +105,10 @@ def train_reduced(arena: Arena, *, epochs: int | None, until: float) -> list[nn.
         model = copy.deepcopy(cache.model)
         plan = replace(plan, distillation=0.0, seed=arena.seed + number)
         train(model, model, known.subset(items), scope=NETWORK, plan=plan, on_step=_telling(arena, plan.name))
-        reduced.append(model.eval())
-    return reduced
+        # Asked at once: with many failing inputs the answers take as long as the training.
+        right_RF.append(_right(model.eval(), failing, cache.device))
+        weights_R.append(parameters_of(model))
+    return weights_R, torch.stack(right_RF)
 
 
 def adjust_(model: nn.Module, weights_R: Sequence[dict[str, Tensor]], right_RF: Tensor) -> None:

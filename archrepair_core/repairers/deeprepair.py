@@ -16,22 +16,25 @@ Only the abstract was readable to us, and the authors published no code. Choices
 - Training is the service's (training.py): distilled, averaged, walked back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
+from torch import nn
 
 from archrepair_core.data.augment import View
-from archrepair_core.features import Indices
+from archrepair_core.features import Features, Indices, StreamedRows
 from archrepair_core.match import known_scale_of
-from archrepair_core.prefix_cache import INPUT, PrefixCache
+from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.lesson import as_it_is
+from archrepair_core.search.lesson import Tail
 from archrepair_core.search.search import Arena, Trial, run_alone
+from archrepair_core.training import TrainingPlan
 
 NUM_CLUSTERS = 3
 NUM_LEVELS = 2
@@ -70,11 +73,8 @@ class StyleTransfer:
 
     def __call__(self, images_NHWC: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
         """Changed copies, same shape and dtype."""
-        restyled = [
-            restyle(image / self.full_scale, self.styles[seed % len(self.styles)])
-            for image, seed in zip(images_NHWC, seeds, strict=True)
-        ]
-        changed = np.clip(np.stack(restyled), 0, 1) * self.full_scale
+        styles = [self.styles[seed % len(self.styles)] for seed in seeds]
+        changed = np.clip(restyle(images_NHWC / self.full_scale, styles), 0, 1) * self.full_scale
         return (np.rint(changed) if images_NHWC.dtype == np.uint8 else changed).astype(images_NHWC.dtype)
 
 
@@ -85,14 +85,26 @@ def train_on_styles(
     if arena.is_stopped:
         return []
     cache = arena.starts["original"]
-    arena = replace(arena, starts={"original": cache.seen_under(styled_views(cache, seed=arena.seed))})
-    return run_alone(arena, Genotype(NETWORK), as_it_is, deadline=deadline, epochs=epochs)
+    # What is stored is stored before anything is learned, whatever the time: here only the images as they are.
+    plain = cache.seen_under({**cache.views, "replay": cache.views["replay"][:1]})
+
+    @contextmanager
+    def lesson(
+        _model: nn.Module, _tail: Tail, features: Features, plan: TrainingPlan
+    ) -> Iterator[tuple[Features, TrainingPlan]]:
+        views, replay = styled_views(cache, seed=arena.seed), cache.splits["replay"]
+        styled = StreamedRows(replay, cache.preprocessing, views, lambda inputs: inputs, cache.device)
+        yield replace(features, parts=(*features.parts[:-1], styled)), plan
+
+    return run_alone(
+        replace(arena, starts={"original": plain}), Genotype(NETWORK), lesson, deadline=deadline, epochs=epochs
+    )
 
 
-def styled_views(cache: PrefixCache, *, seed: int) -> dict[str, tuple[View, ...]]:
-    """The views there are; of replay the plain one, and one in the styles of each cluster, with the moves in turn."""
+def styled_views(cache: PrefixCache, *, seed: int) -> tuple[View, ...]:
+    """Of replay the plain view, and one in the styles of each cluster, with the moves there are in turn."""
     repair = cache.splits["repair"]
-    failing = np.flatnonzero(~cache.features(INPUT, "repair").passing_N)
+    failing = np.flatnonzero(cache.original_logits["repair"].argmax(1).numpy() != repair.labels)
     failing = np.sort(np.random.default_rng(seed).permutation(failing)[:MAX_FAILING])
     white = known_scale_of(repair.images, cache.preprocessing)
     styles = [style_of(image / white) for image in repair.images[failing]]
@@ -105,7 +117,7 @@ def styled_views(cache: PrefixCache, *, seed: int) -> dict[str, tuple[View, ...]
         )
         for number, members in enumerate(clusters_of(styles, seed=seed))
     )
-    return {**cache.views, "replay": (plain, *styled)}
+    return (plain, *styled)
 
 
 def clusters_of(styles: Sequence[Style], *, seed: int) -> list[Indices]:
@@ -118,54 +130,63 @@ def clusters_of(styles: Sequence[Style], *, seed: int) -> list[Indices]:
 
 def style_of(image_HWC: Floats) -> Style:
     """The style of an image."""
-    flat = [band.reshape(-1, band.shape[2]) for band in split_bands(image_HWC)]
-    means = tuple(band.mean(0) for band in flat)
-    covariances = tuple((band - mean).T @ (band - mean) / len(band) for band, mean in zip(flat, means, strict=True))
-    return Style(means, covariances)
+    means, covariances = zip(*(_moments(band[None]) for band in split_bands(image_HWC)), strict=True)
+    return Style(tuple(mean[0] for mean in means), tuple(covariance[0] for covariance in covariances))
 
 
-def restyle(image_HWC: Floats, style: Style) -> Floats:
-    """The image with every band whitened and then coloured by `style`."""
+def restyle(images_NHWC: Floats, styles: Sequence[Style]) -> Floats:
+    """The images with every band whitened and then coloured, each by its own of `styles`."""
     bands = []
-    own = style_of(image_HWC)
-    for number, band in enumerate(split_bands(image_HWC)):
-        white = _root(own.covariances[number], inverse=True)
-        coloured = (band - own.means[number]) @ (white @ style.roots[number])
-        bands.append(coloured + style.means[number])
-    return join_bands(bands)[: image_HWC.shape[0], : image_HWC.shape[1]]
+    for number, band in enumerate(split_bands(images_NHWC)):
+        means_NC, covariances_NCC = _moments(band)
+        roots_NCC = _root(covariances_NCC, inverse=True) @ np.stack([style.roots[number] for style in styles])
+        wanted_NC = np.stack([style.means[number] for style in styles])
+        flat = band.reshape(len(band), -1, band.shape[-1]) - means_NC[:, None]
+        bands.append((flat @ roots_NCC + wanted_NC[:, None]).reshape(band.shape))
+    return join_bands(bands)[:, : images_NHWC.shape[1], : images_NHWC.shape[2]]
 
 
-def split_bands(image_HWC: Floats) -> list[Floats]:
+def _moments(band_NHWC: Floats) -> tuple[Floats, Floats]:
+    """Mean [N, C] and covariance [N, C, C] over the places of each image."""
+    flat = band_NHWC.reshape(len(band_NHWC), -1, band_NHWC.shape[-1])
+    mean = flat.mean(1)
+    apart = flat - mean[:, None]
+    return mean, apart.transpose(0, 2, 1) @ apart / flat.shape[1]
+
+
+def split_bands(images_HWC: Floats) -> list[Floats]:
     """The bands of an orthonormal Haar decomposition: three of each level, finest first, and what is left.
 
-    Odd edges are mirrored to the next multiple of the coarsest step.
+    Of one image or of several [..., H, W, C]. Odd edges are mirrored to the next multiple of the coarsest step.
     """
     step = 2**NUM_LEVELS
-    missing = [(0, -edge % step) for edge in image_HWC.shape[:2]]
-    low, bands = np.pad(image_HWC, [*missing, (0, 0)], mode="symmetric"), []
+    missing = [(0, -edge % step) for edge in images_HWC.shape[-3:-1]]
+    low, bands = np.pad(images_HWC, [*[(0, 0)] * (images_HWC.ndim - 3), *missing, (0, 0)], mode="symmetric"), []
     for _ in range(NUM_LEVELS):
-        a, b, c, d = low[::2, ::2], low[::2, 1::2], low[1::2, ::2], low[1::2, 1::2]
+        rows = (low[..., ::2, :, :], low[..., 1::2, :, :])
+        a, b, c, d = (row[..., start::2, :] for row in rows for start in (0, 1))
         bands += [(a - b + c - d) / 2, (a + b - c - d) / 2, (a - b - c + d) / 2]
         low = (a + b + c + d) / 2
     return [*bands, low]
 
 
 def join_bands(bands: Sequence[Floats]) -> Floats:
-    """The image whose bands these are, with its edges as they were padded."""
+    """The images whose bands these are, with their edges as they were padded."""
     low = bands[-1]
     for level in reversed(range(NUM_LEVELS)):
         across, down, both = bands[3 * level : 3 * level + 3]
-        joined = np.empty((2 * low.shape[0], 2 * low.shape[1], low.shape[2]))
-        joined[::2, ::2] = (low + across + down + both) / 2
-        joined[::2, 1::2] = (low - across + down - both) / 2
-        joined[1::2, ::2] = (low + across - down - both) / 2
-        joined[1::2, 1::2] = (low - across - down + both) / 2
+        *some, height, width, channels = low.shape
+        joined = np.empty((*some, 2 * height, 2 * width, channels))
+        joined[..., ::2, ::2, :] = (low + across + down + both) / 2
+        joined[..., ::2, 1::2, :] = (low - across + down - both) / 2
+        joined[..., 1::2, ::2, :] = (low + across - down - both) / 2
+        joined[..., 1::2, 1::2, :] = (low - across - down + both) / 2
         low = joined
     return low
 
 
 def _root(covariance: Floats, *, inverse: bool = False) -> Floats:
-    """The symmetric square root of a covariance, or its inverse."""
+    """The symmetric square root of a covariance, or its inverse; of several at once [..., C, C]."""
     values, vectors = np.linalg.eigh(covariance)
-    roots = np.sqrt(np.maximum(values, 0) + RIDGE)
-    return np.asarray(vectors * (1 / roots if inverse else roots)) @ vectors.T
+    roots = np.sqrt(np.maximum(values, 0) + RIDGE)[..., None, :]
+    return np.asarray(vectors * (1 / roots if inverse else roots)) @ np.swapaxes(vectors, -1, -2)

@@ -12,12 +12,16 @@ choices:
 - Known inputs are `replay`, new ones the repair inputs; both are the pool.
 - Layers are the blocks that were found; features are channel means, not single activations; probes are logistic
   regressions on known inputs, and one has got better when it gains a point on repair inputs.
+- Looking at the pool and probing end with a third of the time: what was not reached by then, in random order, is not
+  chosen, and of deeper layers nothing is known. At most 2000 known inputs teach a probe.
 - All classes below the mean accuracy are repaired at once, not one after the other; of each half of its pool is chosen.
 - A gap of ten points between known and new inputs is over-fitting. The layer is searched from the front in both cases.
 - Training is the service's (training.py): distilled, averaged, walked back.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,6 +38,7 @@ from archrepair_core.features import Features, Indices
 from archrepair_core.localize.influence import recorded
 from archrepair_core.modes import eval_mode
 from archrepair_core.prefix_cache import INPUT
+from archrepair_core.processes import clock, never
 from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Tail
@@ -45,18 +50,23 @@ LEAST_GAIN = 0.01
 CHOSEN_SHARE = 0.5
 BATCH_SIZE = 128
 MAX_ITERATIONS = 200
+MAX_TAUGHT = 2000
+# Of the time, for the pool and for the probes.
+LOOKING_SHARE, PROBING_SHARE = 0.2, 0.13
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The pool as the original sees it: channel means by layer [N, C], its answers, the labels, and which are known."""
+    """The pool as the original sees it: channel means by layer [N, C], its answers, the labels, which are known, and
+    their places among the training inputs."""
 
     layers: Mapping[str, Floats]
     answers_N: Indices
     labels_N: Indices
     known_N: npt.NDArray[np.bool_]
+    places_N: Indices
 
     @property
     def right_N(self) -> npt.NDArray[np.bool_]:
@@ -86,15 +96,20 @@ def select_inputs(
     def lesson(
         _model: nn.Module, _tail: Tail, features: Features, plan: TrainingPlan
     ) -> Iterator[tuple[Features, TrainingPlan]]:
-        yield features.subset(chosen_items(arena)), plan
+        yield features.subset(chosen_items(arena, deadline=plan.deadline)), plan
 
     return run_alone(arena, Genotype(NETWORK), lesson, deadline=deadline, epochs=epochs)
 
 
-def chosen_items(arena: Arena) -> Indices:
-    """Places among the training inputs, in ascending order: those chosen for a class, and as many drawn at random."""
-    seen = look_at_pool(arena)
-    probe = select_layer(seen)
+def chosen_items(arena: Arena, *, deadline: float = math.inf) -> Indices:
+    """Places among the training inputs, in ascending order: those chosen for a class, and as many drawn at random.
+
+    Takes a share of the time until `deadline`, in `clock()` seconds.
+    """
+    now = clock()
+    looked = now + LOOKING_SHARE * (deadline - now)
+    seen = look_at_pool(arena, until=looked)
+    probe = select_layer(seen, over=_over(arena, looked + PROBING_SHARE * (deadline - now)), seed=arena.seed)
     chosen: list[Indices] = []
     for label, fault in buggy_classes(seen).items():
         pool = np.flatnonzero(seen.labels_N == label)
@@ -104,7 +119,11 @@ def chosen_items(arena: Arena) -> Indices:
         arena.on_progress(f"class {label} is {fault}: {len(chosen[-1])} of {len(pool)} inputs chosen by {probe.layer}")
     count = sum(map(len, chosen))
     others = np.random.default_rng(arena.seed).permutation(len(seen.labels_N))[:count]
-    return np.sort(np.concatenate([*chosen, others]))
+    return np.sort(seen.places_N[np.concatenate([*chosen, others])])
+
+
+def _over(arena: Arena, until: float) -> Callable[[], bool]:
+    return lambda: arena.is_stopped or bool(arena.decide(time.monotonic() > until))
 
 
 def buggy_classes(seen: Seen) -> dict[int, str]:
@@ -122,11 +141,15 @@ def buggy_classes(seen: Seen) -> dict[int, str]:
     return faults
 
 
-def select_layer(seen: Seen) -> Probe:
-    """The first layer behind which a linear classifier of known inputs gets no better on new ones."""
+def select_layer(seen: Seen, *, over: Callable[[], bool] = never, seed: int = 0) -> Probe:
+    """The first layer behind which a linear classifier of known inputs gets no better on new ones, or the best so far
+    where the time is over before."""
     best: Probe | None = None
+    taught = np.random.default_rng(seed).permutation(np.flatnonzero(seen.known_N))[:MAX_TAUGHT]
     for name in seen.layers:
-        probe = _probe(seen, name)
+        if best is not None and over():
+            break
+        probe = _probe(seen, name, taught)
         if best is not None and probe.accuracy < best.accuracy + LEAST_GAIN:
             break
         best = probe
@@ -134,14 +157,14 @@ def select_layer(seen: Seen) -> Probe:
     return best
 
 
-def _probe(seen: Seen, layer: str) -> Probe:
-    known = seen.known_N
-    features_NC = StandardScaler().fit(seen.layers[layer][known]).transform(seen.layers[layer])
-    classifier = LogisticRegression(max_iter=MAX_ITERATIONS).fit(features_NC[known], seen.labels_N[known])
+def _probe(seen: Seen, layer: str, taught: Indices) -> Probe:
+    new = ~seen.known_N
+    features_NC = StandardScaler().fit(seen.layers[layer][taught]).transform(seen.layers[layer])
+    classifier = LogisticRegression(max_iter=MAX_ITERATIONS).fit(features_NC[taught], seen.labels_N[taught])
     weights = classifier.coef_
     # Of two classes scikit-learn tells only the second apart.
     weights_KC = np.concatenate([-weights, weights]) if len(classifier.classes_) == 2 else weights
-    accuracy = float(classifier.score(features_NC[~known], seen.labels_N[~known]))
+    accuracy = float(classifier.score(features_NC[new], seen.labels_N[new]))
     return Probe(layer, features_NC, weights_KC, classifier.classes_, accuracy)
 
 
@@ -159,17 +182,14 @@ def differential_map(probe: Probe, seen: Seen, label: int) -> Floats:
     return heat_map(of_class & answered) - (heat_map(of_class & ~answered) + heat_map(~of_class & answered)) / 2
 
 
-def look_at_pool(arena: Arena) -> Seen:
-    """Run the original over all training inputs as they are; a block called twice is seen at its last call."""
+def look_at_pool(arena: Arena, *, until: float = math.inf) -> Seen:
+    """Run the original over the training inputs as they are, in random order until `until`, in `clock()` seconds; a
+    block called twice is seen at its last call.
+
+    At least one new input and known ones of two classes are looked at.
+    """
     cache = arena.starts["original"]
     features = cache.features(INPUT, "training")
-    layers = sorted((b for b in arena.blocks.values() if b.level == "block"), key=lambda block: block.depth)
-    parts: dict[str, list[Tensor]] = {block.name: [] for block in layers}
-    with torch.inference_mode(), eval_mode(cache.model), recorded(cache.model, list(parts)) as seen:
-        for inputs in features.plain(BATCH_SIZE, cache.device):
-            cache.model(inputs)
-            for name, means in parts.items():
-                means.append(_channel_means(seen[name][1]).cpu())
     num_new = len(cache.splits["repair"])
     known_classes = features.labels_N[num_new:].unique()
     if len(known_classes) < 2:
@@ -178,11 +198,27 @@ def look_at_pool(arena: Arena) -> Seen:
             f"repair.method 'mode' tells classes apart in replay, which holds class {known_classes.tolist()[0]} alone",
             hint="send training images of every class as datasets.replay",
         )
+    layers = sorted((b for b in arena.blocks.values() if b.level == "block"), key=lambda block: block.depth)
+    parts: dict[str, list[Tensor]] = {block.name: [] for block in layers}
+    order, labels_N = np.random.default_rng(arena.seed).permutation(len(features)), features.labels_N.numpy()
+    reached, over = 0, _over(arena, until)
+    with torch.inference_mode(), eval_mode(cache.model), recorded(cache.model, list(parts)) as seen:
+        for inputs, labels in features.labelled(order, BATCH_SIZE, cache.device):
+            known = order[:reached][order[:reached] >= num_new]
+            if 0 < len(known) < reached and len(np.unique(labels_N[known])) > 1 and over():
+                break
+            cache.model(inputs)
+            for name, means in parts.items():
+                means.append(_channel_means(seen[name][1]).cpu())
+            reached += len(labels)
+    # In order again, so that whoever has the time for all of them sees them as they stand.
+    places_N, rows = np.sort(order[:reached]), np.argsort(order[:reached])
     return Seen(
-        {name: torch.cat(each).double().numpy() for name, each in parts.items()},
-        features.original_NK.argmax(1).numpy(),
-        features.labels_N.numpy(),
-        np.arange(len(features)) >= num_new,
+        {name: torch.cat(each).double().numpy()[rows] for name, each in parts.items()},
+        features.original_NK.argmax(1).numpy()[places_N],
+        labels_N[places_N],
+        places_N >= num_new,
+        places_N,
     )
 
 

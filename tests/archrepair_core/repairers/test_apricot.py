@@ -1,9 +1,13 @@
 """Weights go towards reduced models that are right and away from those that are wrong."""
 
+import time
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from archrepair_core.prefix_cache import INPUT
 from archrepair_core.repairers import apricot
 from archrepair_core.repairers.apricot import RATE, adapt_weights, adjust_, parameters_of, train_reduced
 from tests.archrepair_core.repairers.arenas import accuracy, arena_of, damaged_net, quadrants, soon
@@ -40,11 +44,22 @@ def test_failing_inputs_are_taken_one_after_the_other():
 
 def test_reduced_models_differ_and_end_with_the_time(tmp_path, monkeypatch):
     arena = arena_of(damaged_net(), tmp_path, replay=quadrants("replay", 80, seed=5))
-    assert len(train_reduced(arena, epochs=1, until=soon(-1))) == 2
+    training = arena.starts["original"].features(INPUT, "training")
+    failing = training.subset(np.flatnonzero(~training.passing_N))
+    assert len(train_reduced(arena, failing, epochs=1, until=soon(-1))[0]) == 2
     monkeypatch.setattr(apricot, "NUM_REDUCED", 3)
-    reduced = train_reduced(arena, epochs=1, until=soon())
-    assert len(reduced) == 3
-    assert not torch.equal(reduced[0][1].weight, reduced[1][1].weight)
+    weights_R, right_RF = train_reduced(arena, failing, epochs=1, until=soon())
+    assert len(weights_R) == 3
+    assert right_RF.shape == (3, len(failing))
+    assert not torch.equal(weights_R[0]["1.weight"], weights_R[1]["1.weight"])
+
+
+def test_asking_the_reduced_models_takes_from_the_time_they_are_trained_in(tmp_path, monkeypatch):
+    arena = arena_of(damaged_net(), tmp_path, replay=quadrants("replay", 80, seed=5))
+    training, asked = arena.starts["original"].features(INPUT, "training"), apricot._right
+    monkeypatch.setattr(apricot, "_right", lambda *args: time.sleep(0.5) or asked(*args))
+    weights_R, _ = train_reduced(arena, training.subset(np.arange(4)), epochs=1, until=soon(1.2))
+    assert 2 <= len(weights_R) <= 3
 
 
 def test_the_damaged_network_is_adapted(tmp_path, monkeypatch):

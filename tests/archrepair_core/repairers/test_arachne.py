@@ -1,5 +1,6 @@
 """The search names the damaged weights, mends them, and ends when it is asked to."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from archrepair_core.localize.influence import Influence
+from archrepair_core.repairers import arachne
 from archrepair_core.repairers.arachne import Places, blame, blamed_weights, pareto_front, search_weights
 from tests.archrepair_core.repairers.arenas import DAMAGED_NEURON, accuracy, arena_of, damaged_net, quadrants, soon
 
@@ -76,3 +78,34 @@ def test_a_stopped_search_runs_no_candidate_more(tmp_path, after):
     arena = replace(arena_of(damaged_net(), tmp_path), stopped=lambda: calls.append(1) or len(calls) > after)
     trials = search_weights(arena, [], level="auto", deadline=soon(600), epochs=None)
     assert [trial.run.steps < 40 for trial in trials] == [True] * (after > 0)
+
+
+def test_where_time_is_over_one_batch_of_either_side_decides_what_is_blamed(tmp_path, monkeypatch):
+    monkeypatch.setattr(arachne, "OBSERVED_BATCH", 1)
+    arena, seen = arena_of(damaged_net(), tmp_path), []
+    observed = arachne.measure_influence
+
+    def counting(model, batches, layers):
+        batches = list(batches)
+        seen.append(len(batches))
+        return observed(model, batches, layers)
+
+    monkeypatch.setattr(arachne, "measure_influence", counting)
+    blamed_weights(arena)
+    assert len(blamed_weights(arena, until=soon(-1)))
+    assert seen == [15, 15, 1, 1]
+
+
+def test_a_slow_network_is_blamed_within_the_time_of_the_search(tmp_path, monkeypatch):
+    """Each of its 30 observations takes a twentieth of a second twice, for two passes through the layer."""
+    monkeypatch.setattr(arachne, "OBSERVED_BATCH", 1)
+    arena, passes = arena_of(damaged_net(), tmp_path), []
+
+    def slow(_module, _args):
+        passes.append(torch.is_grad_enabled())
+        time.sleep(0.05)
+
+    handle = arena.starts["original"].model[1].register_forward_pre_hook(slow)
+    search_weights(arena, [], level="auto", deadline=soon(1), epochs=None)
+    handle.remove()
+    assert sum(passes) < 20

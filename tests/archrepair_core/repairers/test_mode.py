@@ -5,6 +5,7 @@ import pytest
 
 from archrepair_core.errors import ArchRepairError
 from archrepair_core.repairers.mode import (
+    BATCH_SIZE,
     Probe,
     Seen,
     buggy_classes,
@@ -18,7 +19,7 @@ from tests.archrepair_core.repairers.arenas import DAMAGED_NEURON, accuracy, are
 
 
 def seen_of(labels, answers, known, **layers):
-    return Seen(layers, np.array(answers), np.array(labels), np.array(known, dtype=bool))
+    return Seen(layers, np.array(answers), np.array(labels), np.array(known, dtype=bool), np.arange(len(labels)))
 
 
 def test_a_class_that_only_new_inputs_fail_on_is_over_fitted():
@@ -79,3 +80,21 @@ def test_the_damaged_network_is_trained_on_them(tmp_path, level):
     test = quadrants("test", 200, seed=9)
     assert accuracy(trial.model, test) > accuracy(net, test) + 0.1
     assert any(f"class {DAMAGED_NEURON} is under-fitted" in message for message in told)
+
+
+def test_where_time_is_over_a_part_of_the_pool_is_chosen_from(tmp_path):
+    arena = arena_of(damaged_net(), tmp_path, replay=quadrants("replay", 400, seed=3))
+    seen = look_at_pool(arena, until=soon(-1))
+    assert len(seen.places_N) == BATCH_SIZE < 460
+    assert list(seen.places_N) == sorted(set(seen.places_N.tolist()))
+    assert (seen.known_N == (seen.places_N >= 60)).all()
+    assert (seen.labels_N == np.concatenate([np.arange(60) % 4, np.arange(400) % 4])[seen.places_N]).all()
+    assert set(chosen_items(arena, deadline=soon(-1)).tolist()) <= set(seen.places_N.tolist())
+
+
+def test_where_time_is_over_no_further_layer_is_probed():
+    rng = np.random.default_rng(0)
+    labels, known = np.arange(200) % 2, np.arange(200) % 4 < 2
+    seen = seen_of(labels, labels, known, stem=rng.normal(size=(200, 3)), last=labels[:, None] * 4.0)
+    assert select_layer(seen).layer == "last"
+    assert select_layer(seen, over=lambda: True).layer == "stem"

@@ -1,12 +1,14 @@
 """SENSEI trains on the worst variant it has found, and stops looking where an image is robust."""
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from archrepair_core.data.augment import View
 from archrepair_core.features import Features
 from archrepair_core.repairers.sensei import (
     IDENTITY,
@@ -122,3 +124,19 @@ def test_populations_go_with_their_items_through_features():
     features = Features((rows,), torch.zeros(4, 2), torch.ones(4, dtype=torch.long))
     features.batch(np.zeros(2, int), np.array([3, 1]), torch.device("cpu"))
     assert np.isfinite(rows.losses).all(1).tolist() == [False, True, False, True]
+
+
+@dataclass(frozen=True)
+class Unwanted:
+    """A change of pixels that must not be asked for."""
+
+    def __call__(self, images_NHWC, seeds):
+        raise AssertionError("a view nobody learns from")
+
+
+def test_views_that_it_does_not_learn_from_are_not_made(tmp_path):
+    arena = arena_of(damaged_net(), tmp_path, replay=quadrants("replay", 8, seed=3))
+    views = {"replay": (View(), View(change=Unwanted()))}
+    arena = replace(arena, starts={"original": arena.starts["original"].seen_under(views)})
+    (trial,) = train_on_worst(arena, [], level="auto", deadline=soon(), epochs=1)
+    assert trial.run.steps == 2
