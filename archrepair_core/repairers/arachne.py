@@ -18,10 +18,12 @@ Deviations:
 """
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ from scipy.optimize import OptimizeResult, differential_evolution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from archrepair_core.checkpoint import Checkpoint
 from archrepair_core.features import Features, Indices
 from archrepair_core.localize.influence import Influence, measure_influence, weighted_layers
 from archrepair_core.prefix_cache import INPUT
@@ -165,7 +168,10 @@ def drawn_sides(features: Features, most: int, *, seed: int) -> tuple[Indices, I
 
 @dataclass
 class _Search:
-    """A search as it goes; once it is over, no candidate is run any more."""
+    """A search as it goes; once it is over, no candidate is run any more.
+
+    With checkpoints, one that was interrupted goes on from the last generation it left, with draws of its own.
+    """
 
     arena: Arena
     model: nn.Module
@@ -182,17 +188,43 @@ class _Search:
 
     def run(self) -> None:
         """Leave the best values found in the model; `best_costs` has one for each generation."""
-        start, spread = self.places.read(self.model), list(self._spread())
-        rng = np.random.default_rng(self.arena.seed)
-        first = np.stack([rng.normal(each.mean, each.sd, POPULATION) for each in spread], axis=1)
-        first[0] = start
+        saved = self._checkpoint.read() if self._checkpoint else None
+        if saved:
+            self.best_costs, self._unchanged = list(saved.meta["costs"]), saved.meta["unchanged"]
+            self.evaluations = saved.meta["evaluations"]
+        seed = self.arena.seed
+        spread, rng = list(self._spread()), np.random.default_rng([seed, len(self.best_costs)] if saved else seed)
+        first = saved.tensors["population"].numpy() if saved else self._drawn(spread, rng)
         bounds = [(each.low, each.high) for each in spread]
+        left = 0 if self._unchanged >= PATIENCE else max(0, self.generations - len(self.best_costs))
         found = differential_evolution(
-            self._cost, bounds, strategy="rand1bin", maxiter=self.generations, mutation=MUTATION,
+            self._cost, bounds, strategy="rand1bin", maxiter=left, mutation=MUTATION,
             recombination=RECOMBINATION, init=np.clip(first, *np.transpose(bounds)), rng=rng,
             callback=self._after_generation, polish=False, tol=0.0, atol=0.0, updating="immediate",
         )  # fmt: skip
-        self.places.write_(self.model, found.x if np.isfinite(found.fun) else start)
+        was_run = bool(np.isfinite(found.fun))
+        self.places.write_(self.model, found.x if was_run else first[0])
+        if was_run and self.best_costs:
+            self._leave(found.population)
+
+    def _drawn(self, spread: Sequence["_Spread"], rng: np.random.Generator) -> Floats:
+        """The first candidates; the first of them is the weights as they are."""
+        first = np.stack([rng.normal(each.mean, each.sd, POPULATION) for each in spread], axis=1)
+        first[0] = self.places.read(self.model)
+        return first
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint | None:
+        hasher = hashlib.sha256(repr(self.arena.seed).encode())
+        for name, at in self.places.by_layer.items():
+            hasher.update(name.encode() + at.tobytes())
+        return self.arena.checkpoints.at(f"arachne-{hasher.hexdigest()}") if self.arena.checkpoints else None
+
+    def _leave(self, population: Floats) -> None:
+        """The best stands first in a population."""
+        if self._checkpoint:
+            meta = {"costs": self.best_costs, "unchanged": self._unchanged, "evaluations": self.evaluations}
+            self._checkpoint.write({"population": torch.from_numpy(population)}, meta)
 
     def _cost(self, values: Floats) -> float:
         """What the fitness lacks of its most, from 0 to 1: SciPy minimises."""
@@ -228,6 +260,8 @@ class _Search:
             total_steps=self.generations,
             loss=cost,
         )
+        if self._checkpoint and self._checkpoint.due:
+            self._leave(intermediate_result.population)
         return self._unchanged >= PATIENCE or is_over(self.until, self.arena.stopped)
 
     def _spread(self) -> Iterator["_Spread"]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from archrepair_core.checkpoint import open_checkpoints
 from archrepair_core.localize.influence import Influence
 from archrepair_core.repairers import arachne
 from archrepair_core.repairers.arachne import Places, blame, blamed_weights, pareto_front, search_weights
@@ -109,3 +110,22 @@ def test_a_slow_network_is_blamed_within_the_time_of_the_search(tmp_path, monkey
     search_weights(arena, [], level="auto", deadline=soon(1), epochs=None)
     handle.remove()
     assert sum(passes) < 20
+
+
+def test_a_search_that_was_interrupted_goes_on_from_its_last_generation(tmp_path):
+    def searched(generations, deadline):
+        checkpoints = open_checkpoints(tmp_path, every_seconds=0)
+        arena = replace(arena_of(damaged_net(), tmp_path), checkpoints=checkpoints)
+        (trial,) = search_weights(arena, [], level="auto", deadline=deadline, epochs=generations)
+        return trial
+
+    first, second = searched(3, soon()), searched(6, soon())
+    assert second.run.losses[:3] == first.run.losses
+    assert len(second.run.losses) == 6
+    assert second.run.steps == first.run.steps + 100 * (1 + 3), "the population it had, and three more generations"
+    third = searched(6, soon(-1))
+    assert third.run.losses == second.run.losses
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(third.model.state_dict().values(), second.model.state_dict().values(), strict=True)
+    )
