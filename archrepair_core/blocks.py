@@ -68,6 +68,14 @@ def find_blocks(model: nn.Module, inputs: Tensor) -> list[Block]:
     return _describe(model, inputs, calls, levels)
 
 
+def describe_layer(model: nn.Module, inputs: Tensor, name: str) -> Block | None:
+    """One layer as a block of its own, None where nothing else can stand in its place."""
+    calls = trace_calls(model, inputs)
+    if name not in calls or not calls[name].replaceable:
+        return None
+    return _describe(model, inputs, calls, {name: "block"})[0]
+
+
 def replace_block_(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
     """Put `new` where block `name` was, in place, and return the old module.
 

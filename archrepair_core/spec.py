@@ -30,6 +30,7 @@ _BLOCK_OR_NETWORK: tuple[RepairLevel, ...] = ("auto", "block", "network")
 LEVELS: Mapping[RepairMethod, tuple[RepairLevel, ...]] = {
     **dict.fromkeys(get_args(RepairMethod), _BLOCK_OR_NETWORK),
     "weights": get_args(RepairLevel),
+    "archrepair": ("auto", "layer", "block", "network"),
     "arachne": ("auto", "neuron"),
     "certify": ("auto", "layer"),
     **dict.fromkeys(("apricot", "mode", "sensei", "fewshot_mix", "deeprepair"), ("auto", "network")),
@@ -175,7 +176,7 @@ class Repair(Strict):
         "names of their papers.",
     )
     level: RepairLevel = Field(
-        "auto", description="How much of the network is trained: neuron and layer for weights, where the others allow."
+        "auto", description="How much of the network is trained, or searched; neuron and layer where the method allows."
     )
     augment: Literal["auto", "none", "flip", "crop", "flip_crop", "trivial", "augmix", "match"] = Field(
         "auto",

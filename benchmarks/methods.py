@@ -55,6 +55,7 @@ ABLATIONS: dict[str, Method] = {
     "auto, no search": Method({"repair": {"level": "network"}}),
     "auto, blocks only": Method({"repair": {"level": "block"}}),
     "auto, random block only": Method({"repair": {"level": "block"}, "localization": {"method": "random"}}),
+    "archrepair of one layer": _repair("archrepair", level="layer", **ROOMY),
     "auto, blocks only, no cache": Method({"repair": {"level": "block", "cache_gb": 0}}),
 }
 # The same repair of whichever block each way of localization blames (RQ3).

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archrepair_core.blocks import Block, replace_block_
+from archrepair_core.blocks import Block, describe_layer, replace_block_
 from archrepair_core.errors import ModelError, SpecError
 from archrepair_core.prefix_cache import Features
+from archrepair_core.repairers.weights import layers_by_blame
 from archrepair_core.scope import load_scoped_state, scoped_state
 from archrepair_core.search.dag import Edge
 from archrepair_core.search.derive import DERIVATIONS, without_dead_ends
@@ -53,12 +54,14 @@ TENSORS_PER_EDGE = 36
 def search_cell(
     arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
 ) -> list[Trial]:
-    """One trial: the cell found for the most suspicious block that a cell can replace.
+    """One trial: the cell found for the most suspicious block that a cell can replace, or with `level="layer"` for a
+    layer of it.
 
     A cell beyond the limits on cost loses its weakest operations; where none is left, the block's weights are trained.
     Raises SpecError for `level="network"` and ModelError where no suspect can be searched.
     """
-    block = _target(arena, suspects, level=level)
+    block = layer_of(arena, suspects) if level == "layer" else _target(arena, suspects, level=level)
+    arena = replace(arena, blocks={**arena.blocks, block.name: block})
     training_until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs)
     model, strengths, record = _search(arena, block, epochs=epochs, deadline=training_until)
     genotype = within_limits(arena, block, strengths)
@@ -85,6 +88,26 @@ def _target(arena: Arena, suspects: Sequence[str], *, level: str) -> Block:
             hint="raise localization.top_k, name blocks in localization.include, or use repair.method 'weights'",
         )
     return fitting[0]
+
+
+def layer_of(arena: Arena, suspects: Sequence[str]) -> Block:
+    """Of the first suspect that holds layers which a cell can replace, the one that failing inputs blame most.
+
+    A suspect may be a layer itself. Raises ModelError where there is none.
+    """
+    ranked = layers_by_blame(arena)
+    for suspect in suspects:
+        for name in ranked:
+            layer = None
+            if f"{name}.".startswith(f"{suspect}."):
+                layer = describe_layer(arena.original, arena.sample(), name)
+            if layer is not None and span_of(layer):
+                return layer
+    raise ModelError(
+        "not_searchable",
+        f"no operation leads from input to output of a layer of the suspects {', '.join(suspects)}",
+        hint="leave repair.level out, raise localization.top_k, or use repair.method 'weights'",
+    )
 
 
 def _search(

@@ -45,11 +45,17 @@ def fine_tune(arena: Arena, suspects: Sequence[str], *, level: str, deadline: fl
     return race(arena, [Genotype(scope)], deadline=deadline, epochs=epochs)
 
 
+def layers_by_blame(arena: Arena) -> list[str]:
+    """The layers, that with the largest gradients on failing inputs first."""
+    means = {name: float(gradient.mean()) for name, gradient in _gradients(arena).items()}
+    return sorted(means, key=lambda name: -means[name])
+
+
 def blamed_layer(arena: Arena) -> dict[str, Indices]:
     """The layer with the largest gradients, and all its neurons."""
-    gradients = _gradients(arena)
-    name = max(gradients, key=lambda layer: float(gradients[layer].mean()))
-    return {name: np.arange(len(_per_neuron(arena.original, name, gradients[name])))}
+    name = layers_by_blame(arena)[0]
+    layer = arena.original.get_submodule(name)
+    return {name: np.arange(layer.get_parameter("weight").shape[_neuron_axis(layer)])}
 
 
 def blamed_neurons(arena: Arena) -> dict[str, Indices]:

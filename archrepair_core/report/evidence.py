@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from archrepair_core.answers import MEASURED_ROLES, Answers, measure_all
+from archrepair_core.blocks import describe_layer
 from archrepair_core.case import BATCH_SIZE, Case
 from archrepair_core.cost import count_macs, latency_ratio
 from archrepair_core.evaluate import predict
@@ -82,10 +83,13 @@ def _cells(case: Case, chosen: Trial | None) -> tuple[dict[str, Any], ...]:
     """What each changed block costs, before and after: multiply-adds of one input and parameters."""
     if chosen is None or not chosen.genotype.edits:
         return ()
-    macs = count_macs(chosen.model, case.data.tensors("repair", slice(0, 1)).to(case.host.device))
-    rows = []
+    one = case.data.tensors("repair", slice(0, 1)).to(case.host.device)
+    macs, rows = count_macs(chosen.model, one), []
     for edit in chosen.genotype.edits:
-        block, module = case.host.blocks[edit.block], chosen.model.get_submodule(edit.block)
+        # What is no block of the host is a layer of one.
+        block = case.host.blocks.get(edit.block) or describe_layer(case.host.model, one, edit.block)
+        assert block is not None, "a cell stands where something was"
+        module = chosen.model.get_submodule(edit.block)
         # A block that borrows its weights from the host owns only what was added to it.
         kept = block.num_params if block.borrowed and edit.keeps_original else 0
         rows.append(

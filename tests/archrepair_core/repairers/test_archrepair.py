@@ -1,17 +1,21 @@
 """What the paper's method searches, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from archrepair_core.blocks import Block
 from archrepair_core.errors import ArchRepairError
-from archrepair_core.repairers.archrepair import carried_weights, search_cell, within_limits
+from archrepair_core.repairers import archrepair
+from archrepair_core.repairers.archrepair import carried_weights, layer_of, search_cell, within_limits
 from archrepair_core.search.dag import Edge
 from archrepair_core.search.genotype import Edit, Genotype, build_
 from archrepair_core.search.search import Arena
 from archrepair_core.search.supernet import relax
 from archrepair_core.spec import Repair
+from tests.archrepair_core.repairers.arenas import arena_of, soon
 
 
 def block_of(entered, left, name="0"):
@@ -67,3 +71,21 @@ def test_a_cell_beyond_the_limits_loses_its_weakest_operations_first(monkeypatch
     assert len(kept(1 + 484 / 148)) == 4
     assert kept(1 + 483 / 148) == {("input", "2"), ("2", "output")}
     assert kept(1 + 243 / 148) == set()
+
+
+def test_of_the_first_suspect_the_most_blamed_layer_is_searched_alone(tmp_path, monkeypatch):
+    """The head is blamed more, and no part of the suspect."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1))
+    net = nn.Sequential(body, nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 4)).eval()
+    limits = {"max_latency_ratio": 10, "max_params_ratio": 10, "max_macs_ratio": 10}
+    arena = replace(arena_of(net, tmp_path, limits=limits), blocks={"0": block_of((1, 8, 8), (4, 8, 8))})
+    monkeypatch.setattr(archrepair, "layers_by_blame", lambda _arena: ["4", "0.2", "0.0"])
+    layer = layer_of(arena, ["0"])
+    assert (layer.name, layer.input_shape, layer.output_shape) == ("0.2", (4, 8, 8), (4, 8, 8))
+    (trial,) = search_cell(arena, ["0"], level="layer", deadline=soon(), epochs=1)
+    assert trial.genotype.scope == ("0.2",)
+    state = trial.model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items() if "0.2." not in name)
+    with pytest.raises(ArchRepairError, match="a layer of the suspects 1"):
+        layer_of(arena, ["1"])
