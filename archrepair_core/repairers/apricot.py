@@ -13,6 +13,7 @@ Deviations and choices:
   number and length of trainings are not known to us. Here: ten, each on half of `replay`, in half of the time.
 - Failing inputs are those of repair and replay that the original gets wrong, as far as they still fail; all of them are
   taken in each of three iterations, one after the other, before validation looks.
+- Of all states that were looked at the one that validation liked best is the result.
 - The result is walked back towards the original as validation likes (off with `interpolate: false`).
 """
 

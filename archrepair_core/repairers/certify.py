@@ -7,10 +7,12 @@ change is its mean magnitude plus its largest, the margin 0.05, and no weight mo
 
 Deviations and choices:
 - HiGHS (SciPy) for Gurobi. Constraints are added as they are violated, which gives the same optimum.
-- Named are failing repair inputs. Passing ones are to stay right as well, softly: what they lack costs ten times.
+- Named are failing repair inputs. Passing ones, 1000 of them at most, are to stay right as well, softly: what they lack
+  costs ten times.
 - Making all failing inputs right can break more answers than it mends. So the nearest ones are named first: 1, 2, 4,
   8, … of them, and validation, within the limits on what breaks, chooses among the programs as it chooses α elsewhere:
   a half-way change would make no named input right.
+- Programs end with the time: of one that is not solved by then nothing is taken, nor of any for more inputs.
 - The certificate (certificate.py) speaks of the weights as delivered, and of those inputs only that it proves.
 """
 

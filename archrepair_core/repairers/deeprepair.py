@@ -12,7 +12,8 @@ Only the abstract was readable to us, and the authors published no code. Choices
   whatever they show, and the result has exactly the style asked for, before it is cut to the range of pixels.
 - Three clusters by k-means over means and log variances of the bands; a training image under each of them has the style
   of a failing image of the cluster, drawn by its seed.
-- Training images are `replay`; repair images are learned as they are.
+- Training images are `replay`, drawn as they are as often as in the styles of one cluster; repair images are learned as
+  they are.
 - Training is the service's (training.py): distilled, averaged, walked back.
 """
 

@@ -15,6 +15,7 @@ choices:
 - Looking at the pool and probing end with a third of the time: what was not reached by then, in random order, is not
   chosen, and of deeper layers nothing is known. At most 2000 known inputs teach a probe.
 - All classes below the mean accuracy are repaired at once, not one after the other; of each half of its pool is chosen.
+- Inputs are chosen once, and what is chosen is trained on once; the rest of the training data is left out.
 - A gap of ten points between known and new inputs is over-fitting. The layer is searched from the front in both cases.
 - Training is the service's (training.py): distilled, averaged, walked back.
 """

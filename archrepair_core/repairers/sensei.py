@@ -10,9 +10,10 @@ image whose worst variant has a loss below 0.001 counts as robust, and is not se
 Deviations and choices:
 - Three members and three children for seven and eight, because each of them is run before each step.
 - A mutation changes half of the parameters by a fifth of their range; blur, which their code leaves at 0, is left out.
+- An image that is robust once stays so: it is not looked at again, and trained on in the worst variant found till then.
 - Training data is repair and replay; mirrored or moved views are not added to the transformations.
 - Training is the service's (training.py): distilled, averaged, walked back. The populations are not part of a
-  checkpoint: after a crash this training begins anew.
+  checkpoint: after a crash this training begins anew, with the whole budget.
 """
 
 import math

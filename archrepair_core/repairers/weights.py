@@ -6,6 +6,7 @@ drawn at random choose the part, which is then trained.
 Deviations and choices:
 - Training is the service's (training.py): on repair and replay data, distilled, averaged, walked back. The study trains
   on the original training set alone.
+- Failing inputs are those of the repair set; the study takes them from the training set.
 - A block is the most suspicious one (localization.method), not the one of the largest gradient.
 - The study leaves open how gradients become a number per layer or neuron, and how many neurons there are: ours are the
   mean |gradient| per weight, so that size does not win, and a tenth of all neurons. A neuron is an output channel of a
