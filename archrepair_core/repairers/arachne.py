@@ -91,7 +91,8 @@ def search_weights(
     until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs)
     cache = arena.starts["original"]
     model = copy.deepcopy(cache.model)
-    places = blamed_weights(arena, until=started + BLAMING_SHARE * (until - started))
+    # So many generations are to find the same wherever they fit into the budget.
+    places = blamed_weights(arena, until=until if epochs else started + BLAMING_SHARE * (until - started))
     genotype = Genotype(tuple(places.by_layer))
     arena.on_progress(f"searching {len(places)} weights in {genotype.name}")
     cut_name, tail = cut_before(arena, model, genotype.scope)

@@ -97,20 +97,23 @@ def select_inputs(
     def lesson(
         _model: nn.Module, _tail: Tail, features: Features, plan: TrainingPlan
     ) -> Iterator[tuple[Features, TrainingPlan]]:
-        yield features.subset(chosen_items(arena, deadline=plan.deadline)), plan
+        # So many epochs are to learn the same wherever they fit into the budget.
+        looking, probing = (LOOKING_SHARE, PROBING_SHARE) if plan.epochs is None else (1.0, 0.0)
+        now = clock()
+        looked = now + looking * (plan.deadline - now)
+        probed = looked + probing * (plan.deadline - now)
+        yield features.subset(chosen_items(arena, looked=looked, probed=probed)), plan
 
     return run_alone(arena, Genotype(NETWORK), lesson, deadline=deadline, epochs=epochs)
 
 
-def chosen_items(arena: Arena, *, deadline: float = math.inf) -> Indices:
+def chosen_items(arena: Arena, *, looked: float = math.inf, probed: float = math.inf) -> Indices:
     """Places among the training inputs, in ascending order: those chosen for a class, and as many drawn at random.
 
-    Takes a share of the time until `deadline`, in `clock()` seconds.
+    The pool is looked at until `looked`, and probes are trained until `probed`, in `clock()` seconds.
     """
-    now = clock()
-    looked = now + LOOKING_SHARE * (deadline - now)
     seen = look_at_pool(arena, until=looked)
-    probe = select_layer(seen, over=_over(arena, looked + PROBING_SHARE * (deadline - now)), seed=arena.seed)
+    probe = select_layer(seen, over=_over(arena, probed), seed=arena.seed)
     chosen: list[Indices] = []
     for label, fault in buggy_classes(seen).items():
         pool = np.flatnonzero(seen.labels_N == label)

@@ -89,7 +89,7 @@ def test_where_time_is_over_a_part_of_the_pool_is_chosen_from(tmp_path):
     assert list(seen.places_N) == sorted(set(seen.places_N.tolist()))
     assert (seen.known_N == (seen.places_N >= 60)).all()
     assert (seen.labels_N == np.concatenate([np.arange(60) % 4, np.arange(400) % 4])[seen.places_N]).all()
-    assert set(chosen_items(arena, deadline=soon(-1)).tolist()) <= set(seen.places_N.tolist())
+    assert set(chosen_items(arena, looked=soon(-1)).tolist()) <= set(seen.places_N.tolist())
 
 
 def test_where_time_is_over_no_further_layer_is_probed():
