@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs docs-serve test test-slow test-browser test-contract test-faults test-models check up bench bench-ingest clean
+.PHONY: help demo docs docs-serve test test-slow test-browser test-contract test-faults test-models check up bench bench-quick bench-ingest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,7 +57,13 @@ up: $(INSTALLED)  ## start the service on port 8000; Ctrl-C stops it
 	$(BIN)/archrepair up
 
 bench: $(INSTALLED)  ## methods against faults, over HTTP; resumable, takes hours (needs $$ARCHREPAIR_DATA)
-	$(BIN)/python -m benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.results
+	$(BIN)/python -m benchmarks.document
+
+bench-quick: $(INSTALLED)  ## the small cases of it, and whether the methods stand in the published order; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks quick --again
+	$(BIN)/python -m benchmarks.ordering
 
 bench-ingest: $(INSTALLED)  ## what reading, rebuilding and writing a model cost beside plain torch; about 15 minutes
 	$(BIN)/python -W ignore benchmarks/ingest_speed.py

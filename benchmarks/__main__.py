@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.cases import CASES
+from benchmarks.results import key_of, read_published
 from benchmarks.run import run_missing
 from benchmarks.suites import SUITES
 
@@ -19,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="methods of benchmarks/methods.py, or block=NAME")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--budget", type=float, help="seconds of every row; such runs are kept apart")
+    parser.add_argument("--again", action="store_true", help="also what the published results have")
     options = parser.parse_args(argv)
+    published = [] if options.again else [key_of(row) for row in read_published()]
     for suite in (SUITES[name] for name in options.suites or SUITES):
         narrowed = replace(
             suite,
@@ -28,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seeds=options.seeds or suite.seeds,
             seconds=options.budget or suite.seconds,
         )
-        run_missing(narrowed.runs())
+        run_missing(narrowed.runs(), published=published)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,11 @@ class Run:
         return CASES[self.case].seconds if self.seconds is None else self.seconds
 
     @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from other runs in a table of results."""
+        return (self.protocol, self.case, self.method, self.seed, self.budget)
+
+    @property
     def report(self) -> Path:
         """Where its report is kept; the answers stand beside it as .npz."""
         name = f"{self.method.replace(',', '').replace(' ', '-')}-{self.seed}.json"
@@ -49,9 +54,9 @@ class Run:
         return self.report.with_suffix(".npz")
 
 
-def run_missing(runs: Sequence[Run]) -> None:
-    """Start the service and run what has not been."""
-    missing = [run for run in runs if not run.report.is_file()]
+def run_missing(runs: Sequence[Run], *, published: Collection[tuple[object, ...]] = ()) -> None:
+    """Start the service and run what has neither been run here nor is `published`, by `Run.key`."""
+    missing = [run for run in runs if not run.report.is_file() and run.key not in published]
     if not missing:
         return
     with (

@@ -1,0 +1,288 @@
+"""What the benchmark says in docs/results.md: `python -m benchmarks.document` writes it, from the Parquet alone."""
+
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.cases import CASES
+from benchmarks.methods import ABLATIONS, LOCALIZATIONS, METHODS, ONE_BLOCK
+from benchmarks.ranks import Comparison, compare_with_all, pareto_front, rank_methods
+from benchmarks.results import Row, key_of, read_published, right_after
+from benchmarks.suites import SUITES
+
+PAGE = Path("docs/results.md")
+BEGIN, END = "<!-- from here on written by `python -m benchmarks.document` -->", "<!-- to here -->"
+OURS = "auto"
+SIGNIFICANT = 0.05
+LEVELS = ("weights of some neurons", "weights of one layer", "weights of one block", "network fine-tune")
+Cell = Callable[[Sequence[Row]], str]
+
+
+def mean_of(rows: Sequence[Row], name: str) -> float:
+    """Over the draws."""
+    return statistics.mean(row[name] for row in rows)
+
+
+def spread(rows: Sequence[Row], name: str, *, scale: float = 100, digits: int = 2) -> str:
+    """Mean, and the range where there are several draws."""
+    values = [scale * row[name] for row in rows if row[name] is not None]
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+COLUMNS: dict[str, Cell] = {
+    "draws": lambda rows: str(len(rows)),
+    "accuracy %": lambda rows: spread(rows, "accuracy_after"),
+    "change, points": lambda rows: spread(rows, "change"),
+    "repair rate %": lambda rows: spread(rows, "repair_rate", digits=1),
+    "broken %": lambda rows: spread(rows, "broken_rate"),
+    "known images broken %": lambda rows: spread(rows, "known_broken_rate"),
+    "repair seconds": lambda rows: spread(rows, "repair_seconds", scale=1, digits=0),
+    "verdicts": lambda rows: ", ".join(row["verdict"] for row in rows),
+    "chosen": lambda rows: "; ".join(dict.fromkeys(row["chosen"] for row in rows)),
+}
+Grouped = dict[str, dict[str, list[Row]]]
+
+
+def group(
+    rows: Iterable[Row], methods: Iterable[str], *, protocol: str = "honest", seconds: float | None = None
+) -> Grouped:
+    """Rows by case and method, in the order of the tables; `seconds` None are those of each case."""
+    found: Grouped = {}
+    wanted = list(methods)
+    for case in CASES:
+        for method in wanted:
+            chosen = [
+                row
+                for row in rows
+                if (row["protocol"], row["case"], row["method"]) == (protocol, case, method)
+                and row["budget_seconds"] == (seconds or CASES[case].seconds)
+            ]
+            if chosen:
+                found.setdefault(case, {})[method] = sorted(chosen, key=lambda row: row["seed"])
+    return found
+
+
+def case_table(case: str, by_method: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Everything of one case; the highest accuracy in bold."""
+    before = next(iter(by_method.values()))
+    best = max(by_method, key=lambda method: mean_of(by_method[method], "accuracy_after"))
+    lines = [
+        f"**{case}**: {CASES[case].what}. {CASES[case].network}, {CASES[case].seconds:.0f} s, "
+        f"{before[0]['n_test']:,} test inputs, {spread(before, 'accuracy_before')} % right before.",
+        "",
+        f"| method | {' | '.join(COLUMNS)} |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for method, rows in by_method.items():
+        shown = f"**{method}**" if method == best else method
+        lines.append(f"| {shown} | {' | '.join(cell(rows) for cell in COLUMNS.values())} |")
+    return [*lines, ""]
+
+
+def gain_and_breakage(rows: Sequence[Row]) -> str:
+    """In points and percent."""
+    return f"{100 * mean_of(rows, 'change'):+.2f}, {100 * mean_of(rows, 'broken_rate'):.2f}"
+
+
+def gain_and_seconds(rows: Sequence[Row]) -> str:
+    """In points and seconds."""
+    return f"{100 * mean_of(rows, 'change'):+.2f}, {mean_of(rows, 'repair_seconds'):.0f} s"
+
+
+def overview(grouped: Grouped, methods: Sequence[str], cell: Cell) -> list[str]:
+    """Methods × cases; the largest change of accuracy of each case in bold."""
+    cases = list(grouped)
+    lines = [f"| method | {' | '.join(cases)} |", "|---" * (len(cases) + 1) + "|"]
+    best = {case: max(mean_of(rows, "change") for rows in grouped[case].values()) for case in cases}
+    for method in (method for method in methods if any(method in by for by in grouped.values())):
+        cells = []
+        for case in cases:
+            rows = grouped[case].get(method)
+            if rows is None:
+                cells.append("not run")
+                continue
+            cells.append(f"**{cell(rows)}**" if mean_of(rows, "change") == best[case] else cell(rows))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def same_draws(grouped: Grouped, case: str) -> dict[str, list[Row]]:
+    """The methods that have run on every draw `auto` has, on these draws."""
+    seeds = [row["seed"] for row in grouped[case].get(OURS, [])]
+    kept = {method: [row for row in rows if row["seed"] in seeds] for method, rows in grouped[case].items()}
+    return {method: rows for method, rows in kept.items() if [row["seed"] for row in rows] == seeds}
+
+
+def compare_ours(by_method: Mapping[str, Sequence[Row]]) -> dict[str, Comparison]:
+    """`auto` with every other method on the same test inputs of all draws."""
+    right = {name: np.concatenate([right_after(row) for row in rows]) for name, rows in by_method.items()}
+    return compare_with_all(right[OURS], {name: each for name, each in right.items() if name != OURS})
+
+
+def statements(grouped: Grouped) -> list[str]:
+    """Per case, where `auto` stands: computed, not said."""
+    lines = [
+        "| case | draws | best accuracy | `auto` less the best, points | 95 % interval | p (Holm) "
+        "| on the front of gain and breakage |",
+        "|---" * 7 + "|",
+    ]
+    for case in grouped:
+        by_method = same_draws(grouped, case)
+        if OURS not in by_method or len(by_method) < 2:
+            continue
+        found = compare_ours(by_method)
+        best = max(found, key=lambda name: mean_of(by_method[name], "accuracy_after"))
+        against = found[best]
+        behind = against.difference < 0 and against.p < SIGNIFICANT
+        points = {name: (mean_of(rows, "change"), -mean_of(rows, "broken_rate")) for name, rows in by_method.items()}
+        front = pareto_front(points)
+        beaten_by = [
+            name for name in front if points[name][0] >= points[OURS][0] and points[name][1] >= points[OURS][1]
+        ]
+        low, high = (100 * end for end in against.interval)
+        lines.append(
+            f"| {case} | {len(by_method[OURS])} | {best if against.difference < 0 else OURS} "
+            f"| {100 * against.difference:+.2f}{' **behind**' if behind else ''} | {low:+.2f} to {high:+.2f} "
+            f"| {against.p:.2g} | {'yes' if OURS in front else 'no: ' + ', '.join(beaten_by)} |"
+        )
+    return [*lines, ""]
+
+
+def rank_lines(grouped: Grouped) -> list[str]:
+    """Mean ranks over the cases on which every ranked method has run."""
+    lines: list[str] = []
+    core = [method for method in METHODS if all(method in by for by in grouped.values())]
+    whole = [case for case in grouped if all(method in grouped[case] for method in METHODS)]
+    for methods, cases in ((core, list(grouped)), (list(METHODS), whole)):
+        if len(methods) < 3 or len(cases) < 2:
+            continue
+        accuracy = np.array([[mean_of(grouped[case][m], "accuracy_after") for m in methods] for case in cases])
+        ranking = rank_methods(accuracy)
+        order = np.argsort(ranking.mean_ranks_M)
+        lines += [
+            f"Mean ranks of {len(methods)} methods over {len(cases)} cases ({', '.join(cases)}): "
+            + ", ".join(f"{methods[i]} {ranking.mean_ranks_M[i]:.1f}" for i in order)
+            + f". Friedman p = {ranking.friedman_p:.2g}; by Nemenyi two of them differ at 5 % where their ranks are "
+            f"{ranking.critical_difference:.1f} apart.",
+            "",
+        ]
+    return lines
+
+
+def section(rows: Sequence[Row]) -> list[str]:
+    """The whole of what is generated."""
+    grouped = group(rows, METHODS)
+    return [
+        "## The benchmark",
+        "",
+        *_introduction(rows),
+        "",
+        "<!-- not run: it takes hours, and data that are not here -->",
+        "```bash",
+        "make bench-quick   # digits and Fashion-MNIST: minutes, no data of one's own",
+        "make bench         # everything below, resumable; ARCHREPAIR_DATA names the CIFAR-10 files",
+        "```",
+        "",
+        "### Every method on every case",
+        "",
+        "Change of accuracy in points, and broken in percent:",
+        "",
+        *overview(grouped, list(METHODS), gain_and_breakage),
+        "### Where `auto` stands",
+        "",
+        "Exact McNemar tests over the same test inputs, by Holm over the methods of a case; intervals by 10,000 "
+        "bootstrap resamples; the front is of the means, noise and all.",
+        "",
+        *statements(grouped),
+        *rank_lines(grouped),
+        *_suite("### RQ3: what the blame is worth", rows, [*LOCALIZATIONS, *_blocks(rows)]),
+        *_levels(rows),
+        *_suite("### RQ4: what each part is worth", rows, [OURS, *ABLATIONS], at_least=ABLATIONS),
+        *_suite("### The paper's protocol", rows, METHODS, protocol="paper"),
+        "### Case by case",
+        "",
+        *(line for case, by_method in grouped.items() for line in case_table(case, by_method)),
+        *_unfinished(rows),
+    ]
+
+
+def _introduction(rows: Sequence[Row]) -> list[str]:
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    versions = ", ".join(sorted({row["torch"] for row in rows}))
+    return [
+        "Written by `python -m benchmarks.document` from `benchmarks/results.parquet`, where every run has a row with",
+        "the bits of which test inputs were right: every test here can be done again without running anything.",
+        f"{len(rows)} runs over HTTP through the whole service, seeds {seeds}, torch {versions}, each on one thread of",
+        "a shared two-core x86-64 machine. All methods of a case get the same seconds for localizing and repairing.",
+        "None sees the test set. *Broken* is the share of all inputs that were right and are wrong now. What the gates",
+        "would refuse is compared all the same.",
+    ]
+
+
+def _levels(rows: Sequence[Row]) -> list[str]:
+    grouped = {case: by for case, by in group(rows, LEVELS).items() if len(by) == len(LEVELS)}
+    title = ["### Neuron, layer, block, network: the paper's empirical study", ""]
+    if not grouped:
+        return [*title, "Has not run.", ""]
+    return [*title, "Change of accuracy in points, and seconds:", "", *overview(grouped, LEVELS, gain_and_seconds)]
+
+
+def _blocks(rows: Iterable[Row]) -> list[str]:
+    return sorted({row["method"] for row in rows if row["method"].startswith(ONE_BLOCK)})
+
+
+def _suite(
+    title: str,
+    rows: Sequence[Row],
+    methods: Iterable[str],
+    *,
+    protocol: str = "honest",
+    at_least: Iterable[str] | None = None,
+) -> list[str]:
+    """The tables of one question, of cases on which two of its methods have run."""
+    wanted = list(methods)
+    needed = set(wanted if at_least is None else at_least)
+    grouped = {
+        case: by_method
+        for case, by_method in group(rows, wanted, protocol=protocol).items()
+        if len(needed & by_method.keys()) >= 2
+    }
+    if not grouped:
+        return [title, "", "Has not run.", ""]
+    return [title, "", *(line for case, by_method in grouped.items() for line in case_table(case, by_method))]
+
+
+def _unfinished(rows: Sequence[Row]) -> list[str]:
+    """How much of each suite has run."""
+    have = {key_of(row) for row in rows}
+    lines = ["### What has not run", "", "| suite | question | runs | of |", "|---|---|---|---|"]
+    for name, suite in SUITES.items():
+        runs = [run.key for run in suite.runs()]
+        lines.append(f"| {name} | {suite.question} | {sum(run in have for run in runs)} | {len(runs)} |")
+    return [*lines, ""]
+
+
+def put(page: str, generated: Sequence[str]) -> str:
+    """The page with what is generated in its place: where it stood, or before the first section."""
+    block = "\n".join([BEGIN, "", *generated, END])
+    if BEGIN in page:
+        head, _, rest = page.partition(BEGIN)
+        return head + block + rest.partition(END)[2]
+    head, _, rest = page.partition("\n## ")
+    return f"{head}\n{block}\n\n## {rest}"
+
+
+def main() -> int:
+    """Write the section."""
+    PAGE.write_text(put(PAGE.read_text(), section(read_published())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

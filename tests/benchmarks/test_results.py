@@ -1,0 +1,92 @@
+"""From a report to a row, to Parquet, to the page."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import document
+from benchmarks.document import BEGIN, END, put, section
+from benchmarks.results import SCHEMA, key_of, merge, read_published, right_after, row_of
+from benchmarks.run import Run
+
+BEFORE = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0], dtype=bool)
+
+
+def report(right, *, name="network", regression=0.01):
+    fixed, broken = (right & ~BEFORE).sum(), (BEFORE & ~right).sum()
+    return {
+        "test": {
+            "accuracy": {"before": BEFORE.mean(), "after": right.mean(), "change": right.mean() - BEFORE.mean()},
+            "repair_rate": {"value": fixed / (~BEFORE).sum()},
+            "broken_rate": {"value": broken / len(BEFORE)},
+        },
+        "regression": None if regression is None else {"broken_rate": {"value": regression}},
+        "seconds": {"localizing": 1.0, "repairing": 9.0, "total": 14.0},
+        "verdict": "pass",
+        "chosen": {"name": name} if name else None,
+        "localization": {"blocks": [{"name": "blocks.1"}]},
+        "environment": {"torch": "2.0"},
+    }
+
+
+def answers(right):
+    """Class 1 is true of every input."""
+    return {
+        "test_before": np.eye(2)[BEFORE.astype(int)],
+        "test_after": np.eye(2)[right.astype(int)],
+        "test_labels": np.ones(len(BEFORE), dtype=np.int64),
+    }
+
+
+def row(method, num_right, *, case="digits", seed=23, broken=0):
+    right = BEFORE.copy()
+    right[3:num_right] = True
+    right[:broken] = False
+    return row_of(Run(case, method, seed), report(right), answers(right))
+
+
+def test_a_row_holds_what_the_report_says_and_which_inputs_were_right():
+    right = np.array([0, 1, 1, 1, 1, 1, 0, 0, 0, 0], dtype=bool)
+    found = row_of(Run("digits", "auto", 23), report(right, name=None, regression=None), answers(right))
+    assert (found["change"], found["broken_rate"], found["repair_seconds"]) == (pytest.approx(0.2), 0.1, 10.0)
+    assert (found["known_broken_rate"], found["chosen"], found["blamed"]) == (None, "original", "blocks.1")
+    assert (right_after(found) == right).all()
+
+
+def test_rows_survive_parquet_and_newer_ones_replace_older(tmp_path):
+    old, new, other = row("auto", 4), row("auto", 6), row("auto", 5, seed=24)
+    path = tmp_path / "results.parquet"
+    pq.write_table(pa.Table.from_pylist(merge([old, other], [new]), SCHEMA), path)
+    assert read_published(path) == [new, other]
+    assert read_published(tmp_path / "none.parquet") == []
+    assert key_of(new) == Run("digits", "auto", 23).key
+
+
+def test_the_page_says_who_is_best_and_where_auto_stands():
+    rows = [row("auto", 9), row("archrepair", 4, broken=1), row("network fine-tune", 6)]
+    page = "\n".join(section(rows))
+    assert "| auto | **+60.00, 0.00** |" in page
+    assert "| digits | 1 | auto | +30.00 |" in page
+    assert "| digits | 1 | auto | +30.00 |" in page
+    assert page.count("Has not run.") == 4
+    assert "| headline | Which method repairs best, and what does it break? | 3 |" in page
+
+
+def test_a_method_that_beats_auto_is_named():
+    rows = [row("auto", 5, broken=1), row("archrepair", 9), row("network fine-tune", 6)]
+    page = "\n".join(section(rows))
+    assert "| digits | 1 | archrepair | -50.00 |" in page
+    assert "no: archrepair" in page
+
+
+def test_what_was_generated_is_replaced_and_the_rest_stays():
+    page = "# Results\n\nIntroduction.\n\n## By hand\n\nKept.\n"
+    once = put(page, ["## The benchmark", "old"])
+    assert once.startswith(f"# Results\n\nIntroduction.\n\n{BEGIN}\n\n## The benchmark\nold\n{END}\n\n## By hand")
+    assert put(once, ["## The benchmark", "new"]) == once.replace("old", "new")
+
+
+def test_the_published_page_is_what_the_published_table_says():
+    generated = document.PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+    assert generated.strip() == "\n".join(section(read_published())).strip()
