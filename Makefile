@@ -59,6 +59,7 @@ up: $(INSTALLED)  ## start the service on port 8000; Ctrl-C stops it
 bench: $(INSTALLED)  ## methods against faults, over HTTP; resumable, takes hours (needs $$ARCHREPAIR_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.results
+	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.document
 
 bench-quick: $(INSTALLED)  ## the small cases of it, and whether the methods stand in the published order; minutes

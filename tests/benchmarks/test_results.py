@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import document
-from benchmarks.document import BEGIN, END, put, section
+from benchmarks.document import BEGIN, END, group, put, section
+from benchmarks.methods import METHODS
+from benchmarks.plots import draw_cases, draw_ranks, gain_against
 from benchmarks.results import SCHEMA, key_of, merge, read_published, right_after, row_of
 from benchmarks.run import Run
 
@@ -78,6 +80,20 @@ def test_a_method_that_beats_auto_is_named():
     page = "\n".join(section(rows))
     assert "| digits | 1 | archrepair | -50.00 |" in page
     assert "no: archrepair" in page
+
+
+def test_the_pictures_show_every_case_and_method(tmp_path):
+    rows = [
+        row(method, right, case=case)
+        for case in ("digits", "jpeg")
+        for method, right in (("auto", 9), ("archrepair", 4), ("mode", 6))
+    ]
+    grouped = group(rows, METHODS)
+    draw_cases(grouped, gain_against("broken_rate", scale=100), across="broken, %", target=tmp_path / "cases.svg")
+    draw_ranks(grouped, tmp_path / "ranks.svg")
+    drawn = (tmp_path / "cases.svg").read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in ("digits", "jpeg", "auto", "archrepair", "mode"))
+    assert "<!-- mode -->" in (tmp_path / "ranks.svg").read_text()
 
 
 def test_what_was_generated_is_replaced_and_the_rest_stays():
