@@ -5,6 +5,7 @@ Sets are drawn without looking at the model's errors (`honest`), but for the cas
 (`benchmarks.cifar`) are in no draw of a seed that is published. Networks that are missing are trained.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,7 +129,9 @@ def _zoo_model(name: str) -> Callable[[Path], Path]:
 def _damaged_model(name: str, block: str, kind: str, *, seed: int = 0) -> Callable[[Path], Path]:
     def make(scratch: Path) -> Path:
         network = damage_(load_network(name), block, kind, seed=seed)
-        torch.jit.trace(network, torch.zeros(2, 3, 32, 32)).save(str(scratch / "damaged.pt"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # a ViT checks the size of its images in Python
+            torch.jit.trace(network, torch.zeros(2, 3, 32, 32)).save(str(scratch / "damaged.pt"))
         return scratch / "damaged.pt"
 
     return make

@@ -197,7 +197,8 @@ def section(rows: Sequence[Row]) -> list[str]:
         "### Where `auto` stands",
         "",
         "Exact McNemar tests over the same test inputs, by Holm over the methods of a case; intervals by 10,000 "
-        "bootstrap resamples; the front is of the means, noise and all.",
+        "bootstrap resamples; the front is of the means, noise and all. Draws of a case share images: where several are",
+        "pooled, p-values are somewhat too small.",
         "",
         *statements(grouped),
         *rank_lines(grouped),
@@ -207,6 +208,7 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         "![Mean ranks with Nemenyi's critical difference](pictures/benchmark-ranks.png)",
         "",
+        *_corruptions(rows),
         *_suite("### RQ3: what the blame is worth", rows, [*LOCALIZATIONS, *_blocks(rows)]),
         *_levels(rows),
         *_suite("### RQ4: what each part is worth", rows, [OURS, *ABLATIONS], at_least=ABLATIONS),
@@ -237,6 +239,16 @@ def _levels(rows: Sequence[Row]) -> list[str]:
     if not grouped:
         return [*title, "Has not run.", ""]
     return [*title, "Change of accuracy in points, and seconds:", "", *overview(grouped, LEVELS, gain_and_seconds)]
+
+
+def _corruptions(rows: Sequence[Row]) -> list[str]:
+    suite = SUITES["corruptions"]
+    grouped = {case: by for case, by in group(rows, suite.methods).items() if case in suite.cases}
+    title = ["### RQ2: against the common corruptions", ""]
+    if not grouped:
+        return [*title, "Has not run.", ""]
+    said = f"{len(grouped)} of {len(suite.cases)} have run; change of accuracy in points, and broken in percent:"
+    return [*title, said, "", *overview(grouped, suite.methods, gain_and_breakage)]
 
 
 def _blocks(rows: Iterable[Row]) -> list[str]:
