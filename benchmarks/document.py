@@ -197,8 +197,8 @@ def section(rows: Sequence[Row]) -> list[str]:
         "### Where `auto` stands",
         "",
         "Exact McNemar tests over the same test inputs, by Holm over the methods of a case; intervals by 10,000 "
-        "bootstrap resamples; the front is of the means, noise and all. Draws of a case share images: where several are",
-        "pooled, p-values are somewhat too small.",
+        "bootstrap resamples; the front is of the means, noise and all. Draws of a case share images: where several",
+        "are pooled, p-values are somewhat too small.",
         "",
         *statements(grouped),
         *rank_lines(grouped),
