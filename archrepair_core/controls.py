@@ -113,19 +113,25 @@ def _weights(case: Case, arena: Arena, scope: Scope) -> Runs | str:
         return "there are no labels to fine-tune on"
     plain = replace(arena, starts={"original": arena.starts["original"]}, restoration=None)
     # Re-estimated statistics are of layers that hold hardly any weights: beside them, the network is fine-tuned.
-    whole = scope if all(name in arena.blocks for name in scope) else NETWORK
+    alone = case.spec.repair.level == "layer" or all(name in arena.blocks for name in scope)
+    whole = scope if alone else NETWORK
     return lambda deadline: race(plain, [Genotype(whole)], deadline=deadline, epochs=_epochs(case))
 
 
 def _random_block(case: Case, arena: Arena, scope: Scope) -> Runs | str:
-    repaired = tuple(f"{name}." for name in scope)  # a block within a repaired stage is no other one
-    blocks = [name for name, block in arena.blocks.items() if block.level == "block"]
-    others = [name for name in blocks if not f"{name}.".startswith(repaired)]
+    # A block within a repaired stage is no other one, nor is one around a repaired layer.
+    repaired = tuple(f"{name}." for name in scope)
+    blocks = [f"{name}." for name, block in arena.blocks.items() if block.level == "block"]
+    others = [
+        name[:-1]
+        for name in blocks
+        if not name.startswith(repaired) and not any(part.startswith(name) for part in repaired)
+    ]
     if not others:
         return "the model has no other block"
     drawn = others[int(np.random.default_rng(case.spec.seed).integers(len(others)))]
-    method = METHODS[case.spec.repair.method]
-    return lambda deadline: method(arena, [drawn], level="block", deadline=deadline, epochs=_epochs(case))
+    method, level = METHODS[case.spec.repair.method], "layer" if case.spec.repair.level == "layer" else "block"
+    return lambda deadline: method(arena, [drawn], level=level, deadline=deadline, epochs=_epochs(case))
 
 
 PREPARED: dict[Control, Callable[[Case, Arena, Scope], Runs | str]] = {

@@ -90,6 +90,20 @@ def test_the_weights_of_the_same_block_are_a_control_of_a_search(run):
     assert weights["allowed_seconds"] == pytest.approx(outcome.result["seconds"]["repairing"], abs=3)
 
 
+def test_of_a_layer_that_was_searched_the_controls_are_its_weights_and_a_layer_of_another_block(run):
+    roomy = dict.fromkeys(("max_latency_ratio", "max_params_ratio", "max_macs_ratio"), 10)
+    asked = {"method": "archrepair", "level": "layer", "epochs": 2, "budget_seconds": 600}
+    controls, outcome, _, out = run(controls=["weights", "random_block"], **asked, **roomy)
+    (layer,) = outcome.result["blocks_repaired"]
+    assert layer.startswith(f"{DAMAGED}.")
+    assert controls["weights"]["repaired"] == [layer]
+    assert controls["random_block"]["ran"]
+    assert not any(name.startswith(DAMAGED) for name in controls["random_block"]["repaired"])
+    (cell,) = json.loads((out / "report.json").read_text())["cells"]
+    assert cell["block"] == layer
+    assert cell["params"]["after"] > cell["params"]["before"] > 0
+
+
 def test_without_controls_the_report_has_none(run):
     controls, outcome, _, out = run(controls="none")
     assert controls == {}
