@@ -159,6 +159,6 @@ def test_a_service_that_is_not_there_is_given_up_in_time():
     url = f"http://127.0.0.1:{free_port()}"
     with (
         ArchRepair(base_url=url, api_key="none").with_options(max_retries=1) as client,
-        pytest.raises(NoConnection, match="2 attempts.*archrepair up.*ARCHREPAIR_URL"),
+        pytest.raises(NoConnection, match=r"2 attempts.*archrepair up.*ARCHREPAIR_URL"),
     ):
         client.system.retrieve()

@@ -90,9 +90,10 @@ def test_the_weights_of_the_same_block_are_a_control_of_a_search(run):
     assert weights["allowed_seconds"] == pytest.approx(outcome.result["seconds"]["repairing"], abs=3)
 
 
+@pytest.mark.slow
 def test_of_a_layer_that_was_searched_the_controls_are_its_weights_and_a_layer_of_another_block(run):
     roomy = dict.fromkeys(("max_latency_ratio", "max_params_ratio", "max_macs_ratio"), 10)
-    asked = {"method": "archrepair", "level": "layer", "epochs": 2, "budget_seconds": 600}
+    asked = {"method": "archrepair", "level": "layer", "epochs": 12, "budget_seconds": 600}
     controls, outcome, _, out = run(controls=["weights", "random_block"], **asked, **roomy)
     (layer,) = outcome.result["blocks_repaired"]
     assert layer.startswith(f"{DAMAGED}.")
