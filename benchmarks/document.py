@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.cases import CASES
 from benchmarks.methods import ABLATIONS, LOCALIZATIONS, METHODS, ONE_BLOCK
-from benchmarks.ranks import Comparison, compare_with_all, pareto_front, rank_methods
+from benchmarks.ranks import Comparison, compare, compare_with_all, pareto_front, rank_methods
 from benchmarks.results import Row, key_of, read_published, right_after
 from benchmarks.suites import SUITES
 
@@ -175,6 +175,30 @@ def rank_lines(grouped: Grouped) -> list[str]:
     return lines
 
 
+def pair_lines(grouped: Grouped, method: str, other: str) -> list[str]:
+    """On which cases one method beats another beyond chance; each has chosen its block by itself."""
+    compared = {}
+    for case, by_method in grouped.items():
+        if method in by_method and other in by_method:
+            seeds = {row["seed"] for row in by_method[method]} & {row["seed"] for row in by_method[other]}
+            sides = [[right_after(row) for row in by_method[name] if row["seed"] in seeds] for name in (method, other)]
+            if seeds:
+                compared[case] = compare(*(np.concatenate(side) for side in sides))
+    if not compared:
+        return []
+
+    def named(cases: Iterable[str]) -> str:
+        return ", ".join(cases) or "none"
+
+    ahead = [case for case, found in compared.items() if found.difference > 0 and found.p < SIGNIFICANT]
+    behind = [case for case, found in compared.items() if found.difference < 0 and found.p < SIGNIFICANT]
+    return [
+        f"`{method}` against {other}, on {len(compared)} cases: significantly better on {len(ahead)} ({named(ahead)}), "
+        f"significantly worse on {len(behind)} ({named(behind)}); on the others no difference shows.",
+        "",
+    ]
+
+
 def section(rows: Sequence[Row]) -> list[str]:
     """The whole of what is generated."""
     grouped = group(rows, METHODS)
@@ -202,6 +226,7 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         *statements(grouped),
         *rank_lines(grouped),
+        *pair_lines(grouped, "archrepair", "weights of one block"),
         "![Gain of accuracy against what was broken, a picture per case](pictures/benchmark-breakage.png)",
         "",
         "![Gain of accuracy against seconds, a picture per case](pictures/benchmark-seconds.png)",
