@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="methods of benchmarks/methods.py, or block=NAME")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--budget", type=float, help="seconds of every row; such runs are kept apart")
-    parser.add_argument("--again", action="store_true", help="also what the published results have")
+    parser.add_argument("--again", action="store_true", help="also what has run here or is published")
     options = parser.parse_args(argv)
-    published = [] if options.again else [key_of(row) for row in read_published()]
+    published = [key_of(row) for row in read_published()]
     for suite in (SUITES[name] for name in options.suites or SUITES):
         narrowed = replace(
             suite,
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seeds=options.seeds or suite.seeds,
             seconds=options.budget or suite.seconds,
         )
-        run_missing(narrowed.runs(), published=published)
+        run_missing(narrowed.runs(), published=published, again=options.again)
     return 0
 
 

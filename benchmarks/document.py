@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from archrepair_core.statistics import holm
 from benchmarks.cases import CASES
 from benchmarks.methods import ABLATIONS, LOCALIZATIONS, METHODS, ONE_BLOCK
 from benchmarks.ranks import Comparison, compare, compare_with_all, pareto_front, rank_methods
@@ -112,11 +113,15 @@ def overview(grouped: Grouped, methods: Sequence[str], cell: Cell) -> list[str]:
     return [*lines, ""]
 
 
-def same_draws(grouped: Grouped, case: str) -> dict[str, list[Row]]:
-    """The methods that have run on every draw `auto` has, on these draws."""
-    seeds = [row["seed"] for row in grouped[case].get(OURS, [])]
-    kept = {method: [row for row in rows if row["seed"] in seeds] for method, rows in grouped[case].items()}
-    return {method: rows for method, rows in kept.items() if [row["seed"] for row in rows] == seeds}
+def same_draws(grouped: Grouped) -> Grouped:
+    """Of every case the draws on which each of its methods has run, so that means are of the same inputs; a case
+    without such a draw is left out."""
+    kept: Grouped = {}
+    for case, by_method in grouped.items():
+        seeds = set.intersection(*({row["seed"] for row in rows} for rows in by_method.values()))
+        if seeds:
+            kept[case] = {method: [row for row in rows if row["seed"] in seeds] for method, rows in by_method.items()}
+    return kept
 
 
 def compare_ours(by_method: Mapping[str, Sequence[Row]]) -> dict[str, Comparison]:
@@ -132,8 +137,7 @@ def statements(grouped: Grouped) -> list[str]:
         "| on the front of gain and breakage |",
         "|---" * 7 + "|",
     ]
-    for case in grouped:
-        by_method = same_draws(grouped, case)
+    for case, by_method in grouped.items():
         if OURS not in by_method or len(by_method) < 2:
             continue
         found = compare_ours(by_method)
@@ -164,6 +168,12 @@ def rank_lines(grouped: Grouped) -> list[str]:
             continue
         accuracy = np.array([[mean_of(grouped[case][m], "accuracy_after") for m in methods] for case in cases])
         ranking = rank_methods(accuracy)
+        if ranking.critical_difference > len(methods) - 1:
+            lines += [
+                f"All {len(methods)} methods have run on {len(cases)} cases, too few for ranks to tell them apart.",
+                "",
+            ]
+            continue
         order = np.argsort(ranking.mean_ranks_M)
         lines += [
             f"Mean ranks of {len(methods)} methods over {len(cases)} cases ({', '.join(cases)}): "
@@ -177,24 +187,25 @@ def rank_lines(grouped: Grouped) -> list[str]:
 
 def pair_lines(grouped: Grouped, method: str, other: str) -> list[str]:
     """On which cases one method beats another beyond chance; each has chosen its block by itself."""
-    compared = {}
-    for case, by_method in grouped.items():
-        if method in by_method and other in by_method:
-            seeds = {row["seed"] for row in by_method[method]} & {row["seed"] for row in by_method[other]}
-            sides = [[right_after(row) for row in by_method[name] if row["seed"] in seeds] for name in (method, other)]
-            if seeds:
-                compared[case] = compare(*(np.concatenate(side) for side in sides))
+    compared = {
+        case: compare(*(np.concatenate([right_after(row) for row in by_method[name]]) for name in (method, other)))
+        for case, by_method in grouped.items()
+        if method in by_method and other in by_method
+    }
     if not compared:
         return []
 
     def named(cases: Iterable[str]) -> str:
         return ", ".join(cases) or "none"
 
-    ahead = [case for case, found in compared.items() if found.difference > 0 and found.p < SIGNIFICANT]
-    behind = [case for case, found in compared.items() if found.difference < 0 and found.p < SIGNIFICANT]
+    adjusted = dict(zip(compared, holm([found.p for found in compared.values()]), strict=True))
+    sure = [case for case in compared if adjusted[case] < SIGNIFICANT]
+    ahead = [case for case in sure if compared[case].difference > 0]
+    behind = [case for case in sure if compared[case].difference < 0]
     return [
         f"`{method}` against {other}, on {len(compared)} cases: significantly better on {len(ahead)} ({named(ahead)}), "
-        f"significantly worse on {len(behind)} ({named(behind)}); on the others no difference shows.",
+        f"significantly worse on {len(behind)} ({named(behind)}), by Holm over the cases; on the others no difference "
+        "shows.",
         "",
     ]
 
@@ -202,6 +213,8 @@ def pair_lines(grouped: Grouped, method: str, other: str) -> list[str]:
 def section(rows: Sequence[Row]) -> list[str]:
     """The whole of what is generated."""
     grouped = group(rows, METHODS)
+    shared = same_draws(grouped)
+    left_out = ", ".join(case for case in grouped if case not in shared) or "none"
     return [
         "## The benchmark",
         "",
@@ -215,18 +228,19 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         "### Every method on every case",
         "",
-        "Change of accuracy in points, and broken in percent:",
+        "Change of accuracy in points, and broken in percent, here and in the comparisons below over the draws that "
+        f"every method of a case has run on (left out for want of one: {left_out}):",
         "",
-        *overview(grouped, list(METHODS), gain_and_breakage),
+        *overview(shared, list(METHODS), gain_and_breakage),
         "### Where `auto` stands",
         "",
         "Exact McNemar tests over the same test inputs, by Holm over the methods of a case; intervals by 10,000 "
         "bootstrap resamples; the front is of the means, noise and all. Draws of a case share images: where several",
         "are pooled, p-values are somewhat too small.",
         "",
-        *statements(grouped),
-        *rank_lines(grouped),
-        *pair_lines(grouped, "archrepair", "weights of one block"),
+        *statements(shared),
+        *rank_lines(shared),
+        *pair_lines(shared, "archrepair", "weights of one block"),
         "![Gain of accuracy against what was broken, a picture per case](pictures/benchmark-breakage.png)",
         "",
         "![Gain of accuracy against seconds, a picture per case](pictures/benchmark-seconds.png)",

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.document import Grouped, group, mean_of
+from benchmarks.document import Grouped, group, mean_of, same_draws
 from benchmarks.methods import METHODS
 from benchmarks.ranks import pareto_front, rank_methods
 from benchmarks.results import Row, read_published
@@ -84,7 +84,7 @@ def draw_ranks(grouped: Grouped, target: Path) -> None:
 
 def main() -> int:
     """Draw all."""
-    grouped = group(read_published(), METHODS)
+    grouped = same_draws(group(read_published(), METHODS))
     PICTURES.mkdir(exist_ok=True)
     draw_cases(
         grouped, gain_against("broken_rate", scale=100), across="broken, %", target=PICTURES / "benchmark-breakage.png"

@@ -54,9 +54,9 @@ class Run:
         return self.report.with_suffix(".npz")
 
 
-def run_missing(runs: Sequence[Run], *, published: Collection[tuple[object, ...]] = ()) -> None:
-    """Start the service and run what has neither been run here nor is `published`, by `Run.key`."""
-    missing = [run for run in runs if not run.report.is_file() and run.key not in published]
+def run_missing(runs: Sequence[Run], *, published: Collection[tuple[object, ...]] = (), again: bool = False) -> None:
+    """Start the service and run what has neither run here nor is `published`, by `Run.key`; or all of it `again`."""
+    missing = [run for run in runs if again or (not run.report.is_file() and run.key not in published)]
     if not missing:
         return
     with (

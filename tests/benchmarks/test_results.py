@@ -74,6 +74,15 @@ def test_the_page_says_who_is_best_and_where_auto_stands():
     assert "| headline | Which method repairs best, and what does it break? | 3 |" in page
 
 
+def test_methods_are_compared_on_the_draws_they_share():
+    """On the second draw, which the other method has not run on, everything went wrong."""
+    rows = [row("auto", 9), row("auto", 3, seed=24, broken=3), row("network fine-tune", 6)]
+    page = "\n".join(section(rows))
+    assert "| auto | **+60.00, 0.00** |" in page
+    assert "| digits | 1 | auto | +30.00 |" in page
+    assert "| **auto** | 2 |" not in page.partition("### Case by case")[0]
+
+
 def test_a_method_that_beats_auto_is_named():
     rows = [row("auto", 5, broken=1), row("archrepair", 9), row("network fine-tune", 6)]
     page = "\n".join(section(rows))
