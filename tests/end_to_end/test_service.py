@@ -269,8 +269,9 @@ def test_a_job_survives_the_killing_of_its_worker(client, case, processes, event
 
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job
     assert "worker was killed by SIGKILL; starting it again" in (client.state_dir / "up.log").read_text()
-    # What remains is the empty directory of the engine that waits for the next job.
-    eventually(lambda: not [path for path in (client.state_dir / "scratch").rglob("*") if path.is_file()])
+    # What remains is the empty directory of the engine that waits for the next job. `os.walk`, unlike `rglob`, bears
+    # that a directory is removed under it.
+    eventually(lambda: not [file for _, _, files in os.walk(client.state_dir / "scratch") for file in files])
 
 
 def register(client, path, **fields):

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
-from app.keys import KNOWN_SECONDS, SCOPES, create_api_key, ensure_project
+from app.keys import SCOPES, create_api_key, ensure_project
 from app.shared.ids import new_id
 from app.shared.tables import ApiKey, IdempotencyKey
 
@@ -95,7 +95,7 @@ def test_an_expired_key_says_so(tenant, gateway_sessions, eventually):
     with gateway_sessions.begin() as session:
         session.execute(update(ApiKey).where(ApiKey.id == made["id"]).values(expires_at=ApiKey.expires_at - 3601))
     ask = partial(client.get, "/v1/jobs", headers=bearer(made["key"]))
-    answer = eventually(lambda: answer if (answer := ask()).is_error else None, seconds=2 * KNOWN_SECONDS)
+    answer = eventually(lambda: answer if (answer := ask()).is_error else None)
     assert refusal(answer) == (401, "auth.expired_key")
     assert "nightly" in answer.json()["detail"]
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -111,14 +111,14 @@ def test_a_revoked_key_fails_at_once(tenant):
     assert made["id"] not in client.get("/v1/api-keys").text
 
 
-def test_a_key_revoked_at_another_gateway_fails_within_a_second(tenant, gateway_sessions, eventually):
+def test_a_key_revoked_at_another_gateway_soon_fails(tenant, gateway_sessions, eventually):
     client, _ = tenant
     made = client.post("/v1/api-keys", json={"name": "leaked", "scopes": ["jobs:read"]}).json()
     ask = partial(client.get, "/v1/jobs", headers=bearer(made["key"]))
     assert ask().status_code == 200
     with gateway_sessions.begin() as session:
         session.execute(update(ApiKey).where(ApiKey.id == made["id"]).values(revoked_at=1.0))
-    eventually(lambda: ask().status_code == 401, seconds=2 * KNOWN_SECONDS)
+    eventually(lambda: ask().status_code == 401)
 
 
 def test_the_last_key_that_makes_keys_stays(tenant, gateway):
