@@ -16,7 +16,7 @@ from archrepair_core.pace import Pace, estimate_settling_seconds
 from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.processes import never
 from archrepair_core.progress import Tell
-from archrepair_core.search.search import Arena
+from archrepair_core.search.trials import Arena
 
 # What a candidate may break is this share of what would just pass: 200 inputs tell it to half a point only
 # (selection.expected_broken).

@@ -22,7 +22,8 @@ from archrepair_core.repairers import METHODS
 from archrepair_core.report.evidence import Evidence
 from archrepair_core.scope import NETWORK, Scope
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import Arena, Trial, race
+from archrepair_core.search.search import race
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import NO_CHANGE_UTILITY
 from archrepair_core.spec import LEVELS, Control, resolve_controls
 from archrepair_core.statistics import mcnemar_exact, paired_difference_interval

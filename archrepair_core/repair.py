@@ -48,7 +48,7 @@ from archrepair_core.report.write import write_localization, write_pairs, write_
 from archrepair_core.request import REPORT_FILES, Artifact, RepairOutcome, RepairRequest
 from archrepair_core.restoration import Restoration, measure_restoration, restoration_weight
 from archrepair_core.search.drawing import draw_svg
-from archrepair_core.search.search import Arena, Trial
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.spec import resolve_outputs
 from archrepair_core.training import distillation_weight
 

@@ -38,7 +38,7 @@ from archrepair_core.localize.rank import (
     ranked,
     resample_weights,
 )
-from archrepair_core.search.search import Arena
+from archrepair_core.search.trials import Arena
 
 # Scores settle before this; a bigger pool only costs time.
 MAX_POOL, MIN_POOL = 1000, 32

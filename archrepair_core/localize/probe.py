@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from archrepair_core.localize.rank import NUM_RESAMPLES, Floats
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import KEEP_SHARE, Arena, Trial, run_rung, rung_epochs_of
+from archrepair_core.search.search import KEEP_SHARE, run_rung, rung_epochs_of
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import ValidationScore
 
 # Rungs of successive halving; the first ranks all blocks, the second the best third of them.

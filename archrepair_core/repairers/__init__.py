@@ -16,7 +16,7 @@ from archrepair_core.repairers.fewshot_mix import train_on_mixtures
 from archrepair_core.repairers.mode import select_inputs
 from archrepair_core.repairers.sensei import train_on_worst
 from archrepair_core.repairers.weights import fine_tune
-from archrepair_core.search.search import Arena, Trial
+from archrepair_core.search.trials import Arena, Trial
 
 
 class Repairer(Protocol):

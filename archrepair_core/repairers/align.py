@@ -19,7 +19,8 @@ from archrepair_core.prefix_cache import Features
 from archrepair_core.processes import is_over, never
 from archrepair_core.scope import NETWORK, Scope, in_scope, scoped_state
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import Arena, Trial, cut_before, trained, walk_back_
+from archrepair_core.search.search import cut_before, trained, walk_back_
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.training import OnStep, TrainingRun
 
 STEPS = 150

@@ -31,7 +31,8 @@ from archrepair_core.prefix_cache import INPUT
 from archrepair_core.processes import is_over
 from archrepair_core.scope import NETWORK, load_scoped_state, scoped_state
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import Arena, Trial, leave_time_to_walk, walk_back_
+from archrepair_core.search.search import leave_time_to_walk, walk_back_
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import run_tail, score_tail
 from archrepair_core.training import OnStep, TrainingRun, train
 

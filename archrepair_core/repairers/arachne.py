@@ -40,7 +40,8 @@ from archrepair_core.processes import is_over
 from archrepair_core.scope import scoped_state
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Tail
-from archrepair_core.search.search import Arena, Trial, cut_before, leave_time_to_walk, walk_back_
+from archrepair_core.search.search import cut_before, leave_time_to_walk, walk_back_
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.training import TrainingRun
 
 POPULATION = 100

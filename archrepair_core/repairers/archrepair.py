@@ -27,17 +27,9 @@ from archrepair_core.search.genotype import Edit, Genotype, build_
 from archrepair_core.search.lesson import Tail
 from archrepair_core.search.operations import ORIGINAL
 from archrepair_core.search.primitives import span_of
-from archrepair_core.search.search import (
-    Arena,
-    SearchRecord,
-    Trial,
-    affordable,
-    cut_before,
-    leave_time_to_walk,
-    run_trial,
-    trained,
-)
+from archrepair_core.search.search import affordable, cut_before, leave_time_to_walk, run_trial, trained
 from archrepair_core.search.supernet import Supernet, relax
+from archrepair_core.search.trials import Arena, SearchRecord, Trial
 from archrepair_core.selection import run_tail, score_tail
 from archrepair_core.training import train
 

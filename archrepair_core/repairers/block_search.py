@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from archrepair_core.search.genotype import Genotype, branch_beside, in_place_of
 from archrepair_core.search.operations import SKIP
 from archrepair_core.search.primitives import primitives_for, span_of
-from archrepair_core.search.search import Arena, Trial, race
+from archrepair_core.search.search import race
+from archrepair_core.search.trials import Arena, Trial
 
 # By the number of dimensions of one input of the block: what may stand in its place.
 REPLACEMENTS = {1: (SKIP, "low_rank"), 2: (SKIP, "adapter"), 3: (SKIP, "sep_conv_3x3")}

@@ -18,7 +18,8 @@ from archrepair_core.fingerprint import has_statistics
 from archrepair_core.prefix_cache import INPUT
 from archrepair_core.scope import scoped_state
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import Arena, Trial, walk_back_
+from archrepair_core.search.search import walk_back_
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.training import TrainingRun
 
 WEIGHTS = (0.1, 0.3, 0.6, 1.0)

@@ -35,7 +35,8 @@ from archrepair_core.localize.influence import recorded
 from archrepair_core.modes import eval_mode
 from archrepair_core.processes import is_over
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import Arena, Trial, cut_before, leave_time_to_walk
+from archrepair_core.search.search import cut_before, leave_time_to_walk
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import ValidationScore, score_tail
 from archrepair_core.training import TrainingRun
 

@@ -34,7 +34,8 @@ from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Tail
-from archrepair_core.search.search import Arena, Trial, run_alone
+from archrepair_core.search.search import run_alone
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.training import TrainingPlan
 
 NUM_CLUSTERS = 3

@@ -43,7 +43,8 @@ from archrepair_core.processes import clock, never
 from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Tail
-from archrepair_core.search.search import Arena, Trial, run_alone
+from archrepair_core.search.search import run_alone
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.training import TrainingPlan
 
 OVERFITTED_GAP = 0.1

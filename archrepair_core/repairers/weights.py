@@ -27,7 +27,8 @@ from archrepair_core.prefix_cache import INPUT
 from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.lesson import Lesson, Tail, as_it_is
-from archrepair_core.search.search import Arena, Trial, race, run_alone
+from archrepair_core.search.search import race, run_alone
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.training import TrainingPlan
 
 NUM_FAILING = 100

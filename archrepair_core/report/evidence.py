@@ -16,7 +16,8 @@ from archrepair_core.evaluate import predict
 from archrepair_core.gates import GateResult, evaluate_gates, verdict_of
 from archrepair_core.interface import round_
 from archrepair_core.robustness import OnShare
-from archrepair_core.search.search import Trial, count_parameters
+from archrepair_core.search.search import count_parameters
+from archrepair_core.search.trials import Trial
 from archrepair_core.selection import NO_CHANGE_UTILITY
 
 

@@ -29,7 +29,7 @@ from archrepair_core.report.markdown import render_markdown
 from archrepair_core.report.numbers import CONTROL_NAMES
 from archrepair_core.report.pairs import draw_pairs
 from archrepair_core.report.schema import SCHEMA_VERSION, Completion
-from archrepair_core.search.search import Trial
+from archrepair_core.search.trials import Trial
 
 PAIRS_NAME = "recognition.png"
 

@@ -170,6 +170,39 @@ def test_the_guard_stops_the_walk_at_what_it_may_lose():
     assert model(inputs).argmax(1).tolist() == [1, 1, 1, 0]
 
 
+class Dented(nn.Module):
+    """Inputs are rows of three: the margin of class 0, what the walk adds to it, and how far it dents it half-way."""
+
+    def __init__(self):
+        super().__init__()
+        self.gone = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, inputs):
+        margin, rise, dent = inputs.T
+        margin = margin + self.gone * rise - 4 * self.gone * (1 - self.gone) * dent
+        return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+
+def test_an_answer_that_goes_and_comes_back_does_not_end_the_walk():
+    model = Dented()
+    start = {"gone": torch.tensor(0.0)}
+    failing = torch.tensor([[-1.0, 2.5, 0.0], [-2.0, 3.5, 0.0]])
+    works = torch.tensor([[0.2, 0.0, 0.25], *([float(margin), 0.0, 0.0] for margin in range(2, 11))])
+    labels = torch.zeros(12, dtype=torch.long)
+    original = model(torch.cat([failing, works])).detach()
+    validation = identity_features(failing, labels[:2], original[:2])
+    guard = Guard(identity_features(works, labels[2:], original[2:]), max_lost=0.06)
+    with torch.no_grad():
+        model.gone.fill_(0.5)
+        assert (model(works).argmax(1) == 1).sum() == 1  # a tenth of the guard, by counting
+        model.gone.fill_(1.0)
+
+    alpha, score = choose_alpha_(
+        model, model, validation, scope=NETWORK, start=start, max_broken=1.0, guard=guard, from_original=True
+    )
+    assert (alpha, score.accuracy) == (1.0, 1.0)
+
+
 def test_without_labels_the_walk_ends_where_the_divergence_is_smallest():
     model = nn.Linear(1, 1, bias=False)
     start = {"weight": torch.zeros(1, 1)}

@@ -14,7 +14,7 @@ from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.evaluate import predict
 from archrepair_core.features import DiskBudget
 from archrepair_core.prefix_cache import PrefixCache
-from archrepair_core.search.search import Arena
+from archrepair_core.search.trials import Arena
 from archrepair_core.spec import Preprocessing, Repair
 
 NUM_CLASSES = 4

@@ -12,8 +12,8 @@ from archrepair_core.repairers import archrepair
 from archrepair_core.repairers.archrepair import carried_weights, layer_of, search_cell, within_limits
 from archrepair_core.search.dag import Edge
 from archrepair_core.search.genotype import Edit, Genotype, build_
-from archrepair_core.search.search import Arena
 from archrepair_core.search.supernet import relax
+from archrepair_core.search.trials import Arena
 from archrepair_core.spec import Repair
 from tests.archrepair_core.repairers.arenas import arena_of, soon
 

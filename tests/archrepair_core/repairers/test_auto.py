@@ -9,7 +9,7 @@ from archrepair_core.blocks import Block
 from archrepair_core.repairers.auto import ALIGN_WEIGHT, SCOPES_BY_FAULT, _starts, candidates
 from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import Trial
+from archrepair_core.search.trials import Trial
 from archrepair_core.selection import ValidationScore
 
 
@@ -22,8 +22,9 @@ NAMES = ["layer1", "layer1.0", "layer1.1", "layer2", "layer2.0", "layer2.1", "la
 BLOCKS = {name: block_of(name, depth) for depth, name in enumerate(NAMES)}
 
 
-def arena(fault, starts=("original",), tells_healthy=False, restoration=None):
+def arena(fault, starts=("original",), tells_healthy=False, restoration=None, shows_only_failures=False):
     return SimpleNamespace(
+        shows_only_failures=shows_only_failures,
         blocks=BLOCKS,
         fault=fault,
         starts=dict.fromkeys(starts),
@@ -59,6 +60,11 @@ def test_where_known_images_are_restored_the_network_has_all_the_time():
     assert [genotype.name for genotype in candidates(found, ["layer1.0"], level="auto")] == [
         "network, re-estimated statistics"
     ]
+
+
+def test_where_nothing_but_failures_is_known_one_block_has_all_the_time():
+    found = arena("input_shift", ("original", "re-estimated"), shows_only_failures=True)
+    assert candidates(found, ["layer2.1", "layer1.0"], level="auto") == [Genotype(("layer2.1",))]
 
 
 def test_new_branches_come_after_every_scope_as_it_is():

@@ -17,15 +17,8 @@ from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.scope import NETWORK
 from archrepair_core.search import search
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import (
-    COARSE_ALPHAS,
-    PROBE_ALPHAS,
-    Arena,
-    Trial,
-    leave_time_to_walk,
-    race,
-    run_trial,
-)
+from archrepair_core.search.search import COARSE_ALPHAS, PROBE_ALPHAS, leave_time_to_walk, race, run_trial
+from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import ALPHAS, ValidationScore
 from archrepair_core.spec import Preprocessing, Repair
 from archrepair_core.training import TrainingRun
