@@ -24,7 +24,6 @@ from archrepair_core.scope import NETWORK, Scope
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.search import race
 from archrepair_core.search.trials import Arena, Trial
-from archrepair_core.selection import NO_CHANGE_UTILITY
 from archrepair_core.spec import LEVELS, Control, resolve_controls
 from archrepair_core.statistics import mcnemar_exact, paired_difference_interval
 
@@ -85,7 +84,7 @@ def _run(name: Control, case: Case, arena: Arena, scope: Scope, *, seconds: floa
     taken = clock() - started
     if arena.is_stopped or not found:
         return Ran(name, None, "the job was stopped" if arena.is_stopped else "it found nothing to try", seconds, taken)
-    if found[0].score.utility <= NO_CHANGE_UTILITY:
+    if not found[0].score.helps:
         return Ran(name, None, "validation preferred the original to it", seconds, taken, was_run=True)
     return Ran(name, found[0], found[0].genotype.name, seconds, taken, was_run=True)
 

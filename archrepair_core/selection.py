@@ -38,6 +38,11 @@ class Score(Protocol):
         """Of the utility."""
         ...
 
+    @property
+    def helps(self) -> bool:
+        """Whether this is to be preferred to the original."""
+        ...
+
     def clearly_beats(self, other: Any) -> bool:
         """Whether this score is better than `other`, of the same kind, by more than chance explains."""
         ...
@@ -72,10 +77,27 @@ class ValidationScore:
         return _standard_error(self.smooth_change_N)
 
     @property
+    def cautious_utility(self) -> float:
+        """Utility less its standard error: what is gained grows slower on the way than the doubt about it.
+
+        Of inputs that all failed before none could have been lost, and doubt is no reason to stay with the original.
+        """
+        return self.utility - (self.standard_error if self._something_worked else 0.0)
+
+    @property
+    def helps(self) -> bool:
+        """Whether this is to be preferred to the original."""
+        return self.cautious_utility > 0
+
+    @property
     def clearly_helps(self) -> bool:
         """Whether utility is above the original's, 0, beyond chance. Of inputs that all failed before nobody can tell:
         none of them could have been lost."""
-        return self.accuracy > self.change and _clearly_positive(self.smooth_change_N)
+        return self._something_worked and _clearly_positive(self.smooth_change_N)
+
+    @property
+    def _something_worked(self) -> bool:
+        return self.accuracy > self.change
 
     def clearly_beats(self, other: "ValidationScore") -> bool:
         """Whether utility is higher beyond chance, by the paired differences over the same inputs."""
@@ -104,6 +126,11 @@ class DivergenceScore:
         """What statistics of a few inputs move by for no reason."""
         return REQUIRED_FALL
 
+    @property
+    def helps(self) -> bool:
+        """Whether this is to be preferred to the original."""
+        return self.utility > 0
+
     def clearly_beats(self, other: Any) -> bool:
         """Whether the divergence left is smaller by more than a tenth."""
         return self.after < (1 - REQUIRED_FALL) * other.after
@@ -120,9 +147,6 @@ class Guard:
     features: Features
     max_broken: float = math.inf
     max_lost: float = math.inf
-
-
-NO_CHANGE_UTILITY = 0.0
 
 
 def score_logits(
@@ -209,8 +233,8 @@ def choose_alpha_(
     from_original: bool = False,
     alphas: Sequence[float] = ALPHAS,
 ) -> tuple[float, ValidationScore]:
-    """Leave `model` at the α of highest utility whose expected broken share does not exceed `max_broken`, nor what the
-    guard allows on its own inputs.
+    """Leave `model` at the α of highest cautious utility whose expected broken share does not exceed `max_broken`, nor
+    what the guard allows on its own inputs.
 
     The α at which the expected share meets the limit is one of those tried, so nothing is lost between `alphas`. Where
     the walk comes `from_original`, nothing is broken at its beginning.
@@ -241,7 +265,7 @@ def choose_alpha_(
         last = min(last, _last_allowed(broken, guard.max_broken), _last_allowed(lost, guard.max_lost))
     if last < max(alphas):
         walk = [pair for pair in walk if pair[0] < last] + [(last, score_at(last))]
-    alpha, score = max(walk, key=lambda pair: pair[1].utility)
+    alpha, score = max(walk, key=lambda pair: pair[1].cautious_utility)
     interpolate_(model, start, end, alpha)
     return alpha, replace(score, expected_broken=begun + slope * alpha)
 

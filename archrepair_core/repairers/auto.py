@@ -18,7 +18,7 @@ from archrepair_core.scope import NETWORK, Scope
 from archrepair_core.search.genotype import Genotype, Start
 from archrepair_core.search.search import race
 from archrepair_core.search.trials import Arena, Trial
-from archrepair_core.selection import NO_CHANGE_UTILITY, ValidationScore
+from archrepair_core.selection import ValidationScore
 
 # Aligning may use this share of the time when labels are there to do better; it settles long before.
 ALIGN_SHARE = 0.15
@@ -41,13 +41,11 @@ def climb_ladder(
     cheap = _label_free_rungs(arena, suspects, deadline=deadline)
     if not arena.has_labels:
         return sorted(cheap, key=lambda trial: -trial.score.utility)
-    liked = [trial for trial in cheap if trial.score.utility > NO_CHANGE_UTILITY]
+    liked = [trial for trial in cheap if trial.score.helps]
     arena = replace(arena, starts=_starts(arena, liked))
     trials = race(arena, candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
     best = max(liked, key=lambda trial: trial.score.utility, default=None)
-    if best is not None and (
-        not trials or best.score.clearly_beats(trials[0].score) or trials[0].score.utility <= NO_CHANGE_UTILITY
-    ):
+    if best is not None and (not trials or best.score.clearly_beats(trials[0].score) or not trials[0].score.helps):
         return [best, *trials, *(trial for trial in cheap if trial is not best)]
     return [*trials, *cheap]
 

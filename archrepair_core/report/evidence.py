@@ -18,7 +18,6 @@ from archrepair_core.interface import round_
 from archrepair_core.robustness import OnShare
 from archrepair_core.search.search import count_parameters
 from archrepair_core.search.trials import Trial
-from archrepair_core.selection import NO_CHANGE_UTILITY
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Evidence:
 
 def gather_evidence(case: Case, trials: Sequence[Trial], *, on_share: OnShare | None = None) -> Evidence:
     """Measure the best trial on test and regression data, or the original where no trial beat it on validation."""
-    chosen = trials[0] if trials and trials[0].score.utility > NO_CHANGE_UTILITY else None
+    chosen = trials[0] if trials and trials[0].score.helps else None
     answers, after = _answers(case, chosen), chosen.model if chosen else case.host.model
     models = {"before": case.host.model, "after": after}
     measured = measure_all(

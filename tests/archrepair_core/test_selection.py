@@ -12,10 +12,10 @@ from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.scope import NETWORK, scoped_state
 from archrepair_core.search.branches import BlockWithBranch, Branch
 from archrepair_core.selection import (
-    NO_CHANGE_UTILITY,
     REQUIRED_FALL,
     DivergenceScore,
     Guard,
+    ValidationScore,
     choose_alpha_,
     choose_alpha_by_divergence_,
     expected_broken,
@@ -170,6 +170,19 @@ def test_the_guard_stops_the_walk_at_what_it_may_lose():
     assert model(inputs).argmax(1).tolist() == [1, 1, 1, 0]
 
 
+def test_a_gain_within_chance_is_none_and_of_inputs_that_all_failed_any_gain_is_one():
+    """Two of sixteen are fixed and one is broken; and two that failed before are a little nearer on balance."""
+    labels = torch.zeros(16, dtype=torch.long)
+    before = logits([0] * 8 + [1] * 8)
+    mixed = score_logits(logits([1] + [0] * 9 + [1] * 6), before, labels)
+    assert 0 < mixed.utility < mixed.standard_error
+    assert not mixed.helps
+    assert score_logits(logits([0] * 12 + [1] * 4), before, labels).helps
+    changes = {"broken": 0.0, "smooth_change_N": torch.tensor([0.2, -0.1]), "expected_broken": 0.0}
+    assert ValidationScore(accuracy=0.0, change=0.0, **changes).helps
+    assert not ValidationScore(accuracy=0.5, change=0.0, **changes).helps
+
+
 class Dented(nn.Module):
     """Inputs are rows of three: the margin of class 0, what the walk adds to it, and how far it dents it half-way."""
 
@@ -216,4 +229,4 @@ def test_without_labels_the_walk_ends_where_the_divergence_is_smallest():
     assert score.utility == pytest.approx(1 - 0.2 / 4.2 - REQUIRED_FALL)
     assert score.clearly_beats(DivergenceScore(4.2, 0.4))
     assert not score.clearly_beats(DivergenceScore(4.2, 0.21))
-    assert DivergenceScore(0.5, 0.47).utility < NO_CHANGE_UTILITY
+    assert not DivergenceScore(0.5, 0.47).helps
