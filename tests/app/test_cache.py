@@ -144,6 +144,7 @@ def test_a_job_that_was_submitted_before_stays_the_answer_to_its_key(ask, finish
     assert ask().json()["status"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_an_answer_is_never_a_job_that_is_already_deleted(gateway, gateway_sessions, submission, finish):
     store = open_store(gateway.settings.store_url)
     for _ in range(8):

@@ -115,6 +115,7 @@ def test_only_a_job_that_is_done_and_the_customers_own_is_deleted(gateway, gatew
     assert refused(gateway.client.delete(f"/v1/jobs/{inspection}")) == (409, "job.kind_refused")
 
 
+@pytest.mark.slow
 def test_bytes_that_another_job_has_too_stay_until_it_goes(gateway, done, purge, files):
     jobs = [done(), done()]
     again = gateway.client.post(jobs[0]["links"]["retry"]).json()
@@ -133,6 +134,7 @@ def test_bytes_that_another_job_has_too_stay_until_it_goes(gateway, done, purge,
     assert gateway.client.get(f"/v1/models/{again['model_id']}").status_code == 404
 
 
+@pytest.mark.slow
 def test_what_was_registered_or_uploaded_stays(gateway, gateway_sessions, finish, purge, files):
     model = gateway.client.post("/v1/models", files={"model": ("m.pt", files["model"])}).json()
     dataset = gateway.client.post("/v1/datasets", files={"file": ("d.npz", files["repair"])}).json()
@@ -157,6 +159,7 @@ def test_what_was_registered_or_uploaded_stays(gateway, gateway_sessions, finish
     assert keys_of(gateway, again, files) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["the store, at the job's own files", "the store, at a content", "the commit"])
 def test_a_sweep_that_breaks_half_way_is_done_again(
     gateway, gateway_sessions, store, done, purge, files, monkeypatch, broken
@@ -189,6 +192,7 @@ def test_a_sweep_that_breaks_half_way_is_done_again(
     assert gateway.client.get(other["links"]["model"]).content == b"PK repaired"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_deleted_while_it_is_run_again_leaves_all_or_nothing(gateway, done, purge):
     won = set()
     for _ in range(8):

@@ -141,6 +141,7 @@ def test_answers_are_kept_for_a_day(sessions, project_id):
     assert KEEP_ANSWERS_SECONDS > 24 * 3600
 
 
+@pytest.mark.slow
 def test_a_retry_after_the_gateway_was_killed_gets_the_job_that_was_made(settings, submission, start_gateway, once):
     with start_gateway(settings, app="tests.app.gateway_that_dies:create_app") as dying:
         with pytest.raises(httpx.TransportError):

@@ -24,6 +24,7 @@ def projects(settings):
     return run
 
 
+@pytest.mark.slow
 def test_an_operator_makes_a_project_and_its_first_key(projects, settings, sessions):
     code, line, _ = projects("create", "acme", "--quota", "running_jobs=2", "models=5")
     assert code == 0
@@ -44,6 +45,7 @@ def test_an_operator_makes_a_project_and_its_first_key(projects, settings, sessi
     assert "acme" in projects("list")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["embedded"], indirect=True)
 def test_what_an_operator_got_wrong_is_said(projects):
     for words, said in (

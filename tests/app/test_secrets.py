@@ -108,6 +108,7 @@ def test_no_secret_is_in_a_log_an_error_or_the_database(settings, start_gateway,
     assert '"status": 401' in places["gateway"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["app.prepare", "app.projects", "worker.celery_app"])
 def test_servers_that_are_not_there_are_named_without_their_passwords(program, tmp_path):
     port = free_port()

@@ -93,6 +93,7 @@ def test_a_body_without_a_length_is_limited_too(gateway, gateway_sessions):
     assert kept(gateway, gateway_sessions) == before
 
 
+@pytest.mark.slow
 def test_the_limit_of_one_request_is_512_mib_and_says_how_to_send_more(embedded, tmp_path, in_process_gateway):
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}", "Content-Length": str(512 * 1024**2 + 1)}
     with in_process_gateway(embedded.fresh(tmp_path / "state")) as client:

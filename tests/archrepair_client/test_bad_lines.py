@@ -50,6 +50,7 @@ def test_another_process_goes_on_with_an_upload_and_sends_nothing_twice(live, ba
     assert client.uploads.send(large).id == upload.id
 
 
+@pytest.mark.slow
 def test_a_download_that_is_cut_at_70_percent_goes_on(client, shaky, bad_line, large, files, tmp_path):
     told = []
     job = client.jobs.create_and_wait(

@@ -21,6 +21,7 @@ def _no_server_configured(monkeypatch):
             monkeypatch.delenv(name)
 
 
+@pytest.mark.slow
 def test_before_the_first_start_it_fails_at_nothing_and_makes_nothing(tmp_path):
     words = ["--state-dir", str(tmp_path / "state"), "--port", str(free_port()), "--json"]
     command = [sys.executable, "-P", "-m", "archrepair_client", "doctor", *words]

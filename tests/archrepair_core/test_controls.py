@@ -116,6 +116,7 @@ def while_training(told):
     return any("step" in progress.message for progress in told if progress.phase == "repairing")
 
 
+@pytest.mark.slow
 def test_what_was_not_run_says_why(run, monkeypatch):
     controls, *_ = run(method="bn")
     assert "belong to the whole network" in controls["random_block"]["reason"]

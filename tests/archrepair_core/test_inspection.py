@@ -8,6 +8,7 @@ from torch import nn
 from archrepair_core.inspection import block_tree, main
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_blocks_found_in_a_process_of_their_own(tmp_path: Path, capsys):
     layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)]
     path = tmp_path / "model.pt"
@@ -24,6 +25,7 @@ def test_the_command_prints_the_blocks_found_in_a_process_of_their_own(tmp_path:
     assert rows[0].split()[:6] == ["0", "Conv2d", "3×16×16", "4×16×16", "112", "27,648"]
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong_with_a_file(tmp_path: Path, capsys):
     path = tmp_path / "model.pt"
     path.write_bytes(b"PK\x03\x04")

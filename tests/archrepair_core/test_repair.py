@@ -129,6 +129,7 @@ def test_stopped_before_anything_was_tried_the_original_stays(run):
     assert not list(out.glob("*.pt"))
 
 
+@pytest.mark.slow
 def test_a_block_repair_leaves_every_other_parameter_bit_identical(run, digits):
     outcome, out, _ = run(gates=["test.accuracy > before"], repair={"method": "weights", "level": "block", "epochs": 4})
     block = outcome.result["blocks_repaired"][0]
@@ -185,6 +186,7 @@ def test_a_cell_is_searched_derived_trained_and_reported(run):
     assert report["localization"]["method"] == "spectrum+gradient"
 
 
+@pytest.mark.slow
 def test_limits_keep_branches_out(run):
     _, out, _ = run(
         localization={"include": ["blocks.0"], "top_k": 1},
@@ -209,6 +211,7 @@ def test_batch_norm_re_estimation_changes_statistics_only(run, digits):
     }
 
 
+@pytest.mark.slow
 def test_the_formats_asked_for_are_written_and_auto_is_the_uploads_own(run):
     gates = ["test.accuracy > before"]
     outcome, out, _ = run(gates=gates, repair={"method": "bn"}, outputs=["safetensors", "torchscript"])
@@ -304,6 +307,7 @@ def test_images_the_model_cannot_take_are_a_clear_error(run, tmp_path):
     assert error.value.code == "dataset.shape_mismatch"
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model(run):
     repair = {"method": "weights", "level": "network", "epochs": 2}
     states = []
@@ -373,6 +377,7 @@ def test_a_named_tuple_comes_back_whole_and_its_logits_are_repaired(run, rewritt
     assert report["test"]["accuracy"]["after"] > report["test"]["accuracy"]["before"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_a_model_comes_back_in_its_own_number_format(run, rewritten, dtype):
     path = rewritten(dtype=dtype)
@@ -431,6 +436,7 @@ def test_match_without_known_images_says_what_is_missing(run):
     assert refused.value.code == "dataset.no_match"
 
 
+@pytest.mark.slow
 def test_a_policy_is_a_way_to_augment(run):
     outcome, _, _ = run(repair={"method": "weights", "level": "block", "epochs": 1, "augment": "trivial"})
     assert outcome.resolved_spec["repair"]["augment"] == "trivial"

@@ -116,6 +116,7 @@ def from_npz(evaluate):
     return {bool(slices): evaluate(WITH_COLUMNS["npz"](), slices=slices) for slices in ([], ["hour"])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*WITH_COLUMNS, *WITHOUT_COLUMNS])
 def test_every_format_gives_the_same_evaluation(evaluate, from_npz, name):
     has_columns = name in WITH_COLUMNS

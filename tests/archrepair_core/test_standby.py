@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from archrepair_core.events import EventPipe
 from archrepair_core.standby import problem_of_crash, run_job
 
@@ -30,11 +32,13 @@ def request_for(tmp_path, **changes):
     }
 
 
+@pytest.mark.slow
 def test_a_standby_that_is_not_needed_ends_silently():
     events, _ = standby(b"")
     assert events == [{"type": "ready"}]
 
 
+@pytest.mark.slow
 def test_a_standby_says_what_is_wrong_with_an_upload_and_exits_cleanly(tmp_path):
     events, log = standby(json.dumps(request_for(tmp_path)).encode() + b"\n")
     assert events[0] == {"type": "ready"}

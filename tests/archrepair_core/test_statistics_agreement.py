@@ -87,6 +87,7 @@ def test_holm_is_that_of_statsmodels(monkeypatch):
         assert holm(p_values.tolist()) == pytest.approx(multipletests(p_values, method="holm")[1], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_means_are_those_of_students_test():
     rng = np.random.default_rng(2)
     for _ in range(NUM_TABLES):

@@ -67,12 +67,14 @@ def test_unlabelled_inputs_win_back_what_a_damaged_block_cost(repair, method):
     assert report["spec"]["repair"]["augment"] == "none", "digits must not be mirrored"
 
 
+@pytest.mark.slow
 def test_batch_norm_needs_no_labels_either(repair):
     outcome, report = repair(repair={"method": "bn"})
     assert report["chosen"] is None or report["chosen"]["validation"]["divergence_after"] > 0
     assert outcome.result["outcome"] in ("repaired", "no_improvement")
 
 
+@pytest.mark.slow
 def test_unlabelled_inputs_of_a_healthy_network_change_nothing(digits, damaged, tmp_path):
     roles = {"repair": damaged / "field.npz", "test": damaged / "sharp.npz"}
     spec = {"repair": {"method": "align", "epochs": 30, "budget_seconds": 60}}
@@ -81,6 +83,7 @@ def test_unlabelled_inputs_of_a_healthy_network_change_nothing(digits, damaged, 
     assert not list((tmp_path / "out").glob("repaired.*"))
 
 
+@pytest.mark.slow
 def test_with_labels_align_is_chosen_on_validation(repair):
     _, report = repair(files=("sharp", "sharp"), datasets={"repair": "upload:repair"}, repair={"method": "align"})
     assert report["chosen"]["validation"]["accuracy"] > 0.9

@@ -98,6 +98,7 @@ def test_controls_are_measured_beside_the_repair_told_and_never_delivered(client
     assert "<h2>Controls</h2>" in page
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_slices_and_corruptions_and_makes_no_model(client, case, tmp_path):
     with np.load(case.test) as arrays:
         by_hour = {"hour": np.array(["day", "night"])[np.arange(len(arrays["labels"])) % 2], **arrays}

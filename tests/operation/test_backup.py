@@ -111,6 +111,7 @@ def backup(tmp_path: Path) -> Path:
     return tmp_path / "backup"
 
 
+@pytest.mark.slow
 def test_all_is_there_again_and_what_waited_runs_on(
     stack: Stack, tmp_path: Path, backup: Path, start_gateway, submission
 ):

@@ -87,6 +87,7 @@ def lines_of(path):
     return [json.loads(line) for line in text.splitlines() if line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["production"], indirect=True)
 def test_one_trace_and_one_set_of_counts_from_request_to_ending(
     collector, settings, start_gateway, worker, submission, tmp_path, eventually

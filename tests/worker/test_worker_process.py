@@ -83,6 +83,7 @@ class MakesADirectory:
         return os.mkdir, (self.path,)
 
 
+@pytest.mark.slow
 def test_who_reaches_the_broker_can_ring_and_nothing_more(service, settings, submit, worker, eventually, tmp_path):
     celery = make_celery(settings)
     names = [{"task": RING_TASK, "id": "1", "lang": "py"}, {"task": "os.system", "id": "2", "lang": "py"}]
@@ -99,6 +100,7 @@ def test_who_reaches_the_broker_can_ring_and_nothing_more(service, settings, sub
     assert list(tmp_path.glob("made-*")) == []
 
 
+@pytest.mark.slow
 def test_a_worker_is_known_while_it_lives_and_drains_before_it_goes(service, submit, worker, eventually):
     job_id = submit("run_for_ever")
     eventually(lambda: service.job(job_id).progress, 45)
@@ -166,6 +168,7 @@ def test_a_killed_worker_leaves_no_process_and_its_job_runs_again(service, submi
     assert [event.data["cause"] for event in service.events(job_id, "job.requeued")] == ["worker_lost"]
 
 
+@pytest.mark.slow
 def test_webhooks_outlive_the_gateway_that_promised_them_and_the_worker_that_had_them(
     settings, start_gateway, submission, service, receiver, request, processes, eventually
 ):

@@ -166,6 +166,7 @@ class Listener:
         return b"event: job.succeeded" in self.heard and self.heard.endswith(b"0\r\n\r\n")
 
 
+@pytest.mark.slow
 def test_two_hundred_listeners_hold_neither_threads_nor_connections(settings, start_gateway, submission):
     with start_gateway(settings.model_copy(update={"event_streams_per_key": 200})) as gateway:
         check_listeners(gateway, submission)

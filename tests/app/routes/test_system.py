@@ -87,6 +87,7 @@ def test_the_system_shows_queues_and_what_each_worker_does(gateway, gateway_sess
             forget_worker(session, name)
 
 
+@pytest.mark.slow
 def test_a_gateway_that_is_told_to_stop_is_unready_and_ends_long_polls(stack, tmp_path, start_gateway, submission):
     with start_gateway(stack.fresh(tmp_path / "state", drain_seconds=1.5)) as running:
         job_id = running.client.post("/v1/jobs", files=submission()).json()["id"]

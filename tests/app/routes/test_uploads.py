@@ -382,6 +382,7 @@ def test_a_signed_url_writes_one_part_and_opens_nothing_else(gateway, begin):
     assert [answer.status_code for answer in tried] == [403] * len(tried)
 
 
+@pytest.mark.slow
 @on_s3
 def test_signed_urls_name_the_store_as_clients_reach_it(stack, tmp_path, start_gateway):
     settings = stack.fresh(tmp_path / "state", store_public_endpoint="https://files.example.org")
@@ -393,6 +394,7 @@ def test_signed_urls_name_the_store_as_clients_reach_it(stack, tmp_path, start_g
     assert "X-Amz-Expires=3600" in item["url"]
 
 
+@pytest.mark.slow
 def test_an_upload_outlives_its_gateway(settings, tmp_path):
     """kill -9 in the middle of a part; what had arrived whole is there for the next gateway, and only that."""
     content = os.urandom(6_000_000)

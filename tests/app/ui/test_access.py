@@ -196,6 +196,7 @@ def test_without_the_broker_the_dashboard_says_so_and_the_api_goes_on(embedded, 
         assert (answer.status_code, "platform.sessions_unavailable" in answer.text) == (503, True)
 
 
+@pytest.mark.slow
 def test_a_session_is_counted_against_the_limits_of_its_key(embedded, tmp_path, start_gateway):
     with start_gateway(embedded.fresh(tmp_path / "state", rate_limit_reads=3)) as running:
         with httpx.Client(base_url=running.url, headers=OWN_PAGE) as client:

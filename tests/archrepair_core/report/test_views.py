@@ -169,6 +169,7 @@ def test_the_page_loads_nothing_and_styles_nothing_inline(page):
         assert "unsafe" not in policy
 
 
+@pytest.mark.slow
 def test_names_never_leave_their_place():
     report = make_report(3, name=HOSTILE)
     page = Page(render_html(report, {}))
@@ -183,6 +184,7 @@ def test_names_never_leave_their_place():
     ElementTree.fromstring(render_junit(report))
 
 
+@pytest.mark.slow
 def test_sizes_stay_within_what_they_are_made_for():
     report = make_report(100, num_inputs=3000)
     random = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
