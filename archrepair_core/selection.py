@@ -157,11 +157,15 @@ def score_logits(
     width = MARGIN_SMOOTHING * float(margin_before.std(unbiased=False)) + 1e-6
     right_before, right_after = margin_before > 0, margin_after > 0
     broken = float((right_before & ~right_after).float().mean())
+    change_N = torch.sigmoid(margin_after / width) - torch.sigmoid(margin_before / width)
+    if not right_before.any():
+        # What fails cannot be lost: that it fails more surely is no harm, and outweighed what was won on few inputs.
+        change_N = change_N.clamp_min(0)
     return ValidationScore(
         accuracy=float(right_after.float().mean()),
         change=float(right_after.float().mean() - right_before.float().mean()),
         broken=broken,
-        smooth_change_N=torch.sigmoid(margin_after / width) - torch.sigmoid(margin_before / width),
+        smooth_change_N=change_N,
         expected_broken=expected_broken(margin_before, margin_after, population_M),
     )
 

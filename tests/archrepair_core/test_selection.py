@@ -183,6 +183,15 @@ def test_a_gain_within_chance_is_none_and_of_inputs_that_all_failed_any_gain_is_
     assert not ValidationScore(accuracy=0.5, change=0.0, **changes).helps
 
 
+def test_to_fail_more_surely_is_no_loss_where_everything_fails():
+    labels = torch.zeros(4, dtype=torch.long)
+    before = torch.tensor([[0.0, margin] for margin in (0.5, 2.0, 3.0, 4.0)])
+    after = torch.tensor([[0.2, 0.0], [0.0, 2.2], [0.0, 3.2], [0.0, 4.2]])
+    assert score_logits(after, before, labels).smooth_change_N.tolist() == [pytest.approx(0.7, abs=0.2), 0.0, 0.0, 0.0]
+    worked = [torch.cat([logits, torch.tensor([[9.0, 0.0]])]) for logits in (after, before)]
+    assert float(score_logits(*worked, torch.zeros(5, dtype=torch.long)).smooth_change_N.min()) < 0
+
+
 class Dented(nn.Module):
     """Inputs are rows of three: the margin of class 0, what the walk adds to it, and how far it dents it half-way."""
 
