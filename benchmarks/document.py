@@ -11,7 +11,7 @@ from archrepair_core.statistics import holm
 from benchmarks.cases import CASES
 from benchmarks.methods import ABLATIONS, LOCALIZATIONS, METHODS, ONE_BLOCK
 from benchmarks.ranks import Comparison, compare, compare_with_all, pareto_front, rank_methods
-from benchmarks.results import Row, key_of, read_published, right_after
+from benchmarks.results import Row, key_of, read_published, right_after, right_before
 from benchmarks.suites import SUITES
 
 PAGE = Path("docs/results.md")
@@ -19,6 +19,9 @@ BEGIN, END = "<!-- from here on written by `python -m benchmarks.document` -->",
 OURS = "auto"
 SIGNIFICANT = 0.05
 LEVELS = ("weights of some neurons", "weights of one layer", "weights of one block", "network fine-tune")
+# Rows of RQ4 that take something from `auto`, and the pictures of plots.py.
+PARTS_TAKEN = tuple(name for name in ABLATIONS if name.startswith("auto,"))
+BLAME, PARTS = "pictures/benchmark-blame.png", "pictures/benchmark-parts.png"
 Cell = Callable[[Sequence[Row]], str]
 
 
@@ -153,9 +156,19 @@ def statements(grouped: Grouped) -> list[str]:
         lines.append(
             f"| {case} | {len(by_method[OURS])} | {best if against.difference < 0 else OURS} "
             f"| {100 * against.difference:+.2f}{' **behind**' if behind else ''} | {low:+.2f} to {high:+.2f} "
-            f"| {against.p:.2g} | {'yes' if OURS in front else 'no: ' + ', '.join(beaten_by)} |"
+            f"| {against.p:.2g} | {'yes' if OURS in front else _beaten(by_method, found, beaten_by)} |"
         )
     return [*lines, ""]
+
+
+def _beaten(by_method: Mapping[str, Sequence[Row]], found: Mapping[str, Comparison], names: Sequence[str]) -> str:
+    """Who is ahead of `auto` in gain and breakage, and whether by more than chance in either."""
+    kept = {
+        name: np.concatenate([right_after(row) | ~right_before(row) for row in by_method[name]]) for name in by_method
+    }
+    breakage = {name: compare(kept[OURS], kept[name]) for name in names}
+    beyond = [name for name in names if found[name].p < SIGNIFICANT or breakage[name].p < SIGNIFICANT]
+    return f"no: {', '.join(beyond)}" if beyond else f"within noise of {', '.join(names)}"
 
 
 def rank_lines(grouped: Grouped) -> list[str]:
@@ -248,9 +261,12 @@ def section(rows: Sequence[Row]) -> list[str]:
         "![Mean ranks with Nemenyi's critical difference](pictures/benchmark-ranks.png)",
         "",
         *_corruptions(rows),
-        *_suite("### RQ3: what the blame is worth", rows, [*LOCALIZATIONS, *_blocks(rows)]),
+        *_suite(
+            "### Own distribution: where there is no fault but a network's errors", rows, SUITES["no fault"].methods
+        ),
+        *_suite("### RQ3: what the blame is worth", rows, [*LOCALIZATIONS, *blocks_of(rows)], BLAME),
         *_levels(rows),
-        *_suite("### RQ4: what each part is worth", rows, [OURS, *ABLATIONS], at_least=ABLATIONS),
+        *_suite("### RQ4: what each part is worth", rows, [OURS, *ABLATIONS], PARTS, at_least=PARTS_TAKEN),
         *_suite("### The paper's protocol", rows, METHODS, protocol="paper"),
         "### Case by case",
         "",
@@ -290,7 +306,7 @@ def _corruptions(rows: Sequence[Row]) -> list[str]:
     return [*title, said, "", *overview(grouped, suite.methods, gain_and_breakage)]
 
 
-def _blocks(rows: Iterable[Row]) -> list[str]:
+def blocks_of(rows: Iterable[Row]) -> list[str]:
     return sorted({row["method"] for row in rows if row["method"].startswith(ONE_BLOCK)})
 
 
@@ -298,11 +314,12 @@ def _suite(
     title: str,
     rows: Sequence[Row],
     methods: Iterable[str],
+    picture: str | None = None,
     *,
     protocol: str = "honest",
     at_least: Iterable[str] | None = None,
 ) -> list[str]:
-    """The tables of one question, of cases on which two of its methods have run."""
+    """The tables of one question and its picture, of cases on which two of its methods have run."""
     wanted = list(methods)
     needed = set(wanted if at_least is None else at_least)
     grouped = {
@@ -312,7 +329,8 @@ def _suite(
     }
     if not grouped:
         return [title, "", "Has not run.", ""]
-    return [title, "", *(line for case, by_method in grouped.items() for line in case_table(case, by_method))]
+    shown = [f"![{title.removeprefix('### ')}]({picture})", ""] if picture else []
+    return [title, "", *shown, *(line for case, by_method in grouped.items() for line in case_table(case, by_method))]
 
 
 def _unfinished(rows: Sequence[Row]) -> list[str]:

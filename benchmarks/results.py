@@ -83,9 +83,18 @@ def row_of(run: Run, report: Mapping[str, Any], answers: Mapping[str, npt.NDArra
     }
 
 
+def right_before(row: Row) -> npt.NDArray[np.bool_]:
+    """Which test inputs the original answered rightly."""
+    return _bits(row, "right_before")
+
+
 def right_after(row: Row) -> npt.NDArray[np.bool_]:
     """Which test inputs were answered rightly after the repair."""
-    return np.unpackbits(np.frombuffer(row["right_after"], np.uint8), count=row["n_test"]).astype(bool)
+    return _bits(row, "right_after")
+
+
+def _bits(row: Row, name: str) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(row[name], np.uint8), count=row["n_test"]).astype(bool)
 
 
 def read_published(path: Path = PUBLISHED) -> list[Row]:

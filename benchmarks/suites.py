@@ -81,6 +81,13 @@ SUITES: dict[str, Suite] = {
         },
     ),
     "ablations": Suite(
-        "RQ4: what is each part worth?", ("jpeg", "gaussian_noise", "overfitted", "damaged"), tuple(ABLATIONS)
+        "RQ4: what is each part worth?",
+        ("digits", "fashion rotated", "jpeg", "gaussian_noise", "overfitted", "damaged"),
+        tuple(ABLATIONS),
+    ),
+    "no fault": Suite(
+        "Own distribution: are more than 10 % of the errors repaired with less than 0.3 % broken?",
+        ("fashion", "own"),
+        ("auto", "auto, at most 0.3 % broken", "network fine-tune", "weights of one block"),
     ),
 }
