@@ -24,6 +24,8 @@ from archrepair_core.selection import ValidationScore
 ALIGN_SHARE = 0.15
 # Weight of the healthy statistics as a regulariser, where it is worth a trial of its own.
 ALIGN_WEIGHT = 0.1
+# So many failures, and nothing else of the field, are repaired by one block; of fewer the network learns as well.
+MANY_FAILURES = 250
 # By the kind of fault, the scopes in order of prior belief (docs/results.md says what that rests on).
 SCOPES_BY_FAULT: dict[str, tuple[str, ...]] = {
     "damaged_weights": ("suspects", "network", "stages around"),
@@ -58,9 +60,9 @@ def candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Gen
     kept, edited = by_block[: len(suspects)], by_block[len(suspects) :]
     if level == "block":
         return _from_every_start(arena, [genotype.scope for genotype in kept]) + edited
-    if arena.shows_only_failures and not arena.restoration:
-        # Probes like what learns fast, and what breaks in the field cannot be seen. At the same gain one block breaks
-        # less of it, and of what works today, than the network (docs/results.md).
+    if arena.shows_only_failures and arena.num_repair >= MANY_FAILURES and not arena.restoration:
+        # Probes like what learns fast, and what breaks in the field cannot be seen. Of many failures the network learns
+        # at the cost of what works today, which ends its walk early; one block does not (docs/results.md).
         return [Genotype((suspects[0],))]
     scopes = [scope for name in SCOPES_BY_FAULT[arena.fault] for scope in SCOPES[name](arena.blocks, suspects)]
     ordered = list(dict.fromkeys(scopes))

@@ -132,6 +132,11 @@ class Arena:
         return not bool((cache.original_logits["validation"].argmax(1) == labels_N).any())
 
     @property
+    def num_repair(self) -> int:
+        """Inputs to repair with, validation left out."""
+        return len(self.starts["original"].splits["repair"])
+
+    @property
     def tells_healthy(self) -> bool:
         """Whether anything tells the statistics to align to."""
         return tells_healthy(self.starts["original"], self.reference)

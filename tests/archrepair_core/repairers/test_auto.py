@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from archrepair_core.blocks import Block
-from archrepair_core.repairers.auto import ALIGN_WEIGHT, SCOPES_BY_FAULT, _starts, candidates
+from archrepair_core.repairers.auto import ALIGN_WEIGHT, MANY_FAILURES, SCOPES_BY_FAULT, _starts, candidates
 from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
 from archrepair_core.search.trials import Trial
@@ -22,9 +22,10 @@ NAMES = ["layer1", "layer1.0", "layer1.1", "layer2", "layer2.0", "layer2.1", "la
 BLOCKS = {name: block_of(name, depth) for depth, name in enumerate(NAMES)}
 
 
-def arena(fault, starts=("original",), tells_healthy=False, restoration=None, shows_only_failures=False):
+def arena(fault, starts=("original",), tells_healthy=False, restoration=None, num_failures=0):
     return SimpleNamespace(
-        shows_only_failures=shows_only_failures,
+        shows_only_failures=num_failures > 0,
+        num_repair=num_failures,
         blocks=BLOCKS,
         fault=fault,
         starts=dict.fromkeys(starts),
@@ -62,9 +63,13 @@ def test_where_known_images_are_restored_the_network_has_all_the_time():
     ]
 
 
-def test_where_nothing_but_failures_is_known_one_block_has_all_the_time():
-    found = arena("input_shift", ("original", "re-estimated"), shows_only_failures=True)
-    assert candidates(found, ["layer2.1", "layer1.0"], level="auto") == [Genotype(("layer2.1",))]
+def test_of_many_failures_and_nothing_else_one_block_has_all_the_time_to_learn():
+    many, few = (
+        candidates(arena("input_shift", num_failures=number), ["layer2.1", "layer1.0"], level="auto")
+        for number in (MANY_FAILURES, MANY_FAILURES - 1)
+    )
+    assert many == [Genotype(("layer2.1",))]
+    assert few == candidates(arena("input_shift"), ["layer2.1", "layer1.0"], level="auto")
 
 
 def test_new_branches_come_after_every_scope_as_it_is():
