@@ -165,7 +165,13 @@ def test_a_cell_is_searched_derived_trained_and_reported(run):
     outcome, out, _ = run(
         gates=["test.accuracy > 0"],
         localization={"include": ["blocks.1"]},
-        repair={"method": "archrepair", "epochs": 1, "max_latency_ratio": 10, "max_params_ratio": 10},
+        repair={
+            "method": "archrepair",
+            "epochs": 1,
+            "budget_seconds": 120,
+            "max_latency_ratio": 10,
+            "max_params_ratio": 10,
+        },
     )
     report = json.loads((out / "report.json").read_text())
     (trial,) = report["trials"]
