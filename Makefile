@@ -61,6 +61,7 @@ bench: $(INSTALLED)  ## methods against faults, over HTTP; resumable, takes hour
 	$(BIN)/python -m benchmarks.results
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.document
+	$(BIN)/python -m benchmarks.peers --document
 
 bench-quick: $(INSTALLED)  ## the small cases of it, and whether the methods stand in the published order; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks quick --again
