@@ -70,6 +70,7 @@ def make_arena(
         checkpoints=pace.checkpoints if pace else None,
         keep_K=_keep(splits, logits),
         field_margins_M=_field_margins(case),
+        bold=case.little_works,
         stopped=stopped,
     )
 

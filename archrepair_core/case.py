@@ -40,6 +40,8 @@ BATCH_SIZE = 128
 AUGMENTATION_PROBE = 512
 VERIFY_BATCH = 8
 # Where moves are tried, the first that has labels.
+# Of an original that is right on a smaller share of the field little can be lost.
+LITTLE = 0.5
 PROBED_ROLES = ("repair", "replay", "guard", "validation")
 
 
@@ -93,6 +95,16 @@ class Case:
     data: Data
     baseline: Baseline
     reference: nn.Module | None = None
+
+    @property
+    def little_works(self) -> bool:
+        """Whether the original is right on less than half of the labelled inputs it is to be repaired with, but on some:
+        where nothing but failures is known of the field, nothing tells what breaks of it."""
+        repair = self.data.splits.repair
+        if not repair.labelled:
+            return False
+        right_N = self.baseline.logits["repair"].argmax(1) == torch.as_tensor(repair.labels)
+        return 0 < float(right_N.float().mean()) < LITTLE
 
 
 def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path) -> Data:

@@ -295,7 +295,8 @@ def _resolved_spec(case: Case, localization: Localization, pace: Pace) -> dict[s
     spec["preprocessing"] = case.data.preprocessing.model_dump(mode="json")
     spec["localization"]["method"] = localization.method
     spec["repair"] |= {"augment": case.baseline.augmentation.name, "budget_seconds": round(pace.budget_seconds, 1)}
-    spec["repair"] |= {"distillation": distillation_weight(case.spec.repair), "precision": pace.precision}
+    distillation = distillation_weight(case.spec.repair, bold=case.little_works)
+    spec["repair"] |= {"distillation": distillation, "precision": pace.precision}
     spec["repair"]["restoration"] = restoration_weight(case.spec.repair)
     spec["outputs"] = resolve_outputs(case.spec.outputs, case.host.format)
     spec["evaluation"] = resolved_evaluation(case.spec)

@@ -26,6 +26,7 @@ from archrepair_core.batches import Batch, draws, read_batch
 from archrepair_core.checkpoint import Checkpoint, Checkpoints, Saved
 from archrepair_core.features import Features, Indices
 from archrepair_core.margins import lost_margin
+from archrepair_core.optimizers import WEIGHT_DECAY, make_optimizers
 from archrepair_core.precision import Precision, autocast
 from archrepair_core.processes import agreed, clock, is_over, mean_of_all, never, seed_of_process, sum_gradients, summed
 from archrepair_core.scope import Scope, in_scope, load_scoped_state, scoped_state
@@ -37,18 +38,15 @@ OnStep = Callable[[int, int, SupportsFloat], None]
 
 # One step moves the weights by this share of their norm at the peak of the schedule; see `try_steps`.
 RELATIVE_STEP = 5e-4
-MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
+# A bold one moves each weight by about this share of their root mean square.
+BOLD_STEP = 0.0125
 MAX_GRADIENT_NORM = 1.0
 # λ: against 1 and 0 it broke a quarter fewer answers at the same gain (docs/results.md).
-DISTILLATION = 3.0
+DISTILLATION, BOLD_DISTILLATION = 3.0, 1.0
 # The rate rises over this share of the run and then stays, so that the average covers many good points.
 WARM_UP_SHARE = 0.15
-AVERAGE_FROM_SHARE = 0.25
+AVERAGE_FROM_SHARE, BOLD_AVERAGE_FROM_SHARE = 0.25, 0.85
 NUM_TRIED_STEPS = 4
-# Parameters of this name choose between operations (search/supernet.py).
-ALPHAS_SUFFIX = ".alphas"
-ALPHA_RATE = 0.01
 MAX_EPOCHS = 40
 # A run whose loss stands above this multiple of where it began (plus one) will not come back.
 DIVERGED_FACTOR = 3.0
@@ -69,6 +67,8 @@ class TrainingPlan:
     about. With `checkpoints`, a training that was interrupted goes on, and one that was finished is not repeated;
     `name` tells it from others that begin alike. `score` is what validation says of the model as it is, more is better,
     and its standard error: training stops when it gets worse. `stopped` says whether somebody wants what there is now.
+    `bold` is for a network of which little works: AdamW instead of SGD, and an average of the end of the run alone. It
+    goes further in the same seconds, and breaks more of what there is to break (docs/results.md).
     """
 
     epochs: float | None
@@ -85,6 +85,7 @@ class TrainingPlan:
     score: Callable[[], tuple[float, float]] | None = None
     stopped: Callable[[], bool] = never
     weight_decay: float = WEIGHT_DECAY
+    bold: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,11 @@ class TrainingRun:
     diverged: bool
 
 
-def distillation_weight(asked: Repair) -> float:
+def distillation_weight(asked: Repair, *, bold: bool) -> float:
     """λ, where the spec leaves it open."""
-    return DISTILLATION if asked.distillation == "auto" else asked.distillation
+    if asked.distillation != "auto":
+        return asked.distillation
+    return BOLD_DISTILLATION if bold else DISTILLATION
 
 
 def train(
@@ -214,7 +217,8 @@ class TriedSteps:
 def try_steps(
     model: nn.Module, tail: Callable[[Tensor], Tensor], features: Features, *, scope: Scope, plan: TrainingPlan
 ) -> TriedSteps:
-    """Find the rate at which one clipped step moves the scope's weights by `RELATIVE_STEP` of their norm.
+    """Find the rate at which one clipped step moves the scope's weights by `RELATIVE_STEP` of their norm; for a bold
+    plan that at which AdamW moves each by `BOLD_STEP` of their root mean square.
 
     Found on the data: the gradient norm is the mean over the first batches, the weight norm the scope's own, so a
     model with weights or losses of another size needs no other constant.
@@ -233,6 +237,8 @@ def try_steps(
     gradient_norm = min(float(np.mean(norms)), MAX_GRADIENT_NORM)
     weight_norm = _norm([parameter.detach() for parameter in parameters])
     rate = RELATIVE_STEP * max(weight_norm, 1e-3) / max(gradient_norm, 1e-3)
+    if plan.bold:
+        rate = BOLD_STEP * weight_norm / math.sqrt(sum(parameter.numel() for parameter in parameters))
     return TriedSteps(agreed(rate), agreed(float(np.median(seconds))) + 1e-4)
 
 
@@ -242,7 +248,8 @@ def _train_once(
     started = time.monotonic()
     rate, steps = plan.learning_rate or 0.0, _steps_per_epoch(learner.features, plan)
     total_steps = math.ceil((plan.epochs or 1) * steps)
-    optimizers = make_optimizers(learner.model, learner.scope, rate, weight_decay=plan.weight_decay)
+    optimizers = make_optimizers(learner.model, learner.scope, rate, weight_decay=plan.weight_decay, bold=plan.bold)
+    averages_from = BOLD_AVERAGE_FROM_SHARE if plan.bold else AVERAGE_FROM_SHARE
     state = TrainingState(scoped_state(learner.model, learner.scope), optimizers, learner.device)
     if saved:
         state.restore_(saved)
@@ -257,7 +264,7 @@ def _train_once(
                 break
             optimizers[0].param_groups[0]["lr"] = rate * _warm_up(state.step / total_steps)
             state.losses.append(_learn(learner, optimizers, views, items, plan=plan))
-            if state.step >= AVERAGE_FROM_SHARE * (total_steps - 1):
+            if state.step >= averages_from * (total_steps - 1):
                 state.average.add()
             state.step += 1
             learner.on_step(state.step, total_steps, state.losses[-1])
@@ -334,21 +341,6 @@ def _loss(tail: Callable[[Tensor], Tensor], batch: Batch, plan: TrainingPlan) ->
     if plan.keep_K is not None:
         kept = kept * plan.keep_K.to(kept.device)[batch.labels_N]
     return batch.weight * (loss + plan.distillation * (kept * was_right).mean())
-
-
-def make_optimizers(
-    model: nn.Module, scope: Scope, rate: float, *, weight_decay: float = WEIGHT_DECAY
-) -> list[torch.optim.Optimizer]:
-    """SGD for the weights of `scope`, first; Adam for the alphas of its supernets, where it has any.
-
-    Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, section 3: the architect's own optimizer.
-    """
-    parameters = dict(model.named_parameters())
-    chosen = [name for name in parameters if in_scope(name, scope)]
-    weights = [parameters[name] for name in chosen if not name.endswith(ALPHAS_SUFFIX)]
-    alphas = [parameters[name] for name in chosen if name.endswith(ALPHAS_SUFFIX)]
-    sgd = torch.optim.SGD(weights, lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=weight_decay, foreach=True)
-    return [sgd, torch.optim.Adam(alphas, lr=ALPHA_RATE, betas=(0.5, 0.999))] if alphas else [sgd]
 
 
 def _select_parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:

@@ -64,7 +64,8 @@ class Arena:
     of the guard that may be broken, and lost on balance; `reference` an earlier good version of the model; `fault` the
     kind it looks like; `keep_K` how much right answers of each class are to be kept;
     `field_margins_M` the original's margins on the field, where it tells more than validation; `restoration` what known
-    images are to be like, where they are replayed through a recognised corruption.
+    images are to be like, where they are replayed through a recognised corruption; `bold` whether so little works of
+    the field that training may go far.
     """
 
     original: nn.Module
@@ -85,6 +86,7 @@ class Arena:
     keep_K: Tensor | None = None
     field_margins_M: Tensor | None = None
     restoration: Restoration | None = None
+    bold: bool = False
     stopped: Callable[[], bool] = never
 
     @property
@@ -98,12 +100,13 @@ class Arena:
             epochs=epochs,
             deadline=deadline,
             seed=self.seed,
-            distillation=distillation_weight(self.limits),
+            distillation=distillation_weight(self.limits, bold=self.bold),
             keep_K=self.keep_K,
             precision=self.precision,
             checkpoints=self.checkpoints,
             name=name,
             stopped=self.stopped,
+            bold=self.bold,
         )
 
     def decide(self, value: float) -> float:

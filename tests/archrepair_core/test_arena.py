@@ -1,5 +1,7 @@
 """What a candidate may break is what the gate can still be shown to allow."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from archrepair_core.arena import (
     endangered_classes,
     provable_share,
 )
+from archrepair_core.case import Baseline, Case
 from archrepair_core.statistics import wilson_interval
 
 
@@ -40,3 +43,14 @@ def test_a_class_named_too_often_is_kept_more():
         torch.nn.functional.one_hot(torch.zeros(900, dtype=int), 9).float(), torch.arange(900) % 9
     )
     assert everything_named_0[0] == MAX_RATIO**2
+
+
+@pytest.mark.parametrize(("num_right", "little"), [(0, False), (1, True), (4, True), (5, False), (10, False)])
+def test_little_works_where_less_than_half_does_but_something(num_right, little):
+    labels = torch.zeros(10, dtype=torch.long)
+    logits = torch.nn.functional.one_hot(torch.tensor([0] * num_right + [1] * (10 - num_right)), 2).float()
+    repair = SimpleNamespace(labelled=True, labels=labels.numpy())
+    case = Case(
+        None, None, SimpleNamespace(splits=SimpleNamespace(repair=repair)), Baseline({"repair": logits}, 1.0, None)
+    )
+    assert case.little_works is little

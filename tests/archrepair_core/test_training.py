@@ -13,7 +13,7 @@ from torch import nn
 from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.margins import lost_margin
 from archrepair_core.scope import NETWORK, in_scope, scoped_state
-from archrepair_core.training import TrainingPlan, train, try_steps
+from archrepair_core.training import BOLD_STEP, TrainingPlan, train, try_steps
 
 
 def make_task(items=120, views=2):
@@ -193,3 +193,21 @@ def test_scope_names_whole_modules():
     assert in_scope("layer1", ("layer1",))
     assert not in_scope("layer10.weight", ("layer1",))
     assert in_scope("anything", NETWORK)
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
+def test_a_bold_step_moves_every_weight_by_a_share_of_their_root_mean_square(size):
+    net = make_net()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(size)
+    found = try_steps(net, net, make_task(), scope=NETWORK, plan=plan(bold=True))
+    assert found.learning_rate == pytest.approx(BOLD_STEP * size, rel=1e-4)
+
+
+def test_a_bold_training_goes_further_in_as_many_steps():
+    losses = {}
+    for bold in (False, True):
+        net, task = make_net(), make_task()
+        losses[bold] = train(net, net, task, scope=NETWORK, plan=plan(epochs=3, bold=bold)).losses[-1]
+    assert losses[True] < losses[False]

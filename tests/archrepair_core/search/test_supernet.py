@@ -8,12 +8,12 @@ from torch import nn
 
 from archrepair_core.blocks import Block
 from archrepair_core.errors import EngineError
+from archrepair_core.optimizers import make_optimizers
 from archrepair_core.search.dag import Edge
 from archrepair_core.search.derive import DERIVATIONS, without_dead_ends
 from archrepair_core.search.genotype import Edit
 from archrepair_core.search.operations import FEATURE_OPERATIONS, IMAGE_OPERATIONS
 from archrepair_core.search.supernet import Supernet, relax
-from archrepair_core.training import make_optimizers
 
 
 def block_of(entered, left):
