@@ -98,8 +98,10 @@ class Case:
 
     @property
     def little_works(self) -> bool:
-        """Whether the original is right on less than half of the labelled inputs it is to be repaired with, but on some:
-        where nothing but failures is known of the field, nothing tells what breaks of it."""
+        """Whether the original is right on some, but less than half, of the labelled inputs it is to be repaired with.
+
+        Where nothing but failures is known of the field, nothing tells what breaks of it.
+        """
         repair = self.data.splits.repair
         if not repair.labelled:
             return False
