@@ -45,7 +45,7 @@ MAX_GRADIENT_NORM = 1.0
 DISTILLATION, BOLD_DISTILLATION = 3.0, 1.0
 # The rate rises over this share of the run and then stays, so that the average covers many good points.
 WARM_UP_SHARE = 0.15
-AVERAGE_FROM_SHARE, BOLD_AVERAGE_FROM_SHARE = 0.25, 0.85
+AVERAGE_FROM_SHARE, BOLD_AVERAGE_FROM_SHARE = 0.25, 0.5
 NUM_TRIED_STEPS = 4
 MAX_EPOCHS = 40
 # A run whose loss stands above this multiple of where it began (plus one) will not come back.
@@ -67,7 +67,7 @@ class TrainingPlan:
     about. With `checkpoints`, a training that was interrupted goes on, and one that was finished is not repeated;
     `name` tells it from others that begin alike. `score` is what validation says of the model as it is, more is better,
     and its standard error: training stops when it gets worse. `stopped` says whether somebody wants what there is now.
-    `bold` is for a network of which little works: AdamW instead of SGD, and an average of the end of the run alone. It
+    `bold` is for a network of which little works: AdamW instead of SGD, and an average of the second half alone. It
     goes further in the same seconds, and breaks more of what there is to break (docs/results.md).
     """
 

@@ -22,8 +22,9 @@ NAMES = ["layer1", "layer1.0", "layer1.1", "layer2", "layer2.0", "layer2.1", "la
 BLOCKS = {name: block_of(name, depth) for depth, name in enumerate(NAMES)}
 
 
-def arena(fault, starts=("original",), tells_healthy=False, restoration=None, num_failures=0):
+def arena(fault, starts=("original",), tells_healthy=False, restoration=None, num_failures=0, bold=False):
     return SimpleNamespace(
+        bold=bold,
         shows_only_failures=num_failures > 0,
         num_repair=num_failures,
         blocks=BLOCKS,
@@ -70,6 +71,13 @@ def test_of_many_failures_and_nothing_else_one_block_has_all_the_time_to_learn()
     )
     assert many == [Genotype(("layer2.1",))]
     assert few == candidates(arena("input_shift"), ["layer2.1", "layer1.0"], level="auto")
+
+
+def test_where_little_works_the_network_and_the_first_suspect_take_turns():
+    found = candidates(
+        arena("unknown", ("original", "re-estimated"), bold=True), ["layer2.1", "layer1.0"], level="auto"
+    )
+    assert found == [Genotype(NETWORK), Genotype(("layer2.1",))]
 
 
 def test_new_branches_come_after_every_scope_as_it_is():
