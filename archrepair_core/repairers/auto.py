@@ -16,7 +16,7 @@ from archrepair_core.repairers.block_search import block_genotypes
 from archrepair_core.repairers.bn import re_estimate_batch_norm
 from archrepair_core.scope import NETWORK, Scope
 from archrepair_core.search.genotype import Genotype, Start
-from archrepair_core.search.search import race, take_turns
+from archrepair_core.search.search import race
 from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import ValidationScore
 
@@ -45,11 +45,7 @@ def climb_ladder(
         return sorted(cheap, key=lambda trial: -trial.score.utility)
     liked = [trial for trial in cheap if trial.score.helps]
     arena = replace(arena, starts=_starts(arena, liked))
-    tried = candidates(arena, suspects, level=level)
-    if arena.bold and epochs is None and level == "auto":
-        trials = take_turns(arena, tried, deadline=deadline)
-    else:
-        trials = race(arena, tried, deadline=deadline, epochs=epochs)
+    trials = race(arena, candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
     best = max(liked, key=lambda trial: trial.score.utility, default=None)
     if best is not None and (not trials or best.score.clearly_beats(trials[0].score) or not trials[0].score.helps):
         return [best, *trials, *(trial for trial in cheap if trial is not best)]
@@ -72,12 +68,10 @@ def candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Gen
     ordered = list(dict.fromkeys(scopes))
     # From another start only the first guess: a race that is too long tells nothing.
     first, others = _from_every_start(arena, ordered[:1]), [Genotype(scope) for scope in ordered[1:]]
-    if arena.restoration:
+    if arena.restoration or arena.bold:
         # Probes like what learns fast: two stages won one race in two, and gained less than the network in the end
         # (docs/results.md). The time is better spent on the first guess.
         return first
-    if arena.bold:
-        return [first[0], Genotype((suspects[0],))]
     regularised = [replace(first[0], align=ALIGN_WEIGHT)] if arena.tells_healthy else []
     return first + others + regularised + edited
 

@@ -79,23 +79,6 @@ def race(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float, epochs
     return [*ordered, *(probe for probe in probes if probe is not early)]
 
 
-def take_turns(arena: Arena, genotypes: Sequence[Genotype], *, deadline: float) -> list[Trial]:
-    """Each genotype trained for its share of the time, the best first; a later one has to beat an earlier clearly.
-
-    Bold training is fast, and how far it can be walked is much a matter of chance: two chances are worth more than one
-    with twice the time (docs/results.md).
-    """
-    train_until, alphas = leave_time_to_walk(arena, deadline, epochs=None)
-    finals: list[Trial] = []
-    for tried, genotype in enumerate(genotypes):
-        if arena.is_stopped:
-            break
-        now = time.monotonic()
-        until = now + (train_until - now) / (len(genotypes) - tried)
-        finals.append(run_trial(arena, genotype, epochs=None, deadline=until, alphas=alphas))
-    return _in_order(finals)
-
-
 def run_alone(arena: Arena, genotype: Genotype, lesson: Lesson, *, deadline: float, epochs: int | None) -> list[Trial]:
     """One genotype with the whole budget; nothing where the best so far is wanted before it begins."""
     if arena.is_stopped:

@@ -17,7 +17,7 @@ from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.scope import NETWORK
 from archrepair_core.search import search
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import COARSE_ALPHAS, PROBE_ALPHAS, leave_time_to_walk, race, run_trial, take_turns
+from archrepair_core.search.search import COARSE_ALPHAS, PROBE_ALPHAS, leave_time_to_walk, race, run_trial
 from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import ALPHAS, ValidationScore
 from archrepair_core.spec import Preprocessing, Repair
@@ -94,25 +94,3 @@ def test_the_walk_back_is_done_within_the_budget(scoring_seconds, epochs, left, 
     until, walked = leave_time_to_walk(arena, 1100.0, epochs=epochs, since=1000.0)
     assert 1100.0 - until == pytest.approx(left)
     assert walked is alphas
-
-
-@pytest.mark.parametrize(("gain", "best"), [(0.3, "suspect"), (0.0, NETWORK)])
-def test_those_that_take_turns_have_equal_time_and_the_later_wins_only_clearly(monkeypatch, gain, best):
-    """Of 100 s, 6 % are for the walk; each training uses all it gets."""
-    now, given = [1000.0], []
-
-    def trained(_arena, genotype, *, epochs, deadline, alphas):
-        given.append(deadline - now[0])
-        now[0] = deadline
-        changes = torch.full((100,), gain if genotype.scope != NETWORK else 0.0)
-        score = ValidationScore(0.5, 0.0, broken=0.0, smooth_change_N=changes, expected_broken=0.0)
-        return Trial(genotype, nn.Identity(), 1.0, score, TrainingRun((), 0.0, 0, 0.0, False))
-
-    monkeypatch.setattr(search, "run_trial", trained)
-    monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    arena = SimpleNamespace(scoring_seconds=0.0, decide=float, is_stopped=False)
-    trials = take_turns(arena, [Genotype(NETWORK), Genotype(("suspect",))], deadline=1100.0)
-    assert given == [pytest.approx(47.0), pytest.approx(47.0)]
-    assert trials[0].genotype.scope == (NETWORK if best == NETWORK else (best,))
-    arena.is_stopped = True
-    assert take_turns(arena, [Genotype(NETWORK)], deadline=1200.0) == []
