@@ -38,7 +38,7 @@ Point = tuple[float, float]
 
 def gain_against(axis: str, *, scale: float) -> Callable[[Sequence[Row]], Point]:
     """A method's place: something of its rows across, the gain of accuracy in points up."""
-    return lambda rows: (scale * mean_of(rows, axis), 100 * mean_of(rows, "change"))
+    return lambda rows: (scale * mean_of(rows, axis), round(100 * mean_of(rows, "change"), 6))
 
 
 def draw_cases(grouped: Grouped, place: Callable[[Sequence[Row]], Point], *, across: str, target: Path) -> None:
