@@ -262,7 +262,9 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         *_corruptions(rows),
         *_suite(
-            "### Own distribution: where there is no fault but a network's errors", rows, SUITES["no fault"].methods
+            "### Own distribution: where there is no fault but a network's errors",
+            [row for row in rows if row["case"] in SUITES["no fault"].cases],
+            SUITES["no fault"].methods,
         ),
         *_suite("### RQ3: what the blame is worth", rows, [*LOCALIZATIONS, *blocks_of(rows)], BLAME),
         *_levels(rows),
