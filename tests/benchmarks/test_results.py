@@ -70,7 +70,7 @@ def test_the_page_says_who_is_best_and_where_auto_stands():
     page = "\n".join(section(rows))
     assert "| auto | **+60.00, 0.00** |" in page
     assert "| digits | 1 | auto | +30.00 |" in page
-    assert page.count("Has not run.") == 5
+    assert page.count("Has not run.") == 6
     assert "| headline | Which method repairs best, and what does it break? | 3 |" in page
 
 
