@@ -39,9 +39,9 @@ BATCH_SIZE = 128
 # Enough images to tell whether mirroring hurts, few enough to cost nothing.
 AUGMENTATION_PROBE = 512
 VERIFY_BATCH = 8
-# Where moves are tried, the first that has labels.
 # Of an original that is right on a smaller share of the field little can be lost.
 LITTLE = 0.5
+# Where moves are tried, the first that has labels.
 PROBED_ROLES = ("repair", "replay", "guard", "validation")
 
 

@@ -164,7 +164,8 @@ def statements(grouped: Grouped) -> list[str]:
 def _beaten(by_method: Mapping[str, Sequence[Row]], found: Mapping[str, Comparison], names: Sequence[str]) -> str:
     """Who is ahead of `auto` in gain and breakage, and whether by more than chance in either."""
     kept = {
-        name: np.concatenate([right_after(row) | ~right_before(row) for row in by_method[name]]) for name in by_method
+        name: np.concatenate([right_after(row) | ~right_before(row) for row in by_method[name]])
+        for name in (OURS, *names)
     }
     breakage = {name: compare(kept[OURS], kept[name]) for name in names}
     beyond = [name for name in names if found[name].p < SIGNIFICANT or breakage[name].p < SIGNIFICANT]
@@ -309,6 +310,7 @@ def _corruptions(rows: Sequence[Row]) -> list[str]:
 
 
 def blocks_of(rows: Iterable[Row]) -> list[str]:
+    """The methods that repair one block by its name."""
     return sorted({row["method"] for row in rows if row["method"].startswith(ONE_BLOCK)})
 
 
