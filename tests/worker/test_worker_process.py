@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 from standardwebhooks import Webhook
 
 from app.shared.claims import claim_job
@@ -129,8 +130,7 @@ def test_a_worker_frozen_past_its_lease_can_write_nothing_when_it_wakes(
     eventually(lambda: service.job(job_id).progress, 45)
     engine = int(service.job(job_id).progress["message"])
     frozen = [pid for pid, _ in processes.tree(worker.pid) if pid != engine]
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: frozen_between_transactions(service, frozen), 45)
     go_on.touch()  # its engine has a result, but nobody to take it
     eventually(lambda: taken_back(service) == [job_id], 10)
     with service.bench.sessions.begin() as session:
@@ -146,6 +146,20 @@ def test_a_worker_frozen_past_its_lease_can_write_nothing_when_it_wakes(
     assert (job.status, job.owner, job.attempt, job.result) == ("running", "worker-2", 2, None)
     assert service.artifacts(job_id) == {}
     assert service.causes(job_id) == ["worker_lost", None]
+
+
+def frozen_between_transactions(service, pids) -> bool:
+    """Stop the processes; let them go on again where one holds SQLite's only write lock, which nobody could break."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with service.bench.sessions.begin() as session:
+            db_now(session)
+    except OperationalError:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        return False
+    return True
 
 
 def taken_back(service):
