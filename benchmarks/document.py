@@ -9,7 +9,7 @@ import numpy as np
 
 from archrepair_core.statistics import holm
 from benchmarks.cases import CASES
-from benchmarks.methods import ABLATIONS, LOCALIZATIONS, METHODS, ONE_BLOCK
+from benchmarks.methods import ABLATIONS, COMPARED, LITERATURE, LOCALIZATIONS, METHODS, ONE_BLOCK
 from benchmarks.ranks import Comparison, compare, compare_with_all, pareto_front, rank_methods
 from benchmarks.results import Row, key_of, read_published, right_after, right_before
 from benchmarks.suites import SUITES
@@ -174,29 +174,19 @@ def _beaten(by_method: Mapping[str, Sequence[Row]], found: Mapping[str, Comparis
 
 def rank_lines(grouped: Grouped) -> list[str]:
     """Mean ranks over the cases on which every ranked method has run."""
-    lines: list[str] = []
-    core = [method for method in METHODS if all(method in by for by in grouped.values())]
-    whole = [case for case in grouped if all(method in grouped[case] for method in METHODS)]
-    for methods, cases in ((core, list(grouped)), (list(METHODS), whole)):
-        if len(methods) < 3 or len(cases) < 2:
-            continue
-        accuracy = np.array([[mean_of(grouped[case][m], "accuracy_after") for m in methods] for case in cases])
-        ranking = rank_methods(accuracy)
-        if ranking.critical_difference > len(methods) - 1:
-            lines += [
-                f"All {len(methods)} methods have run on {len(cases)} cases, too few for ranks to tell them apart.",
-                "",
-            ]
-            continue
-        order = np.argsort(ranking.mean_ranks_M)
-        lines += [
-            f"Mean ranks of {len(methods)} methods over {len(cases)} cases ({', '.join(cases)}): "
-            + ", ".join(f"{methods[i]} {ranking.mean_ranks_M[i]:.1f}" for i in order)
-            + f". Friedman p = {ranking.friedman_p:.2g}; by Nemenyi two of them differ at 5 % where their ranks are "
-            f"{ranking.critical_difference:.1f} apart.",
-            "",
-        ]
-    return lines
+    methods = [method for method in COMPARED if all(method in by for by in grouped.values())]
+    if len(methods) < 3 or len(grouped) < 2:
+        return []
+    accuracy = np.array([[mean_of(by[method], "accuracy_after") for method in methods] for by in grouped.values()])
+    ranking = rank_methods(accuracy)
+    order = np.argsort(ranking.mean_ranks_M)
+    return [
+        f"Mean ranks of {len(methods)} methods over {len(grouped)} cases ({', '.join(grouped)}): "
+        + ", ".join(f"{methods[i]} {ranking.mean_ranks_M[i]:.1f}" for i in order)
+        + f". Friedman p = {ranking.friedman_p:.2g}; by Nemenyi two of them differ at 5 % where their ranks are "
+        f"{ranking.critical_difference:.1f} apart.",
+        "",
+    ]
 
 
 def pair_lines(grouped: Grouped, method: str, other: str) -> list[str]:
@@ -226,7 +216,7 @@ def pair_lines(grouped: Grouped, method: str, other: str) -> list[str]:
 
 def section(rows: Sequence[Row]) -> list[str]:
     """The whole of what is generated."""
-    grouped = group(rows, METHODS)
+    grouped = group(rows, COMPARED)
     shared = same_draws(grouped)
     left_out = ", ".join(case for case in grouped if case not in shared) or "none"
     return [
@@ -245,7 +235,7 @@ def section(rows: Sequence[Row]) -> list[str]:
         "Change of accuracy in points, and broken in percent, here and in the comparisons below over the draws that "
         f"every method of a case has run on (left out for want of one: {left_out}):",
         "",
-        *overview(shared, list(METHODS), gain_and_breakage),
+        *overview(shared, list(COMPARED), gain_and_breakage),
         "### Where `auto` stands",
         "",
         "Exact McNemar tests over the same test inputs, by Holm over the methods of a case; intervals by 10,000 "
@@ -261,6 +251,7 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         "![Mean ranks with Nemenyi's critical difference](pictures/benchmark-ranks.png)",
         "",
+        *_literature(rows),
         *_corruptions(rows),
         *_suite(
             "### Own distribution: where there is no fault but a network's errors",
@@ -273,7 +264,7 @@ def section(rows: Sequence[Row]) -> list[str]:
         *_suite("### The paper's protocol", rows, METHODS, protocol="paper"),
         "### Case by case",
         "",
-        *(line for case, by_method in grouped.items() for line in case_table(case, by_method)),
+        *(line for case, by_method in group(rows, METHODS).items() for line in case_table(case, by_method)),
         *_unfinished(rows),
     ]
 
@@ -288,6 +279,28 @@ def _introduction(rows: Sequence[Row]) -> list[str]:
         "a shared two-core x86-64 machine. All methods of a case get the same seconds for localizing and repairing.",
         "None sees the test set. *Broken* is the share of all inputs that were right and are wrong now. What the gates",
         "would refuse is compared all the same.",
+    ]
+
+
+def literature_of(rows: Sequence[Row]) -> Grouped:
+    """All methods on the cases of theirs on which one of the literature's has run, each case on the draws of all."""
+    return same_draws({case: by for case, by in group(rows, METHODS).items() if len(LITERATURE.keys() & by.keys()) > 1})
+
+
+def _literature(rows: Sequence[Row]) -> list[str]:
+    grouped = literature_of(rows)
+    title = ["### The other methods of the literature", ""]
+    if not grouped:
+        return [*title, "Have not run.", ""]
+    return [
+        *title,
+        "Beside those above, on one case of each kind; each is one file of the engine, which names its paper and every "
+        "deviation from it. Change of accuracy in points, and broken in percent; then `auto` against all of them:",
+        "",
+        *overview(grouped, list(METHODS), gain_and_breakage),
+        *statements(grouped),
+        "![Gain of accuracy against what was broken, all methods](pictures/benchmark-literature.png)",
+        "",
     ]
 
 

@@ -20,10 +20,11 @@ from benchmarks.document import (
     Grouped,
     blocks_of,
     group,
+    literature_of,
     mean_of,
     same_draws,
 )
-from benchmarks.methods import ABLATIONS, LOCALIZATIONS, METHODS
+from benchmarks.methods import ABLATIONS, COMPARED, LOCALIZATIONS, METHODS
 from benchmarks.ranks import compare, pareto_front, rank_methods
 from benchmarks.results import Row, read_published, right_after, right_before
 
@@ -74,7 +75,7 @@ def _draw_case(panel: Axes, points: Mapping[str, Point]) -> None:
 
 def draw_ranks(grouped: Grouped, target: Path) -> None:
     """Mean ranks over the cases that every drawn method has run on, with Nemenyi's critical difference as a bar."""
-    methods = [name for name in METHODS if all(name in by_method for by_method in grouped.values())]
+    methods = [name for name in COMPARED if all(name in by_method for by_method in grouped.values())]
     accuracy = np.array([[mean_of(by[name], "accuracy_after") for name in methods] for by in grouped.values()])
     ranking = rank_methods(accuracy)
     order = np.argsort(ranking.mean_ranks_M)[::-1]
@@ -115,11 +116,11 @@ def draw_bars(grouped: Grouped, target: Path) -> None:
 def main() -> int:
     """Draw all."""
     rows = read_published()
-    grouped = same_draws(group(rows, METHODS))
+    grouped = same_draws(group(rows, COMPARED))
     PICTURES.mkdir(exist_ok=True)
-    draw_cases(
-        grouped, gain_against("broken_rate", scale=100), across="broken, %", target=PICTURES / "benchmark-breakage.png"
-    )
+    for shown, name in ((grouped, "breakage"), (literature_of(rows), "literature")):
+        place = gain_against("broken_rate", scale=100)
+        draw_cases(shown, place, across="broken, %", target=PICTURES / f"benchmark-{name}.png")
     draw_cases(
         grouped, gain_against("repair_seconds", scale=1), across="repair, s", target=PICTURES / "benchmark-seconds.png"
     )

@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.axes import Axes
 
 from benchmarks import document
 from benchmarks.document import BEGIN, END, group, put, section
 from benchmarks.methods import METHODS
-from benchmarks.plots import draw_cases, draw_ranks, gain_against
+from benchmarks.plots import draw_bars, draw_cases, draw_ranks, gain_against
 from benchmarks.results import SCHEMA, key_of, merge, read_published, right_after, row_of
 from benchmarks.run import Run
 
@@ -83,6 +84,17 @@ def test_methods_are_compared_on_the_draws_they_share():
     assert "| **auto** | 2 |" not in page.partition("### Case by case")[0]
 
 
+def test_the_literature_stands_in_a_section_of_its_own():
+    """Where its methods have run on fewer draws, what is compared everywhere keeps all of its own."""
+    both = [row(method, 9, seed=seed) for seed in (23, 24) for method in ("auto", "network fine-tune")]
+    page = "\n".join(section([*both, row("mode", 6), row("arachne", 4)]))
+    everywhere, _, literature = page.partition("### The other methods of the literature")
+    assert "| digits | 2 | auto |" in everywhere
+    assert "mode" not in everywhere
+    assert "| mode | +30.00, 0.00 |" in literature
+    assert "| digits | 1 | auto |" in literature
+
+
 def test_a_method_that_beats_auto_is_named():
     rows = [row("auto", 5, broken=1), row("archrepair", 9), row("network fine-tune", 6)]
     page = "\n".join(section(rows))
@@ -96,14 +108,29 @@ def test_the_pictures_show_every_case_and_method(tmp_path):
     rows = [
         row(method, right, case=case)
         for case in ("digits", "jpeg")
-        for method, right in (("auto", 9), ("archrepair", 4), ("mode", 6))
+        for method, right in (("auto", 9), ("archrepair", 4), ("block search", 6))
     ]
     grouped = group(rows, METHODS)
     draw_cases(grouped, gain_against("broken_rate", scale=100), across="broken, %", target=tmp_path / "cases.svg")
     draw_ranks(grouped, tmp_path / "ranks.svg")
     drawn = (tmp_path / "cases.svg").read_text()
-    assert all(f"<!-- {text} -->" in drawn for text in ("digits", "jpeg", "auto", "archrepair", "mode"))
-    assert "<!-- mode -->" in (tmp_path / "ranks.svg").read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in ("digits", "jpeg", "auto", "archrepair", "block search"))
+    assert "<!-- block search -->" in (tmp_path / "ranks.svg").read_text()
+
+
+def test_bars_are_as_long_as_what_was_gained(tmp_path, monkeypatch):
+    lengths = []
+    barh = Axes.barh
+
+    def noted(panel, y, width, **rest):
+        lengths.append(width)
+        return barh(panel, y, width, **rest)
+
+    monkeypatch.setattr(Axes, "barh", noted)
+    draw_bars(group([row("auto", 9), row("mode", 6, broken=1)], METHODS), tmp_path / "bars.svg")
+    assert lengths == [pytest.approx(20), pytest.approx(60)]  # from the lowest bar up
+    drawn = (tmp_path / "bars.svg").read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in ("digits", "auto", "mode"))
 
 
 def test_what_was_generated_is_replaced_and_the_rest_stays():
