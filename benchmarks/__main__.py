@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from benchmarks.cases import CASES
 from benchmarks.results import key_of, read_published
 from benchmarks.run import run_missing
@@ -23,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="also what has run here or is published")
     options = parser.parse_args(argv)
     published = [key_of(row) for row in read_published()]
-    for suite in (SUITES[name] for name in options.suites or SUITES):
+    for suite in (SUITES[name] for name in options.suites or _runnable()):
         narrowed = replace(
             suite,
             cases=options.cases or suite.cases,
@@ -33,6 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         run_missing(narrowed.runs(), published=published, again=options.again)
     return 0
+
+
+def _runnable() -> list[str]:
+    """All suites, but for those that would take days here."""
+    if torch.cuda.is_available():
+        return list(SUITES)
+    for name in (name for name, suite in SUITES.items() if suite.needs_gpu):
+        sys.stderr.write(f"{name}: left out, as there is no GPU here; `python -m benchmarks '{name}'` runs it anyway\n")
+    return [name for name, suite in SUITES.items() if not suite.needs_gpu]
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import torch
 
 from archrepair_core.data.corruptions import at_severity
 from archrepair_core.spec import COMMON_CORRUPTIONS
-from benchmarks import fashion
+from benchmarks import fashion, tiny_imagenet
 from benchmarks.cifar import PREPROCESSING, find_data, load_cifar, order_of_test_images
 from benchmarks.digits import PREPROCESSING as DIGITS_PREPROCESSING
 from benchmarks.digits import digits_model, digits_sets
 from benchmarks.faults import confuse, damage_
-from benchmarks.zoo import ZOO, load_network, right_answers, trained
+from benchmarks.paper_networks import PAPER_NETWORKS
+from benchmarks.zoo import SOURCES, ZOO, load_network, paper_name, right_answers, trained
 
 NUM_REPAIR, NUM_TEST, NUM_REPLAY = 1000, 3000, 2000
 # Failures that the paper's protocol collects (Qi et al. 2023, §4.1), or half of those there are.
@@ -31,6 +32,8 @@ NUM_FAILURES = 1000
 SEVERITY = 3
 # By how much the camera of the shifted Fashion-MNIST hangs askew.
 TURN_DEGREES = 30
+# The paper's data, and how wide their images are.
+PAPER_DATA = {"cifar": 32, "tiny-imagenet": tiny_imagenet.EDGE}
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Sets = dict[str, tuple[Images, Labels]]
@@ -63,15 +66,21 @@ def of_failures(sets: Sets, right: npt.NDArray[np.bool_], *, seed: int) -> Sets:
     return sets | {"repair": (images[taken], labels[taken]), "test": (images[left], labels[left])}
 
 
-def _cifar_sets(seed: int, *, known: int, change: Callable[[Images, Sequence[int]], Images] | None = None) -> Sets:
+def _photo_sets(
+    seed: int,
+    *,
+    known: int,
+    change: Callable[[Images, Sequence[int]], Images] | None = None,
+    load: Callable[[str], tuple[Images, Labels]] = load_cifar,
+) -> Sets:
     """Disjoint repair and test images through `change`; the first `known` training images to replay and to keep."""
-    images, labels = load_cifar("test")
+    images, labels = load("test")
     rows = order_of_test_images(seed)
     sets = {}
     for role, chosen in (("repair", rows[:NUM_REPAIR]), ("test", rows[NUM_REPAIR : NUM_REPAIR + NUM_TEST])):
         pixels = images[chosen] if change is None else change(images[chosen], [int(row) for row in chosen])
         sets[role] = (pixels, labels[chosen])
-    train_images, train_labels = load_cifar("train")
+    train_images, train_labels = load("train")
     return _with_known(sets, (train_images[:known], train_labels[:known]))
 
 
@@ -80,7 +89,7 @@ def _with_known(sets: Sets, known: tuple[Images, Labels]) -> Sets:
 
 
 def _lossless_known(seed: int) -> Sets:
-    return _with_known(_cifar_sets(seed, known=0), load_cifar("lossless-train4k"))
+    return _with_known(_photo_sets(seed, known=0), load_cifar("lossless-train4k"))
 
 
 def _fashion_sets(seed: int, *, degrees: float = 0, num_failures: int | None = None) -> Sets:
@@ -143,7 +152,7 @@ def _corrupted(kind: str) -> Case:
         "shift",
         "ResNet-18",
         _zoo_model("resnet18"),
-        partial(_cifar_sets, known=NUM_REPLAY, change=at_severity(kind, SEVERITY, 32)),
+        partial(_photo_sets, known=NUM_REPLAY, change=at_severity(kind, SEVERITY, 32)),
         seconds=60,
     )
 
@@ -155,13 +164,24 @@ def _damaged(name: str, network: str, block: str, kind: str, *, seed: int = 0) -
         "weights",
         network,
         _damaged_model(name, block, kind, seed=seed),
-        partial(_cifar_sets, known=NUM_REPLAY),
+        partial(_photo_sets, known=NUM_REPLAY),
         seconds=60,
     )
 
 
 def _fashion(what: str, fault: FaultKind, draw: Callable[[int], Sets], *, network: str = "fashion") -> Case:
     return Case(what, fault, "ResNet-8", _zoo_model(network), draw, seconds=30, preprocessing=fashion.PREPROCESSING)
+
+
+def _paper_size(network: str, data: str, kind: str | None = None) -> Case:
+    """The paper's two scenarios (§4.1): the network's own distribution, or one corruption, with an hour on a GPU."""
+    what = f"The paper's {network} on {data}"
+    model, draw = _zoo_model(paper_name(network, data)), partial(_photo_sets, known=10_000, load=SOURCES[data].load)
+    if kind is None:
+        return Case(f"{what}: no fault but its errors", "none", network, model, draw, seconds=3600)
+    corrupt = at_severity(kind, SEVERITY, PAPER_DATA[data])
+    what += f", served {kind.replace('_', ' ')} of severity {SEVERITY}"
+    return Case(what, "shift", network, model, partial(draw, change=corrupt), seconds=3600)
 
 
 def _few(num_failures: int) -> Case:
@@ -208,7 +228,7 @@ CASES: dict[str, Case] = {
         "overfitting",
         "ResNet-8",
         _zoo_model("resnet8-overfitted"),
-        partial(_cifar_sets, known=10_000),
+        partial(_photo_sets, known=10_000),
         seconds=60,
     ),
     "damaged": Case(
@@ -216,7 +236,7 @@ CASES: dict[str, Case] = {
         "weights",
         "MobileNetV3",
         _damaged_model("mobilenetv3", "features.6", "zeroed"),
-        partial(_cifar_sets, known=NUM_REPLAY),
+        partial(_photo_sets, known=NUM_REPLAY),
         seconds=60,
     ),
     "noise in DenseNet": _damaged("densenet", "DenseNet", "features.denseblock2.denselayer3", "noise"),
@@ -229,8 +249,16 @@ CASES: dict[str, Case] = {
         "none",
         "ResNet-18",
         _zoo_model("resnet18"),
-        partial(_cifar_sets, known=NUM_REPLAY),
+        partial(_photo_sets, known=NUM_REPLAY),
         seconds=60,
     ),
     **{kind: _corrupted(kind) for kind in COMMON_CORRUPTIONS},
 }
+# At the paper's own sizes: for those who have the data, a GPU and hours.
+PAPER_SIZES: dict[str, Case] = {
+    f"{network} {data} {kind or 'own'}": _paper_size(network, data, kind)
+    for network in PAPER_NETWORKS
+    for data in PAPER_DATA
+    for kind in (None, *COMMON_CORRUPTIONS)
+}
+CASES |= PAPER_SIZES

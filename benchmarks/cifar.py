@@ -3,10 +3,12 @@
 import io
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -27,11 +29,19 @@ def find_data() -> Path:
 def load_cifar(split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """JPEG CIFAR-10 (`train` or `test`), or `lossless-train4k`: images N×32×32×3 and labels; decoded once to npz."""
     stem = f"cifar10-{split}" if split.startswith("lossless") else f"cifar10-jpeg-{split}"
-    cached = OUT / f"{stem}.npz"
+    return decode_once(lambda: [find_data() / f"{stem}.parquet"], OUT / f"{stem}.npz")
+
+
+def decode_once(
+    find_files: Callable[[], Sequence[Path]], cached: Path
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The images N×H×W×3 and labels of Parquet files as Hugging Face writes them, kept in `cached` from then on."""
     if not cached.is_file():
         cached.parent.mkdir(parents=True, exist_ok=True)
-        table = pq.read_table(find_data() / f"{stem}.parquet", columns=["image", "label"])
-        images = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()]
+        tables = [pq.read_table(path, columns=["image", "label"]) for path in find_files()]
+        table = pa.concat_tables(tables)
+        encoded = (image["bytes"].as_py() for image in table["image"])
+        images = [np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in encoded]
         partial = cached.with_suffix(f".{os.getpid()}.npz")
         np.savez(partial, images=np.stack(images), labels=np.asarray(table["label"], dtype=np.int64))
         partial.replace(cached)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from archrepair_core.spec import COMMON_CORRUPTIONS
-from benchmarks.cases import CASES
-from benchmarks.methods import ABLATIONS, COMPARED, LITERATURE, LOCALIZATIONS, ONE_BLOCK
+from benchmarks.cases import CASES, PAPER_SIZES
+from benchmarks.methods import ABLATIONS, COMPARED, LITERATURE, LOCALIZATIONS, METHODS, ONE_BLOCK
 from benchmarks.run import Protocol, Run
 
 # The draws 0 to 22 were looked at before defaults were changed.
@@ -15,7 +15,7 @@ SEEDS = (23, 24, 25)
 @dataclass(frozen=True)
 class Suite:
     """Every method on every case and seed, and the weights of each of the `blocks` of a case; `seconds` None are those
-    of each case."""
+    of each case. Who names no suite does not get one that `needs_gpu` without."""
 
     question: str
     cases: Sequence[str]
@@ -24,6 +24,7 @@ class Suite:
     protocol: Protocol = "honest"
     seconds: float | None = None
     blocks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    needs_gpu: bool = False
 
     def runs(self) -> list[Run]:
         """Its cells, seed by seed, so that one that was stopped has whole tables."""
@@ -37,7 +38,8 @@ class Suite:
 
 # Four corruptions, one of each group of CIFAR-10-C, stand for the fifteen where every method is asked.
 ONE_OF_EACH = ("gaussian_noise", "defocus_blur", "fog", "pixelate")
-HEADLINE = tuple(case for case in CASES if case not in COMMON_CORRUPTIONS or case in ONE_OF_EACH)
+REST = {*COMMON_CORRUPTIONS, *PAPER_SIZES} - {*ONE_OF_EACH}
+HEADLINE = tuple(case for case in CASES if case not in REST)
 # A shift, a harder one, and damage: what is asked of many methods at once.
 ONE_OF_EACH_FAULT = ("digits", "fashion rotated", "jpeg", "bit flips in ResNet-18")
 SUITES: dict[str, Suite] = {
@@ -97,5 +99,13 @@ SUITES: dict[str, Suite] = {
         "Own distribution: are more than 10 % of the errors repaired with less than 0.3 % broken?",
         ("fashion", "own"),
         ("auto", "auto, at most 0.3 % broken", "network fine-tune", "weights of one block"),
+    ),
+    "paper sizes": Suite(
+        "RQ1 and RQ2 at the paper's own sizes, by its protocol: four networks, two data sets",
+        tuple(PAPER_SIZES),
+        tuple(METHODS),
+        seeds=SEEDS[:1],
+        protocol="paper",
+        needs_gpu=True,
     ),
 }

@@ -2,7 +2,8 @@
 
 Every recipe is data; `python -m benchmarks.zoo NAME ...` trains what is missing and writes, under benchmarks/out/zoo,
 NAME.pt (TorchScript), NAME.weights.pt (state dict of `build`) and NAME.json (recipe and accuracy). CIFAR images are
-the JPEG ones, so that the JPEG test set is the everyday of these networks and not a fault.
+the JPEG ones, so that the JPEG test set is the everyday of these networks and not a fault. The paper's networks, which
+need a GPU, are trained where they are named or a case has them.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +30,9 @@ from archrepair_core.spec import Preprocessing
 from benchmarks import fashion
 from benchmarks.cifar import NUM_CLASSES, PREPROCESSING, load_cifar
 from benchmarks.faults import Confusion, confuse
+from benchmarks.paper_networks import PAPER_NETWORKS
+from benchmarks.tiny_imagenet import NUM_CLASSES as NUM_TINY_CLASSES
+from benchmarks.tiny_imagenet import load_tiny_imagenet
 
 OUT = Path("benchmarks/out/zoo")
 BATCH_SIZE = 128
@@ -44,6 +49,7 @@ class Source:
 SOURCES = {
     "cifar": Source(load_cifar, PREPROCESSING),
     "fashion": Source(fashion.load_fashion, fashion.PREPROCESSING),
+    "tiny-imagenet": Source(load_tiny_imagenet, PREPROCESSING),
 }
 
 
@@ -131,6 +137,19 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Recipe]] = {
 }
 
 
+def paper_name(network: str, data: str) -> str:
+    """What the zoo calls a network of the paper that learned from `cifar` or `tiny-imagenet`."""
+    return f"{network.lower()}-{data}"
+
+
+SMALL = tuple(ZOO)
+ZOO |= {
+    paper_name(network, data): (partial(build, num_classes), Recipe(images, 60, 0.1, data=data))
+    for network, build in PAPER_NETWORKS.items()
+    for data, num_classes, images in (("cifar", NUM_CLASSES, 45_000), ("tiny-imagenet", NUM_TINY_CLASSES, 100_000))
+}
+
+
 def trained(name: str) -> Path:
     """A network of the zoo as TorchScript, trained now if it never was by the recipe of today."""
     if not _is_current(name):
@@ -160,21 +179,20 @@ def train_network(name: str) -> None:
     source = SOURCES[recipe.data]
     images, labels = (part[: recipe.images] for part in source.load("train"))
     told = labels if recipe.confusion is None else confuse(labels, recipe.confusion)
-    inputs = to_input(images, source.preprocessing)
-    network, started = build(), time.monotonic()
-    _fit_(network, inputs, torch.from_numpy(told), recipe)
-    network.eval()
-    OUT.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), OUT / f"{name}.weights.pt")
-    torch.jit.trace(network, inputs[:2]).save(str(OUT / f"{name}.pt"))
+    network, started = build().to(_device()), time.monotonic()
+    _fit_(network, images, torch.from_numpy(told), recipe, source.preprocessing)
     facts = {
         "network": name,
         "recipe": asdict(recipe),
-        "train_accuracy": accuracy_of(network, images[:10_000], labels[:10_000], source.preprocessing),
+        "train_accuracy": accuracy_of(network.eval(), images[:10_000], labels[:10_000], source.preprocessing),
         "test_accuracy": accuracy_of(network, *source.load("test"), source.preprocessing),
         "seconds": round(time.monotonic() - started, 1),
         "torch": torch.__version__,
     }
+    network = network.cpu()
+    OUT.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), OUT / f"{name}.weights.pt")
+    torch.jit.trace(network, to_input(images[:2], source.preprocessing)).save(str(OUT / f"{name}.pt"))
     (OUT / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -194,28 +212,44 @@ def right_answers(
     labels: npt.NDArray[np.int64],
     preprocessing: Mapping[str, Any] = PREPROCESSING,
 ) -> npt.NDArray[np.bool_]:
-    """Which images are answered rightly."""
+    """Which images are answered rightly, computed where the network is."""
+    weights = next(network.parameters(), None)
+    device = torch.device("cpu") if weights is None else weights.device
     with torch.inference_mode():
         batches = (to_input(images[start : start + 500], preprocessing) for start in range(0, len(images), 500))
-        answers = [network(batch).argmax(1) for batch in batches]
+        answers = [network(batch.to(device)).argmax(1).cpu() for batch in batches]
     right: npt.NDArray[np.bool_] = torch.cat(answers).numpy() == labels
     return right
 
 
-def _fit_(network: nn.Module, inputs: Tensor, labels: Tensor, recipe: Recipe) -> None:
-    steps = recipe.epochs * (len(inputs) // BATCH_SIZE)
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _fit_(
+    network: nn.Module,
+    images: npt.NDArray[np.uint8],
+    labels: Tensor,
+    recipe: Recipe,
+    preprocessing: Mapping[str, Any],
+) -> None:
+    """Images become floats a batch at a time: all of them at once are four times as large."""
+    device = _device()
+    steps = recipe.epochs * (len(images) // BATCH_SIZE)
     make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
     extra = {} if recipe.optimizer == "adamw" else {"momentum": 0.9, "nesterov": True}
     optimizer = make(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, **extra)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.25)
-    precision = resolve_precision(bfloat16_gain(network, inputs[:BATCH_SIZE]))
+    precision = resolve_precision(bfloat16_gain(network, to_input(images[:BATCH_SIZE], preprocessing).to(device)))
     network.train()
     for epoch in range(recipe.epochs):
-        order, total = torch.randperm(len(inputs)), 0.0
-        for rows in order.split(BATCH_SIZE)[: len(inputs) // BATCH_SIZE]:
-            batch = _augmented(inputs[rows], recipe.crop) if recipe.augment else inputs[rows]
-            with autocast(inputs.device, precision):
-                loss = nn.functional.cross_entropy(network(batch).float(), labels[rows])
+        order, total = torch.randperm(len(images)), 0.0
+        for rows in order.split(BATCH_SIZE)[: len(images) // BATCH_SIZE]:
+            batch = to_input(images[rows.numpy()], preprocessing).to(device)
+            if recipe.augment:
+                batch = _augmented(batch, recipe.crop)
+            with autocast(device, precision):
+                loss = nn.functional.cross_entropy(network(batch).float(), labels[rows].to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -236,8 +270,8 @@ def _augmented(batch: Tensor, crop: int) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", choices=[*ZOO, []], help="which to train (all)")
-    for name in parser.parse_args(argv).networks or ZOO:
+    parser.add_argument("networks", nargs="*", choices=[*ZOO, []], help="which to train (the small ones)")
+    for name in parser.parse_args(argv).networks or SMALL:
         trained(name)
     print(make_table())
     return 0
