@@ -143,6 +143,7 @@ def test_a_block_repair_leaves_every_other_parameter_bit_identical(run, digits):
     assert all(name.startswith(f"{block}.") for name in changed)
 
 
+@pytest.mark.slow
 def test_block_search_may_add_a_branch_and_still_exports(run):
     outcome, out, _ = run(
         gates=["test.accuracy > before"],

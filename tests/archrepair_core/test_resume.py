@@ -69,6 +69,7 @@ def trained(directory: Path, *, kill_at: int = -1) -> tuple[dict[str, torch.Tens
     return dict(net.state_dict()), steps
 
 
+@pytest.mark.slow
 def test_a_training_killed_at_a_random_step_ends_in_the_same_bits(tmp_path):
     whole, twice = tmp_path / "whole", tmp_path / "twice"
     whole.mkdir()

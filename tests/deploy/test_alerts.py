@@ -110,6 +110,7 @@ def told(stack, tmp_path, start_gateway, submission, eventually, monkeypatch) ->
         worker.stop(lambda: False)
 
 
+@pytest.mark.slow
 def test_what_alerts_ask_for_is_told_by_gateway_and_worker(told):
     of_gateway, of_worker = told
     asked = set().union(*map(names_of, ALERTS)) - OF_PROMETHEUS

@@ -8,6 +8,7 @@ import pytest
 from archrepair_client import ArchRepair, NotFound
 
 
+@pytest.mark.slow
 def test_a_localization_is_followed_and_read(client, case, tmp_path):
     told = []
     with ArchRepair(base_url=client.service.url, api_key=client.service.api_key) as sdk:

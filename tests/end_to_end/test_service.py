@@ -259,6 +259,7 @@ def test_a_cancel_may_keep_the_best_so_far(client, case, tmp_path, eventually):
     assert again["verdict"] == "pass"
 
 
+@pytest.mark.slow
 def test_a_job_survives_the_killing_of_its_worker(client, case, processes, eventually):
     job_id = submit_case(client, case, SPEC)
     wait_for_phase(client, job_id, "repairing", eventually)

@@ -153,6 +153,7 @@ def check_logs(job_id, gateway_log, worker_log):
         assert secret not in worker_log.read_text()
 
 
+@pytest.mark.slow
 def test_without_a_collector_nothing_of_it_is_imported(tmp_path):
     code = (
         "import sys; import app.main, worker.celery_app, worker.tasks; from app.shared.settings import Settings\n"

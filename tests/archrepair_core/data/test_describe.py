@@ -60,6 +60,7 @@ def test_what_a_repair_could_not_read_is_refused(files, tmp_path):
         describe_dataset("none", files, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_engine_reads_a_dataset_in_its_sandbox(files, tmp_path, packed):
     if packed:
