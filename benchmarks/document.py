@@ -360,14 +360,13 @@ def _unfinished(rows: Sequence[Row]) -> list[str]:
     return [*lines, ""]
 
 
-def put(page: str, generated: Sequence[str]) -> str:
-    """The page with what is generated in its place: where it stood, or before the first section."""
-    block = "\n".join([BEGIN, "", *generated, END])
-    if BEGIN in page:
-        head, _, rest = page.partition(BEGIN)
-        return head + block + rest.partition(END)[2]
-    head, _, rest = page.partition("\n## ")
-    return f"{head}\n{block}\n\n## {rest}"
+def put(page: str, generated: Sequence[str], *, begin: str = BEGIN, end: str = END) -> str:
+    """The page with what is generated between two lines of it. Raises ValueError where it does not have them."""
+    head, _, rest = page.partition(begin)
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise ValueError(f"{PAGE} has no {begin!r} with {end!r} below it: what is generated stands between them")
+    return "\n".join([f"{head}{begin}", "", *generated, f"{end}{tail}"])
 
 
 def main() -> int:

@@ -29,8 +29,7 @@ from archrepair_core.ingest.model import ingest_model
 from archrepair_core.statistics import holm
 from benchmarks.cases import CASES, Case, Images, Labels, Sets
 from benchmarks.cifar import OUT
-from benchmarks.document import END as GENERATED
-from benchmarks.document import OURS, PAGE, SIGNIFICANT
+from benchmarks.document import OURS, PAGE, SIGNIFICANT, put
 from benchmarks.ranks import compare
 from benchmarks.results import SCHEMA, Row, key_of, merge, read_published, right_after, row_of
 from benchmarks.run import Run
@@ -346,16 +345,6 @@ def _epochs(case: str, peers: Sequence[Row]) -> str:
     return f"{case} {' or '.join(map(str, epochs))}{less}"
 
 
-def put(page: str, generated: Sequence[str]) -> str:
-    """The page with the section in its place: where it stood, or right after what the benchmark generates."""
-    block = "\n".join([BEGIN, "", *generated, "", END])
-    if BEGIN in page:
-        head, _, rest = page.partition(BEGIN)
-        return head + block + rest.partition(END)[2]
-    head, marker, rest = page.partition(GENERATED)
-    return f"{head}{marker}\n\n{block}{rest}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and publish, or write the section."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
@@ -364,7 +353,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--document", action="store_true", help="run nothing, write the section of docs/results.md")
     options = parser.parse_args(argv)
     if options.document:
-        PAGE.write_text(put(PAGE.read_text(), section(read_published(PUBLISHED), read_published())))
+        generated = section(read_published(PUBLISHED), read_published())
+        PAGE.write_text(put(PAGE.read_text(), [*generated, ""], begin=BEGIN, end=END))
         return 0
     rows = merge(read_published(PUBLISHED), run_missing(options.cases, options.seeds))
     pq.write_table(pa.Table.from_pylist(rows, PEER_SCHEMA), PUBLISHED, compression="zstd")

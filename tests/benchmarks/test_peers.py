@@ -6,9 +6,8 @@ import torch
 
 from archrepair_core.demo.digits import DigitsNet
 from benchmarks.cases import CASES
-from benchmarks.document import END as GENERATED
 from benchmarks.document import PAGE
-from benchmarks.peers import BEGIN, END, PUBLISHED, comparisons, eager_network, put, section, sets_given, table
+from benchmarks.peers import BEGIN, END, PUBLISHED, comparisons, eager_network, section, sets_given, table
 from benchmarks.results import read_published
 
 RIGHT = np.array([1, 1, 0, 0, 0, 0, 0, 0], dtype=bool)
@@ -42,12 +41,6 @@ def test_each_of_ours_is_compared_with_the_peer_on_its_draw():
 def test_rows_of_other_inputs_are_not_compared():
     with pytest.raises(ValueError, match="had not the same to repair"):
         comparisons([row("bnnr", 4, before=~RIGHT)], [row("auto", 8)])
-
-
-def test_the_section_stands_after_the_benchmark_and_is_replaced():
-    once = put(f"head\n{GENERATED}\n\n## By hand\n", ["old"])
-    assert once == f"head\n{GENERATED}\n\n{BEGIN}\n\nold\n\n{END}\n\n## By hand\n"
-    assert put(once, ["new"]) == once.replace("old", "new")
 
 
 def test_a_peer_learns_from_no_image_it_is_measured_or_validated_on():

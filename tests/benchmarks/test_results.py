@@ -134,10 +134,12 @@ def test_bars_are_as_long_as_what_was_gained(tmp_path, monkeypatch):
 
 
 def test_what_was_generated_is_replaced_and_the_rest_stays():
-    page = "# Results\n\nIntroduction.\n\n## By hand\n\nKept.\n"
+    page = f"# Results\n\nIntroduction.\n\n{BEGIN}\nolder\n{END}\n\n## By hand\n\nKept.\n"
     once = put(page, ["## The benchmark", "old"])
-    assert once.startswith(f"# Results\n\nIntroduction.\n\n{BEGIN}\n\n## The benchmark\nold\n{END}\n\n## By hand")
+    assert once == f"# Results\n\nIntroduction.\n\n{BEGIN}\n\n## The benchmark\nold\n{END}\n\n## By hand\n\nKept.\n"
     assert put(once, ["## The benchmark", "new"]) == once.replace("old", "new")
+    with pytest.raises(ValueError, match="has no '<!-- a -->' with '<!-- b -->' below it"):
+        put(page, [], begin="<!-- a -->", end="<!-- b -->")
 
 
 def test_the_published_page_is_what_the_published_table_says():
