@@ -110,6 +110,7 @@ class ChosenRows:
 
     @property
     def num_views(self) -> int:
+        """As of all rows."""
         return self.rows.num_views
 
     def __len__(self) -> int:
@@ -200,6 +201,7 @@ class StreamedRows:
 
     @property
     def num_views(self) -> int:
+        """How many augmented views each input has."""
         return len(self.views)
 
     def __len__(self) -> int:

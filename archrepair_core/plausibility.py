@@ -79,6 +79,7 @@ class Standing:
 
     @property
     def accuracy(self) -> float:
+        """0–1."""
         return self.num_right / self.n
 
     @property
@@ -93,6 +94,7 @@ class Standing:
 
     @property
     def is_plausible(self) -> bool:
+        """Better than chance, and not far surer than right."""
         return not self.is_at_chance and self.confidence - self.accuracy < OVERCONFIDENCE
 
 

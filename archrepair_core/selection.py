@@ -31,7 +31,9 @@ class Score(Protocol):
     """What orders candidates, whatever it was measured by; the original has a utility of 0."""
 
     @property
-    def utility(self) -> float: ...
+    def utility(self) -> float:
+        """Larger is better."""
+        ...
 
     @property
     def standard_error(self) -> float:

@@ -63,6 +63,8 @@ CorruptionNames = Annotated[
 
 
 class Strict(BaseModel):
+    """A part of the spec: unknown fields are errors, and nothing changes once it is read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

@@ -54,6 +54,7 @@ class ImageRows:
 
     @property
     def dtype(self) -> np.dtype:
+        """Of the pixels."""
         return self.pixels.dtype
 
     def __len__(self) -> int:

@@ -32,6 +32,8 @@ Completion = Literal["full", "partial"]
 
 
 class Cost(Part):
+    """What the repaired model costs to run."""
+
     latency_ratio: float | None = Field(description="After divided by before.")
     params_ratio: float
 
@@ -50,6 +52,8 @@ class Ingest(Part):
 
 
 class Environment(Part):
+    """Where the repair ran, so that it can be run again."""
+
     archrepair: str
     torch: str
     python: str
@@ -66,11 +70,15 @@ class Ratios(Part):
 
 
 class ModelSize(Part):
+    """Of one model: its parameters, and the seconds of one batch."""
+
     num_params: Count
     latency_seconds: float = Field(description="Of one batch, median.")
 
 
 class Sizes(Part):
+    """Of the original and of the repaired model, timed on the same batch."""
+
     before: ModelSize | None
     after: ModelSize
     batch: Count

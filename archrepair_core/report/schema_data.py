@@ -25,12 +25,16 @@ class Duplicates(Part):
 
 
 class DataWarning(Part):
+    """Something about the data that makes the result doubtful, and what to do about it."""
+
     code: str
     detail: str
     hint: str
 
 
 class DataSet(Part):
+    """What was read for one role."""
+
     n: Count
     digest: str = Field(description="Of pixels and labels, whatever file they came in.")
     source: str
@@ -40,6 +44,8 @@ class DataSet(Part):
 
 
 class DataAudit(Part):
+    """What was read, and what is odd about it."""
+
     splits: dict[str, DataSet]
     notes: list[str]
     duplicates: list[Duplicates] = Field([])

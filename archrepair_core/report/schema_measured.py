@@ -17,16 +17,22 @@ class Part(BaseModel):
 
 
 class BeforeAfter(Part):
+    """A measure of the original and of the repaired model; null where it was not finite."""
+
     before: float | None
     after: float | None
 
 
 class Rate(Part):
+    """A share with its 95 % interval."""
+
     value: Share | None = Field(description="null where there was nothing to count.")
     ci95: Interval = Field(description="Wilson's score interval.")
 
 
 class Accuracy(Part):
+    """Top-1 accuracy (0–1) of the original and of the repaired model on the same inputs."""
+
     before: Share
     after: Share
     after_ci95: Interval
@@ -35,6 +41,8 @@ class Accuracy(Part):
 
 
 class ClassRow(Part):
+    """One class: its accuracy before and after, and how many of its inputs were fixed and broken."""
+
     label: int
     n: Count
     before: Share = Field(description="Accuracy on the inputs of this class.")
@@ -46,6 +54,8 @@ class ClassRow(Part):
 
 
 class Confusion(Part):
+    """How often inputs of one class are taken for another."""
+
     label: int
     predicted: int
     before: Count
@@ -82,6 +92,8 @@ class AccuracyAlone(Part):
 
 
 class ClassAlone(Part):
+    """One class of a model that is compared with nothing."""
+
     label: int
     n: Count
     after: Share = Field(description="Accuracy on the inputs of this class.")
@@ -89,6 +101,8 @@ class ClassAlone(Part):
 
 
 class ConfusionCount(Part):
+    """How often one model takes inputs of one class for another."""
+
     label: int
     predicted: int
     count: Count
@@ -108,6 +122,8 @@ class SplitAlone(Part):
 
 
 class MeanCorruptionError(Part):
+    """Hendrycks & Dietterich 2019, with the original in the place of AlexNet; below 1 is better."""
+
     value: float | None = Field(description="Errors after, divided by errors before, averaged over the corruptions.")
     ci95: Interval | None
 
@@ -157,17 +173,23 @@ class Slice(Part):
 
 
 class NotShown(Part):
+    """Values of a slice that are too rare to be judged."""
+
     values: Count = Field(description="With fewer inputs than evaluation.min_slice, or beyond the fifty largest.")
     n: Count
 
 
 class SlicedColumn(Part):
+    """One column of the test data and a row per value of it."""
+
     column: str
     slices: list[Slice]
     not_shown: NotShown
 
 
 class Gate(Part):
+    """One demand on the evidence, and whether it was met."""
+
     expression: str
     state: State
     reason: str
@@ -177,12 +199,16 @@ class Gate(Part):
 
 
 class Bin(Part):
+    """One bin of confidence."""
+
     n: Count
     confidence: Share
     accuracy: Share
 
 
 class Reliability(Part):
+    """How confidence and accuracy agree (Guo et al. 2017)."""
+
     before: list[Bin] | None
     after: list[Bin]
 
@@ -224,11 +250,15 @@ class ControlRun(Part):
 
 
 class Answer(Part):
+    """What a model said of one input, and how surely (0–1)."""
+
     predicted: int = Field(description="-1 where the model gave no answer.")
     confidence: Share
 
 
 class Example(Part):
+    """One test input whose answer changed."""
+
     row: Count = Field(description="In the test set.")
     label: int
     before: Answer
@@ -236,6 +266,8 @@ class Example(Part):
 
 
 class ExampleAlone(Part):
+    """One test input that the model answers wrongly."""
+
     row: Count = Field(description="In the test set.")
     label: int
     after: Answer

@@ -6,17 +6,23 @@ from archrepair_core.report.schema_measured import Count, Part
 
 
 class Edge(Part):
+    """One operation of a cell, from one of its states to another."""
+
     source: str = Field(alias="from")
     target: str = Field(alias="to")
     operation: str
 
 
 class Edit(Part):
+    """The new architecture of one block: the edges of its cell."""
+
     block: str
     edges: list[Edge]
 
 
 class Genotype(Part):
+    """What a repair changed, as data: where, from which start, and the cells that were put in."""
+
     scope: list[str] = Field(description="What was trained: blocks, tensors, or `network`.")
     start: str
     align: float
@@ -24,6 +30,8 @@ class Genotype(Part):
 
 
 class TrainingRun(Part):
+    """One training: its loss, its steps of the optimiser and its seconds."""
+
     losses: list[float | None] = Field(
         description="Mean loss per epoch; of a search what the fitness lacks of its highest, per generation."
     )
@@ -34,6 +42,8 @@ class TrainingRun(Part):
 
 
 class SearchRecord(Part):
+    """One search of a cell: the shares of its operations, and accuracy (0–1) before and after deriving."""
+
     select: str
     shares: list[dict[str, dict[str, float | None]]] = Field(
         description="Per snapshot of the search, edge and operation: its share of the mix."
@@ -45,6 +55,8 @@ class SearchRecord(Part):
 
 
 class Trial(Part):
+    """One repair that was tried, and what validation said of it."""
+
     name: str
     genotype: Genotype
     alpha: float = Field(description="How far from the original (0) to the trained weights (1) validation went.")
@@ -54,6 +66,8 @@ class Trial(Part):
 
 
 class RankedBlock(Part):
+    """A block or layer and how suspicious it is; larger is more, `score_sd` over bootstrap resamples."""
+
     name: str
     score: float | None
     score_sd: float | None
@@ -61,12 +75,16 @@ class RankedBlock(Part):
 
 
 class LayerDrift(Part):
+    """How far a layer's output is from what it was trained with (KL, nats), and the step from the layer before."""
+
     layer: str
     divergence: float | None
     jump: float | None
 
 
 class Localization(Part):
+    """Which block is to blame, by which method and evidence; `passes` over the network are its cost."""
+
     method: str
     formula: str
     blocks: list[RankedBlock]
@@ -82,6 +100,8 @@ class Localization(Part):
 
 
 class Block(Part):
+    """A part of the network that a repair may change; shapes have no batch, `latency_share` is 0–1."""
+
     name: str
     kind: str
     input_shape: list[int]
@@ -96,6 +116,8 @@ class Block(Part):
 
 
 class IntBeforeAfter(Part):
+    """A count of the original and of the repaired model."""
+
     before: Count
     after: Count
 
@@ -109,12 +131,16 @@ class Cell(Part):
 
 
 class Candidate(Part):
+    """A corruption that was compared with the field's inputs; a smaller distance is more alike."""
+
     kind: str
     parameter: float
     distance: float | None
 
 
 class Recognition(Part):
+    """Which corruption the field's inputs look like, how surely (0–1), and whether it fits at all."""
+
     kind: str
     parameter: float
     unit: str | None
@@ -129,6 +155,8 @@ class Recognition(Part):
 
 
 class Export(Part):
+    """One written file: how it was made, and how far its outputs are from those of the repaired model."""
+
     format: str
     file: str | None
     method: str
