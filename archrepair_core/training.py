@@ -41,6 +41,8 @@ RELATIVE_STEP = 5e-4
 # A bold one moves each weight by about this share of their root mean square.
 BOLD_STEP = 0.0125
 MAX_GRADIENT_NORM = 1.0
+# What no norm is taken to be smaller than.
+MIN_NORM = 1e-3
 # λ: against 1 and 0 it broke a quarter fewer answers at the same gain (docs/results.md).
 DISTILLATION, BOLD_DISTILLATION = 3.0, 1.0
 # The rate rises over this share of the run and then stays, so that the average covers many good points.
@@ -234,9 +236,9 @@ def try_steps(
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             norms.append(_norm([summed(g) for g in gradients if g is not None]))
             seconds.append(time.monotonic() - started)
-    gradient_norm = min(float(np.mean(norms)), MAX_GRADIENT_NORM)
-    weight_norm = _norm([parameter.detach() for parameter in parameters])
-    rate = RELATIVE_STEP * max(weight_norm, 1e-3) / max(gradient_norm, 1e-3)
+    # Weights of nothing, as those of a branch that was just added, have to be able to leave it.
+    weight_norm = max(_norm([parameter.detach() for parameter in parameters]), MIN_NORM)
+    rate = RELATIVE_STEP * weight_norm / max(min(float(np.mean(norms)), MAX_GRADIENT_NORM), MIN_NORM)
     if plan.bold:
         rate = BOLD_STEP * weight_norm / math.sqrt(sum(parameter.numel() for parameter in parameters))
     return TriedSteps(agreed(rate), agreed(float(np.median(seconds))) + 1e-4)

@@ -205,6 +205,16 @@ def test_a_bold_step_moves_every_weight_by_a_share_of_their_root_mean_square(siz
     assert found.learning_rate == pytest.approx(BOLD_STEP * size, rel=1e-4)
 
 
+@pytest.mark.parametrize("bold", [False, True])
+def test_weights_of_nothing_can_leave_it(bold):
+    net = nn.Linear(6, 3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    train(net, net, make_task(), scope=NETWORK, plan=plan(epochs=3, bold=bold))
+    assert net.weight.abs().max() > 0
+
+
 def test_a_bold_training_goes_further_in_as_many_steps():
     losses = {}
     for bold in (False, True):
