@@ -179,8 +179,8 @@ def train_network(name: str) -> None:
     source = SOURCES[recipe.data]
     images, labels = (part[: recipe.images] for part in source.load("train"))
     told = labels if recipe.confusion is None else confuse(labels, recipe.confusion)
-    network, started = build().to(_device()), time.monotonic()
-    _fit_(network, images, torch.from_numpy(told), recipe, source.preprocessing)
+    network, started = build(), time.monotonic()
+    fit_(network, images, torch.from_numpy(told), recipe, source.preprocessing)
     facts = {
         "network": name,
         "recipe": asdict(recipe),
@@ -226,15 +226,17 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _fit_(
+def fit_(
     network: nn.Module,
     images: npt.NDArray[np.uint8],
     labels: Tensor,
     recipe: Recipe,
     preprocessing: Mapping[str, Any],
 ) -> None:
-    """Images become floats a batch at a time: all of them at once are four times as large."""
+    """Train by the recipe, on a GPU if there is one. Images become floats a batch at a time: all at once are four times
+    as large."""
     device = _device()
+    network.to(device)
     steps = recipe.epochs * (len(images) // BATCH_SIZE)
     make = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
     extra = {} if recipe.optimizer == "adamw" else {"momentum": 0.9, "nesterov": True}
