@@ -99,7 +99,9 @@ def _field_margins(case: Case) -> Tensor | None:
     if not splits.repair.labelled:
         return lead_of(logits["repair"])[:MAX_POPULATION] if splits.validation and splits.validation.labelled else None
     parts = [(logits[s.name], s.labels) for s in (splits.validation, splits.repair) if s is not None]
-    return torch.cat([margins_of(part, torch.as_tensor(labels)) for part, labels in parts])[:MAX_POPULATION]
+    margins = [margins_of(part, torch.as_tensor(labels)) for part, labels in parts]
+    # Where repair shows only failures, validation is replayed known images: among these the failures are no sample.
+    return torch.cat(margins)[:MAX_POPULATION] if bool((margins[-1] > 0).any()) else None
 
 
 def endangered_classes(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

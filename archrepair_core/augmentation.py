@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,19 +65,31 @@ def choose_augmentation(
 
 
 def with_matched_validation(
-    splits: Splits, recognition: Recognition | None, *, was_cut: bool, work_dir: Path, seed: int
+    splits: Splits,
+    recognition: Recognition | None,
+    *,
+    was_cut: bool,
+    shows_only_failures: Callable[[], bool],
+    work_dir: Path,
+    seed: int,
 ) -> Splits:
     """Where known images can be replayed through what was recognised, the labels of the field are worth more to choose
     by than to learn from: half of them validate, and where there are none a part of the replayed images does.
 
+    It does so too where the field `shows_only_failures`, among which nobody sees what a repair breaks: they all teach.
     Unchanged where nothing fits, and where a labelled validation set was given (not `was_cut` from repair).
     """
     if splits.replay is None or recognition is None or recognition.corruption is None or not recognition.fits:
         return splits
-    if splits.repair.labelled:
-        return _with_more_validation(splits, seed=seed) if was_cut and splits.validation else splits
-    given = splits.validation is not None and splits.validation.labelled
-    return splits if given else _validated_by_replay(splits, recognition.corruption, work_dir=work_dir, seed=seed)
+    by_replay = partial(_validated_by_replay, corruption=recognition.corruption, work_dir=work_dir, seed=seed)
+    if not splits.repair.labelled:
+        given = splits.validation is not None and splits.validation.labelled
+        return splits if given else by_replay(splits)
+    if not was_cut or splits.validation is None:
+        return splits
+    if shows_only_failures():
+        return by_replay(replace(splits, repair=splits.repair.joined(splits.validation), validation=None))
+    return _with_more_validation(splits, seed=seed)
 
 
 def _with_more_validation(splits: Splits, *, seed: int) -> Splits:
@@ -96,7 +109,7 @@ def _with_more_validation(splits: Splits, *, seed: int) -> Splits:
     )
 
 
-def _validated_by_replay(splits: Splits, corruption: Corruption, *, work_dir: Path, seed: int) -> Splits:
+def _validated_by_replay(splits: Splits, *, corruption: Corruption, work_dir: Path, seed: int) -> Splits:
     assert splits.replay is not None, "what is replayed"
     replay = splits.replay
     kept, held = stratified_split(replay.labels, fraction=VALIDATION_SHARE, seed=seed)

@@ -98,15 +98,19 @@ class Case:
 
     @property
     def little_works(self) -> bool:
-        """Whether the original is right on some, but less than half, of the labelled inputs it is to be repaired with.
+        """Whether the original is right on some, but less than half, of the labelled inputs it is to be repaired with,
+        or, where these are only failures or have no labels, of those that validate.
 
-        Where nothing but failures is known of the field, nothing tells what breaks of it.
+        Where those are only failures too, nothing tells what breaks of the field.
         """
-        repair = self.data.splits.repair
-        if not repair.labelled:
-            return False
-        right_N = self.baseline.logits["repair"].argmax(1) == torch.as_tensor(repair.labels)
-        return 0 < float(right_N.float().mean()) < LITTLE
+        for images in (self.data.splits.repair, self.data.splits.validation):
+            if images is not None and images.labelled and (share := self._right_share(images)):
+                return share < LITTLE
+        return False
+
+    def _right_share(self, images: LabelledImages) -> float:
+        right_N = self.baseline.logits[images.name].argmax(1) == torch.as_tensor(images.labels)
+        return float(right_N.float().mean())
 
 
 def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path) -> Data:
@@ -232,10 +236,18 @@ def vary_data(host: Host, data: Data, spec: RepairSpec, *, work_dir: Path) -> tu
         data.splits,
         augmentation.recognition,
         was_cut=spec.datasets.validation is None,
+        shows_only_failures=lambda: _shows_only_failures(host, data),
         work_dir=work_dir,
         seed=spec.seed,
     )
     return replace(data, splits=splits), augmentation
+
+
+def _shows_only_failures(host: Host, data: Data) -> bool:
+    """Of the labelled repair inputs."""
+    repair = data.splits.repair
+    logits = predict(host.model, repair, data.preprocessing, batch_size=BATCH_SIZE, device=host.device)
+    return not bool((logits.argmax(1) == torch.as_tensor(repair.labels)).any())
 
 
 def measure_baseline(host: Host, data: Data, augmentation: Augmentation) -> Baseline:

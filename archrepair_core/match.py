@@ -56,6 +56,7 @@ EXTRA_CANDIDATES: dict[str, tuple[float, ...]] = {
     "exposure": (0.4, 0.6, 0.8, 1.25, 1.6),
     "saturation": (0.0, 0.5, 1.5, 2.0),
     "warmth": (0.8, 0.9, 1.1, 1.25),
+    "rotation": (-60, -45, -30, -20, -10, 10, 20, 30, 45, 60),
 }
 COLOUR_KINDS = ("saturation", "warmth")
 

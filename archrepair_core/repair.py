@@ -157,7 +157,7 @@ def _search(case: Case, localization: Localization, arena: Arena, deadline: floa
 
 def _restoration(case: Case, arena: Arena) -> Restoration | None:
     """What known images are to be like again, where they are replayed through a corruption."""
-    weight, replay = restoration_weight(case.spec.repair), case.data.splits.replay
+    weight, replay = restoration_weight(case.spec.repair, bold=case.little_works), case.data.splits.replay
     if case.baseline.augmentation.name != "match" or not weight or replay is None or not replay.labelled:
         return None
     return measure_restoration(arena.starts["original"], weight=weight)
@@ -297,7 +297,7 @@ def _resolved_spec(case: Case, localization: Localization, pace: Pace) -> dict[s
     spec["repair"] |= {"augment": case.baseline.augmentation.name, "budget_seconds": round(pace.budget_seconds, 1)}
     distillation = distillation_weight(case.spec.repair, bold=case.little_works)
     spec["repair"] |= {"distillation": distillation, "precision": pace.precision}
-    spec["repair"]["restoration"] = restoration_weight(case.spec.repair)
+    spec["repair"]["restoration"] = restoration_weight(case.spec.repair, bold=case.little_works)
     spec["outputs"] = resolve_outputs(case.spec.outputs, case.host.format)
     spec["evaluation"] = resolved_evaluation(case.spec)
     spec["gates"] = list(DEFAULT_GATES) if case.spec.gates == "auto" else spec["gates"]

@@ -14,7 +14,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from archrepair_core.data import blurs, weather
+from archrepair_core.data import blurs, pose, weather
 from archrepair_core.errors import DatasetError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -196,5 +196,6 @@ KINDS: dict[str, Kind] = {
     "exposure": Kind(_exposure, "gain", (), (), (0.2, 3.0)),
     "saturation": Kind(_saturation, "gain", (), (), (0.0, 3.0)),
     "warmth": Kind(_warmth, "gain", (), (), (0.6, 1.7)),
+    "rotation": Kind(pose.turn, "degrees", (), (), (-75.0, 75.0)),
 }
 COMMON_KINDS = tuple(name for name, kind in KINDS.items() if kind.small)

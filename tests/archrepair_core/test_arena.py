@@ -45,12 +45,26 @@ def test_a_class_named_too_often_is_kept_more():
     assert everything_named_0[0] == MAX_RATIO**2
 
 
-@pytest.mark.parametrize(("num_right", "little"), [(0, False), (1, True), (4, True), (5, False), (10, False)])
-def test_little_works_where_less_than_half_does_but_something(num_right, little):
-    labels = torch.zeros(10, dtype=torch.long)
-    logits = torch.nn.functional.one_hot(torch.tensor([0] * num_right + [1] * (10 - num_right)), 2).float()
-    repair = SimpleNamespace(labelled=True, labels=labels.numpy())
-    case = Case(
-        None, None, SimpleNamespace(splits=SimpleNamespace(repair=repair)), Baseline({"repair": logits}, 1.0, None)
-    )
+@pytest.mark.parametrize(
+    ("repair", "validation", "little"),
+    [
+        (0, None, False), (1, None, True), (4, None, True), (5, None, False), (10, None, False),
+        (1, 9, True), (9, 1, False), (0, 0, False), (0, 4, True), (0, 5, False),
+        ("unlabelled", 4, True), ("unlabelled", 5, False), ("unlabelled", "unlabelled", False),
+    ],
+)  # fmt: skip
+def test_little_works_where_less_than_half_does_but_something(repair, validation, little):
+    """Right answers of ten each; where repair shows only failures, or no labels, validation tells."""
+    rights = {"repair": repair, "validation": validation}
+    logits = {role: answers(right) for role, right in rights.items() if isinstance(right, int)}
+    splits = {role: None if right is None else ten_of_class_0(role, right) for role, right in rights.items()}
+    case = Case(None, None, SimpleNamespace(splits=SimpleNamespace(**splits)), Baseline(logits, 1.0, None))
     assert case.little_works is little
+
+
+def ten_of_class_0(role, right):
+    return SimpleNamespace(name=role, labelled=right != "unlabelled", labels=torch.zeros(10, dtype=torch.long).numpy())
+
+
+def answers(num_right):
+    return torch.nn.functional.one_hot(torch.tensor([0] * num_right + [1] * (10 - num_right)), 2).float()

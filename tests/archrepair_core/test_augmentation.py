@@ -29,8 +29,15 @@ def recognised(*, fits=True):
     return Recognition("jpeg_compression", 75.0, fits, 1.0, 9.0, 1.0, (), {}, 30, 255.0)
 
 
-def validated(before, tmp_path, *, fits=True, was_cut=True):
-    return with_matched_validation(before, recognised(fits=fits), was_cut=was_cut, work_dir=tmp_path, seed=0)
+def validated(before, tmp_path, *, fits=True, was_cut=True, failures=False):
+    return with_matched_validation(
+        before,
+        recognised(fits=fits),
+        was_cut=was_cut,
+        shows_only_failures=lambda: failures,
+        work_dir=tmp_path,
+        seed=0,
+    )
 
 
 def test_half_of_the_labelled_field_validates_where_known_images_are_replayed(tmp_path):
@@ -43,6 +50,16 @@ def test_half_of_the_labelled_field_validates_where_known_images_are_replayed(tm
     assert "24 more samples of repair are validation" in after.notes[-1]
 
 
+def test_failures_all_teach_and_replayed_images_validate(tmp_path):
+    """Among failures nobody sees what a repair breaks."""
+    before = splits()
+    after = validated(before, tmp_path, failures=True)
+    assert set(after.repair.images.rows) == set(range(80))
+    assert len(after.validation) == 32  # of 200 known ones, eight a class
+    assert len(after.replay) == 168
+    assert "validation is 32 replay samples through the recognised jpeg_compression" in after.notes[-1]
+
+
 def test_what_validates_is_not_replayed(tmp_path):
     """The first 50 rows of repair are known images too."""
     after = validated(splits(replay=images("replay", [*range(50), *range(200, 300)])), tmp_path)
@@ -52,7 +69,13 @@ def test_what_validates_is_not_replayed(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "options"),
-    [({}, {"fits": False}), ({}, {"was_cut": False}), ({"replay": None}, {}), ({"validation": None}, {})],
+    [
+        ({}, {"fits": False}),
+        ({}, {"was_cut": False}),
+        ({}, {"was_cut": False, "failures": True}),
+        ({"replay": None}, {}),
+        ({"validation": None}, {}),
+    ],
 )
 def test_nothing_is_moved_without_replay_or_a_cut_of_our_own(tmp_path, changes, options):
     before = splits(**changes)

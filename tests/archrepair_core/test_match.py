@@ -35,7 +35,9 @@ def found(kind: str, *, fits: bool = True) -> Recognition:
     return Recognition(kind, 75.0, fits, 1.0, 9.0, 1.0, (Candidate(kind, 75.0, 1.0),), {}, 30, 255.0)
 
 
-@pytest.mark.parametrize(("kind", "parameter"), [("gaussian_noise", 0.08), ("contrast", 0.45)])
+@pytest.mark.parametrize(
+    ("kind", "parameter"), [("gaussian_noise", 0.08), ("contrast", 0.45), ("rotation", 25), ("rotation", -40)]
+)
 def test_the_corruption_of_thirty_unlabelled_images_is_recognised(kind, parameter):
     field = Corruption(kind, parameter)(digits(slice(800, 830)), range(9000, 9030))
     recognition = recognise(network(), rows_of(field), rows_of(digits(slice(0, 150))), preprocessing=GREY)

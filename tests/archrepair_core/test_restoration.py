@@ -16,7 +16,14 @@ from archrepair_core.data.images import ImageRows, LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.features import DiskBudget, StoredRows, StreamedRows
 from archrepair_core.prefix_cache import INPUT, PrefixCache
-from archrepair_core.restoration import RESTORATION, last_layer, measure_restoration, pooled, restoration_weight
+from archrepair_core.restoration import (
+    BOLD_RESTORATION,
+    RESTORATION,
+    last_layer,
+    measure_restoration,
+    pooled,
+    restoration_weight,
+)
 from archrepair_core.scope import NETWORK
 from archrepair_core.spec import Preprocessing, Repair
 from archrepair_core.training import TrainingPlan, train
@@ -131,5 +138,6 @@ def test_maps_and_tokens_are_averaged_over_their_places():
 
 
 def test_the_weight_is_the_one_asked_for():
-    assert restoration_weight(Repair()) == RESTORATION
-    assert restoration_weight(Repair(restoration=0)) == 0
+    assert restoration_weight(Repair(), bold=False) == RESTORATION
+    assert restoration_weight(Repair(), bold=True) == BOLD_RESTORATION
+    assert {restoration_weight(Repair(restoration=0), bold=bold) for bold in (False, True)} == {0}

@@ -6,6 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import rotate
 
 from archrepair_core.data.corruptions import COMMON_KINDS, KINDS, SEVERITIES, Corruption, at_severity
 from archrepair_core.errors import DatasetError
@@ -82,6 +83,19 @@ def test_jpeg_is_what_pillow_writes_at_that_quality():
     buffer = BytesIO()
     Image.fromarray(images[0]).save(buffer, "JPEG", quality=50)
     assert np.array_equal(compressed[0], np.asarray(Image.open(buffer)))
+
+
+@pytest.mark.parametrize("degrees", [-60, -10, 30])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40)])
+def test_a_picture_is_turned_as_scipy_turns_it(degrees, height, width):
+    """Where scipy has no border to invent: on a disk in a field of one colour."""
+    y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    picture = np.full((1, height, width, 3), 40, np.uint8)
+    picture[0, (y - height / 2 - 3) ** 2 + (x - width / 2 + 2) ** 2 < 20] = (200, 100, 0)
+    turned = Corruption("rotation", degrees)(picture, [0])
+    expected = rotate(picture.astype(float), degrees, axes=(2, 1), reshape=False, order=1, mode="nearest")
+    assert np.abs(turned - expected).max() <= 1
+    assert (turned != picture).any()
 
 
 def test_images_of_two_channels_are_refused():
