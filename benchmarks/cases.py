@@ -92,27 +92,37 @@ def _lossless_known(seed: int) -> Sets:
     return _with_known(_photo_sets(seed, known=0), load_cifar("lossless-train4k"))
 
 
-def _fashion_sets(seed: int, *, degrees: float = 0, num_failures: int | None = None) -> Sets:
-    """Field and test images turned by `degrees`; with `num_failures`, so many of the field that the network fails on.
+def _as_it_is(images: Images) -> Images:
+    return images
+
+
+def _askew(images: Images) -> Images:
+    return fashion.turned(images, TURN_DEGREES)
+
+
+def _negative(images: Images) -> Images:
+    return 255 - images
+
+
+def _fashion_sets(
+    seed: int, *, change: Callable[[Images], Images] = _as_it_is, num_failures: int | None = None
+) -> Sets:
+    """Field and test images through `change`; with `num_failures`, so many of the field that the network fails on.
 
     Those are the first in the order of the draw, and nothing else comes from the field. Known are the first training
     images.
     """
     images, labels = fashion.load_fashion("train")
     rows = fashion.field_rows(seed)[: NUM_REPAIR if num_failures is None else None]
-    field = (fashion.turned(images[rows], degrees), labels[rows])
+    field = (change(images[rows]), labels[rows])
     if num_failures is not None:
         right = right_answers(load_network("fashion"), *field, fashion.PREPROCESSING)
         failures = np.flatnonzero(~right)[:num_failures]
         field = (field[0][failures], field[1][failures])
     known = (images[:NUM_REPLAY], labels[:NUM_REPLAY])
-    return _with_known({"repair": field, "test": _fashion_test(seed, degrees=degrees)}, known)
-
-
-def _fashion_test(seed: int, *, degrees: float = 0) -> tuple[Images, Labels]:
-    images, labels = fashion.load_fashion("test")
-    rows = fashion.test_rows(seed)[:NUM_TEST]
-    return fashion.turned(images[rows], degrees), labels[rows]
+    test_images, test_labels = fashion.load_fashion("test")
+    test = fashion.test_rows(seed)[:NUM_TEST]
+    return _with_known({"repair": field, "test": (change(test_images[test]), test_labels[test])}, known)
 
 
 def _confused_sets(seed: int) -> Sets:
@@ -186,9 +196,9 @@ def _paper_size(network: str, data: str, kind: str | None = None) -> Case:
 
 def _few(num_failures: int) -> Case:
     return _fashion(
-        f"The same, with {num_failures:,} failures to repair with and nothing else of the field",
+        f"The same turned pictures, {num_failures:,} failures to repair with and nothing else of the field",
         "shift",
-        partial(_fashion_sets, degrees=TURN_DEGREES, num_failures=num_failures),
+        partial(_fashion_sets, change=_askew, num_failures=num_failures),
     )
 
 
@@ -212,7 +222,11 @@ CASES: dict[str, Case] = {
     "fashion rotated": _fashion(
         f"ResNet-8 for Fashion-MNIST, served pictures turned by {TURN_DEGREES} degrees",
         "shift",
-        partial(_fashion_sets, degrees=TURN_DEGREES),
+        partial(_fashion_sets, change=_askew),
+    ),
+    # No candidate of the recognition explains this one.
+    "fashion negative": _fashion(
+        "ResNet-8 for Fashion-MNIST, served negatives", "shift", partial(_fashion_sets, change=_negative)
     ),
     **{f"few {count}": _few(count) for count in (10, 50, 100, 1000)},
     "jpeg": Case(
