@@ -48,7 +48,7 @@ def make_arena(
         splits=splits,
         original_logits=logits,
         preprocessing=case.data.preprocessing,
-        views=case.baseline.augmentation.views,
+        views=case.views,
         work_dir=work_dir,
         device=host.device,
         budget=DiskBudget(spec.cache_gb * 1e9),

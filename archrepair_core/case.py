@@ -32,6 +32,7 @@ from archrepair_core.interface import (
 from archrepair_core.layout import lay_out_
 from archrepair_core.modes import eval_mode
 from archrepair_core.plausibility import question_data
+from archrepair_core.recognition import match_views
 from archrepair_core.runs import find_blocks_
 from archrepair_core.spec import SPLITS, Preprocessing, RepairSpec
 
@@ -41,6 +42,8 @@ AUGMENTATION_PROBE = 512
 VERIFY_BATCH = 8
 # Of an original that is right on a smaller share of the field little can be lost.
 LITTLE = 0.5
+# Where little works, so many times as often as through the recognised corruption known images are replayed as they are.
+BOLD_PLAIN = 3
 # Where moves are tried, the first that has labels.
 PROBED_ROLES = ("repair", "replay", "guard", "validation")
 
@@ -107,6 +110,16 @@ class Case:
             if images is not None and images.labelled and (share := self._right_share(images)):
                 return share < LITTLE
         return False
+
+    @property
+    def views(self) -> Mapping[str, tuple[View, ...]]:
+        """Views by trained role. Where training is to go far, most known images are replayed as they are: what works
+        today is lost by half as much at the same gain (docs/results.md)."""
+        augmentation = self.baseline.augmentation
+        if augmentation.recognition is None or not augmentation.recognition.fits or not self.little_works:
+            return augmentation.views
+        replayed = match_views(augmentation.recognition, augmentation.views["repair"], plain=BOLD_PLAIN)
+        return {**augmentation.views, "replay": replayed}
 
     def _right_share(self, images: LabelledImages) -> float:
         right_N = self.baseline.logits[images.name].argmax(1) == torch.as_tensor(images.labels)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,9 @@ class Recognition:
         }
 
 
-def match_views(recognition: Recognition, moves: Sequence[View]) -> tuple[View, ...]:
-    """Views for known images: through the recognised corruption, its parameter varied, and as often as they are.
+def match_views(recognition: Recognition, moves: Sequence[View], *, plain: int = 1) -> tuple[View, ...]:
+    """Views for known images: through the recognised corruption, its parameter varied, and `plain` times as often as
+    they are.
 
     Half of them untouched kept what was known: it broke a third of what one in eight did (docs/results.md). `moves` are
     the harmless ones; each view takes the next of them. Empty when nothing fits.
@@ -90,8 +91,7 @@ def match_views(recognition: Recognition, moves: Sequence[View]) -> tuple[View, 
         replace(move, change=Corruption(recognition.kind, parameter, recognition.full_scale), seed=seed)
         for seed, (move, parameter) in enumerate(zip(cycle(moves), (middle, low, high, middle), strict=False), start=1)
     ]
-    plain = [move for _, move in zip(changed, cycle(moves), strict=False)]
-    return (*changed, *plain)
+    return (*changed, *islice(cycle(moves), plain * len(changed)))
 
 
 def _spread(recognition: Recognition) -> tuple[float, float]:

@@ -35,6 +35,9 @@ PREPROCESSING = Preprocessing(mean=list(MEAN), std=list(STD), scale="0-1", color
 EDGE, NUM_FIELD, NUM_KNOWN = 32, 30, 1500
 QUALITIES = (20, 30, 40, 50, 58, 65, 75, 80, 85, 95)
 MORE_QUALITIES = (20, 30, 75, 85, 95)  # those the severities leave out
+# What counts as one severity of a picture that is turned.
+DEGREES_PER_STEP = 10
+ANGLES = (-50, -25, -15, -5, 5, 15, 25, 35, 50)
 # The rows the statistics and constants of the recognition were chosen on: known ones and field ones.
 TUNING_SEED, TUNED = 123, (slice(0, 200), slice(1000, 1300))
 
@@ -45,7 +48,8 @@ Fault = Callable[[Pixels, Sequence[int]], Pixels]
 def corruptions() -> dict[str, Corruption]:
     """Every case with a right answer."""
     common = {f"{kind} {s}": at_severity(kind, s, EDGE) for kind in COMMON_KINDS for s in SEVERITIES}
-    return common | {f"jpeg quality {q}": Corruption("jpeg_compression", q) for q in MORE_QUALITIES}
+    common |= {f"jpeg quality {q}": Corruption("jpeg_compression", q) for q in MORE_QUALITIES}
+    return common | {f"turned by {angle} degrees": Corruption("rotation", angle) for angle in ANGLES}
 
 
 def others() -> dict[str, Fault | None]:
@@ -68,6 +72,8 @@ def others() -> dict[str, Fault | None]:
 
 def severity_of(kind: str, parameter: float) -> float:
     """The place of a parameter on the ladder of its kind, 1 for the first step, between steps by interpolation."""
+    if kind == "rotation":
+        return parameter / DEGREES_PER_STEP
     ladder = QUALITIES if kind == "jpeg_compression" else [at_severity(kind, s, EDGE).parameter for s in SEVERITIES]
     order = np.argsort(ladder)
     return float(np.interp(parameter, np.asarray(ladder)[order], 1.0 + order))
@@ -118,7 +124,7 @@ def make_tables(rows: Sequence[dict[str, Any]]) -> str:
     marks = [judge(row) for row in known]
     lines = ["| cases | right kind | and severity within one | fits said | median sureness |", "|---|---|---|---|---|"]
     groups = {"all": set(corruptions())} | {
-        kind: {case for case, c in corruptions().items() if c.kind == kind} for kind in COMMON_KINDS
+        kind: {case for case, c in corruptions().items() if c.kind == kind} for kind in (*COMMON_KINDS, "rotation")
     }
     for name, cases in groups.items():
         chosen = [(row, mark) for row, mark in zip(known, marks, strict=True) if row["case"] in cases]

@@ -13,7 +13,10 @@ from archrepair_core.arena import (
     endangered_classes,
     provable_share,
 )
+from archrepair_core.augmentation import Augmentation
 from archrepair_core.case import Baseline, Case
+from archrepair_core.data.augment import AUGMENTATIONS
+from archrepair_core.recognition import Recognition, match_views
 from archrepair_core.statistics import wilson_interval
 
 
@@ -60,6 +63,17 @@ def test_little_works_where_less_than_half_does_but_something(repair, validation
     splits = {role: None if right is None else ten_of_class_0(role, right) for role, right in rights.items()}
     case = Case(None, None, SimpleNamespace(splits=SimpleNamespace(**splits)), Baseline(logits, 1.0, None))
     assert case.little_works is little
+
+
+@pytest.mark.parametrize(("num_right", "fits", "plain"), [(3, True, 12), (8, True, 4), (3, False, 0)])
+def test_where_little_works_most_of_what_is_replayed_is_plain(num_right, fits, plain):
+    found = Recognition("fog", 3.0, fits, 1.0, 9.0, 1.0, (), {}, 30, 255.0)
+    views = {"repair": AUGMENTATIONS["flip"], "replay": match_views(found, AUGMENTATIONS["flip"])}
+    splits = SimpleNamespace(repair=ten_of_class_0("repair", num_right), validation=None)
+    baseline = Baseline({"repair": answers(num_right)}, 1.0, Augmentation("match", views, found))
+    case = Case(None, None, SimpleNamespace(splits=splits), baseline)
+    assert [view.change for view in case.views["replay"]].count(None) == plain
+    assert case.views["repair"] == views["repair"]
 
 
 def ten_of_class_0(role, right):

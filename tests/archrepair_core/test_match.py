@@ -122,6 +122,9 @@ def test_replay_is_seen_around_the_recognised_parameter_and_once_as_it_is():
     assert max(qualities) <= 97
     assert [view.change for view in views].count(None) == len(views) // 2
     assert {view.flip for view in views} == {False, True}
+    mostly_plain = match_views(found("jpeg_compression"), AUGMENTATIONS["flip"], plain=3)
+    assert mostly_plain[: len(views)] == views
+    assert [view.change for view in mostly_plain].count(None) == len(mostly_plain) * 3 // 4
     assert not any(view.flip for view in match_views(found("jpeg_compression"), AUGMENTATIONS["none"]))
     assert match_views(found("fog", fits=False), AUGMENTATIONS["flip"]) == ()
 
