@@ -65,7 +65,7 @@ def test_little_works_where_less_than_half_does_but_something(repair, validation
     assert case.little_works is little
 
 
-@pytest.mark.parametrize(("num_right", "fits", "plain"), [(3, True, 12), (8, True, 4), (3, False, 0)])
+@pytest.mark.parametrize(("num_right", "fits", "plain"), [(3, True, 24), (8, True, 4), (3, False, 0)])
 def test_where_little_works_most_of_what_is_replayed_is_plain(num_right, fits, plain):
     found = Recognition("fog", 3.0, fits, 1.0, 9.0, 1.0, (), {}, 30, 255.0)
     views = {"repair": AUGMENTATIONS["flip"], "replay": match_views(found, AUGMENTATIONS["flip"])}
