@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from archrepair_core import augmentation
 from archrepair_core.augmentation import FIELD_VALIDATION_SHARE, with_matched_validation
 from archrepair_core.data.images import NO_LABEL, ImageRows, LabelledImages
 from archrepair_core.data.split import Splits
@@ -50,7 +51,7 @@ def test_half_of_the_labelled_field_validates_where_known_images_are_replayed(tm
     assert "24 more samples of repair are validation" in after.notes[-1]
 
 
-def test_failures_all_teach_and_replayed_images_validate(tmp_path):
+def test_failures_teach_and_replayed_images_validate(tmp_path):
     """Among failures nobody sees what a repair breaks."""
     before = splits()
     after = validated(before, tmp_path, failures=True)
@@ -58,6 +59,14 @@ def test_failures_all_teach_and_replayed_images_validate(tmp_path):
     assert len(after.validation) == 32  # of 200 known ones, eight a class
     assert len(after.replay) == 168
     assert "validation is 32 replay samples through the recognised jpeg_compression" in after.notes[-1]
+
+
+def test_more_than_a_few_failures_teach_nothing_beside_replayed_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(augmentation, "MAX_FAILURES", 20)
+    after = validated(splits(), tmp_path, failures=True)
+    assert len(after.repair) == 20
+    assert set(after.repair.labels) == set(range(4))
+    assert "60 of 80 failures teach nothing, because known images are replayed" in after.notes
 
 
 def test_what_validates_is_not_replayed(tmp_path):
