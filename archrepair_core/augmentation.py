@@ -89,9 +89,11 @@ def with_matched_validation(
         return splits if given else by_replay(splits)
     if not was_cut or splits.validation is None:
         return splits
-    if shows_only_failures():
+    if splits.replay.labelled and shows_only_failures():
         failures = replace(splits, repair=splits.repair.joined(splits.validation), validation=None)
-        return by_replay(_few_failures(failures, seed=seed))
+        validated = by_replay(_few_failures(failures, seed=seed))
+        if validated.validation is not None:  # of a handful of known images none can be spared
+            return validated
     return _with_more_validation(splits, seed=seed)
 
 

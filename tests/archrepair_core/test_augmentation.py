@@ -61,6 +61,16 @@ def test_failures_teach_and_replayed_images_validate(tmp_path):
     assert "validation is 32 replay samples through the recognised jpeg_compression" in after.notes[-1]
 
 
+@pytest.mark.parametrize(
+    "replay", [images("replay", range(200, 400), labelled=False), images("replay", range(200, 208))]
+)
+def test_failures_validate_where_replayed_images_cannot(tmp_path, replay):
+    """Without labels they tell nothing, and of two a class none can be spared."""
+    after = validated(splits(replay=replay), tmp_path, failures=True)
+    assert after.validation.labelled
+    assert set(after.validation.images.rows) <= set(range(80))
+
+
 def test_more_than_a_few_failures_teach_nothing_beside_replayed_images(tmp_path, monkeypatch):
     monkeypatch.setattr(augmentation, "MAX_FAILURES", 20)
     after = validated(splits(), tmp_path, failures=True)
