@@ -240,7 +240,7 @@ def choose_alpha_(
     alphas: Sequence[float] = ALPHAS,
 ) -> tuple[float, ValidationScore]:
     """Leave `model` at the α of highest cautious utility whose expected broken share does not exceed `max_broken`, nor
-    what the guard allows on its own inputs.
+    what the guard allows on its own inputs; a loss on balance there counts beyond its standard error.
 
     The α at which the expected share meets the limit is one of those tried, so nothing is lost between `alphas`. Where
     the walk comes `from_original`, nothing is broken at its beginning.
@@ -255,7 +255,8 @@ def choose_alpha_(
         if guard:
             guarded = score_tail(tail, guard.features, device)
             broken.append((alpha, guarded.expected_broken))
-            lost.append((alpha, -guarded.utility))
+            # A loss of less than its standard error is none, as a gain is.
+            lost.append((alpha, -guarded.utility - guarded.standard_error))
         return score_tail(tail, features, device, population_M)
 
     if from_original:

@@ -136,7 +136,8 @@ def test_alpha_stops_before_it_breaks_more_than_allowed(fixed_from, alpha, chang
 
 
 def test_the_guard_stops_the_walk_at_what_it_may_lose():
-    """Growing the bias fixes validation from α = 0.6 on, and breaks half of the guard from α = 0.25 on."""
+    """Growing the bias fixes validation from α = 0.6 on, and breaks half of the guard from α = 0.25 on; of two inputs
+    that is within a standard error of nothing."""
     model = nn.Linear(4, 2)
     inputs = torch.zeros(4, 4).fill_diagonal_(1)
     with torch.no_grad():
@@ -148,7 +149,8 @@ def test_the_guard_stops_the_walk_at_what_it_may_lose():
     with torch.no_grad():
         model.bias[1] = 10.0
     validation = identity_features(inputs[:2], torch.tensor([1, 1]), original[:2])
-    guarded = identity_features(inputs[2:], torch.tensor([0, 0]), original[2:])
+    many = torch.tensor([2, 3]).repeat(40)
+    guarded = identity_features(inputs[many], torch.zeros(80, dtype=torch.long), original[many])
     options = {"scope": NETWORK, "start": start, "max_broken": 1.0}
 
     for guard in (Guard(guarded, max_broken=0.15), Guard(guarded, max_lost=0.15)):
@@ -157,6 +159,12 @@ def test_the_guard_stops_the_walk_at_what_it_may_lose():
         assert (model(inputs[2:]).argmax(1) == 0).all()
         with torch.no_grad():
             model.bias[1] = 10.0
+
+    pair = identity_features(inputs[2:], torch.tensor([0, 0]), original[2:])
+    alpha, _ = choose_alpha_(model, model, validation, guard=Guard(pair, max_lost=0.15), **options)
+    assert alpha >= 0.6
+    with torch.no_grad():
+        model.bias[1] = 10.0
 
     # Of this guard one is fixed before one is broken: nothing is lost on balance.
     even = identity_features(inputs[[2, 0]], torch.tensor([1, 0]), original[[2, 0]])
