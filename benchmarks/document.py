@@ -172,9 +172,15 @@ def _beaten(by_method: Mapping[str, Sequence[Row]], found: Mapping[str, Comparis
     return f"no: {', '.join(beyond)}" if beyond else f"within noise of {', '.join(names)}"
 
 
+def to_rank(grouped: Grouped) -> tuple[list[str], Grouped]:
+    """The methods that are ranked, and the cases on which all of them have run."""
+    methods = [method for method in COMPARED if any(method in by for by in grouped.values())]
+    return methods, {case: by for case, by in grouped.items() if all(method in by for method in methods)}
+
+
 def rank_lines(grouped: Grouped) -> list[str]:
     """Mean ranks over the cases on which every ranked method has run."""
-    methods = [method for method in COMPARED if all(method in by for by in grouped.values())]
+    methods, grouped = to_rank(grouped)
     if len(methods) < 3 or len(grouped) < 2:
         return []
     accuracy = np.array([[mean_of(by[method], "accuracy_after") for method in methods] for by in grouped.values()])

@@ -23,6 +23,7 @@ from benchmarks.document import (
     literature_of,
     mean_of,
     same_draws,
+    to_rank,
 )
 from benchmarks.methods import ABLATIONS, COMPARED, LOCALIZATIONS, METHODS
 from benchmarks.ranks import compare, pareto_front, rank_methods
@@ -75,7 +76,7 @@ def _draw_case(panel: Axes, points: Mapping[str, Point]) -> None:
 
 def draw_ranks(grouped: Grouped, target: Path) -> None:
     """Mean ranks over the cases that every drawn method has run on, with Nemenyi's critical difference as a bar."""
-    methods = [name for name in COMPARED if all(name in by_method for by_method in grouped.values())]
+    methods, grouped = to_rank(grouped)
     accuracy = np.array([[mean_of(by[name], "accuracy_after") for name in methods] for by in grouped.values()])
     ranking = rank_methods(accuracy)
     order = np.argsort(ranking.mean_ranks_M)[::-1]

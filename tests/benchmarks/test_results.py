@@ -118,6 +118,13 @@ def test_the_pictures_show_every_case_and_method(tmp_path):
     assert "<!-- block search -->" in (tmp_path / "ranks.svg").read_text()
 
 
+def test_a_case_that_has_half_run_is_not_ranked():
+    methods = {"auto": 9, "archrepair": 4, "block search": 6}
+    rows = [row(method, right, case=case) for case in ("digits", "jpeg") for method, right in methods.items()]
+    page = "\n".join(section([*rows, row("auto", 9, case="fog")]))
+    assert "Mean ranks of 3 methods over 2 cases (digits, jpeg): auto 1.0, block search 2.0, archrepair 3.0." in page
+
+
 def test_bars_are_as_long_as_what_was_gained(tmp_path, monkeypatch):
     lengths = []
     barh = Axes.barh
