@@ -36,6 +36,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 SHAPES = ("o", "s", "^")
 STYLE = {name: (COLOURS[place % len(COLOURS)], SHAPES[place // len(COLOURS)]) for place, name in enumerate(METHODS)}
 Point = tuple[float, float]
+# Points of gain that a picture shows at least.
+LEAST_SHOWN = 0.1
 
 
 def gain_against(axis: str, *, scale: float) -> Callable[[Sequence[Row]], Point]:
@@ -72,6 +74,9 @@ def _draw_case(panel: Axes, points: Mapping[str, Point]) -> None:
     panel.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
     panel.tick_params(labelsize=8)
     panel.margins(0.12)
+    low, high = panel.get_ylim()
+    if high - low < LEAST_SHOWN:  # where nobody gained anything, the axis would show the last bits of a float
+        panel.set_ylim(low - LEAST_SHOWN, high + LEAST_SHOWN)
 
 
 def draw_ranks(grouped: Grouped, target: Path) -> None:
