@@ -22,11 +22,12 @@ from benchmarks.suites import SUITES
 
 @pytest.fixture
 def tiny_files(tmp_path, monkeypatch):
-    """Images of one colour, the label, and the last of each file grey, in a folder like that of Hugging Face."""
+    """Images of one colour each, red the label, the last of each file grey, in a folder like that of Hugging Face."""
 
     def write(stem, count, place=0):
         labels = np.arange(count) % tiny_imagenet.NUM_CLASSES
-        images = [Image.new("RGB", (tiny_imagenet.EDGE,) * 2, (int(label), 0, 0)) for label in labels]
+        colours = [(int(label), *divmod(row, 256)) for row, label in enumerate(labels)]
+        images = [Image.new("RGB", (tiny_imagenet.EDGE,) * 2, colour) for colour in colours]
         images[-1] = Image.new("L", images[-1].size, 77)
         rows = {"image": [{"bytes": png(image), "path": None} for image in images], "label": labels}
         (tmp_path / "files" / "data").mkdir(parents=True, exist_ok=True)
