@@ -25,7 +25,7 @@ def tiny_files(tmp_path, monkeypatch):
     """Images of one colour each, red the label, the last of each file grey, in a folder like that of Hugging Face."""
 
     def write(stem, count, place=0):
-        labels = np.arange(count) % tiny_imagenet.NUM_CLASSES
+        labels = np.arange(count) % 10  # of which some have two failures each, to cut validation from
         colours = [(int(label), *divmod(row, 256)) for row, label in enumerate(labels)]
         images = [Image.new("RGB", (tiny_imagenet.EDGE,) * 2, colour) for colour in colours]
         images[-1] = Image.new("L", images[-1].size, 77)
