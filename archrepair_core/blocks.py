@@ -222,6 +222,7 @@ class _Composites:
             self.part_kinds |= {self.kind(part) for part in parts if part not in self.in_series[host]}
 
     def kind(self, name: str) -> tuple[str, ...]:
+        """What siblings of one kind share (`_kind`)."""
         return _kind(self.calls[name].module)
 
     def absorbs(self, outer: str, inner: str) -> bool:

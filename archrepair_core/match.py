@@ -203,6 +203,7 @@ class _Whitening:
 
     @staticmethod
     def of(groups: Iterable[torch.Tensor]) -> "_Whitening":
+        """From looks [N, F] by candidate, each about its own mean; shrunk, so that it can be inverted."""
         within = torch.cat([group - group.mean(0) for group in groups])
         spread = within.std(0) + MIN_SPREAD
         correlation = torch.cov((within / spread).T)
@@ -210,9 +211,11 @@ class _Whitening:
         return _Whitening(torch.linalg.cholesky(torch.linalg.inv(shrunk)) / spread[:, None])
 
     def mean(self, looks: torch.Tensor) -> torch.Tensor:
+        """Mean [F] of looks [N, F], whitened."""
         return looks.mean(0) @ self.transform_FF
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> float:
+        """Squared distance of the two means, in squares of the spread within a candidate."""
         return float((self.mean(a) - self.mean(b)).square().sum())
 
 

@@ -273,6 +273,7 @@ class _TensorReader(ast.NodeTransformer):
         self.uses_module = False
 
     def visit(self, node: ast.AST) -> Any:
+        """As NodeTransformer: the argument, where `node` reads a tensor that can be one."""
         path = self.forward.path(node) if isinstance(node, ast.expr) else None
         if path is None:
             return self.generic_visit(node)

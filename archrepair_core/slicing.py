@@ -101,6 +101,7 @@ class _Source:
         self.locals = {*function.__code__.co_varnames, *function.__code__.co_cellvars} - {self.parameters[0]}
 
     def calls(self) -> Iterator[ast.Call]:
+        """Every call in the method, outer statements first."""
         return (node for statement in self.body for node in ast.walk(statement) if isinstance(node, ast.Call))
 
     def resolve(self, expression: ast.expr) -> nn.Module | None:
@@ -119,6 +120,7 @@ class _Source:
         return None if found is None else found._modules.get(str(key))
 
     def method(self, expression: ast.expr) -> FunctionType | None:
+        """The method of the module's class that `self.name` stands for; None for anything else. Runs no code."""
         match expression:
             case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner == self.parameters[0]:
                 found = inspect.getattr_static(self.module, name, None)
@@ -135,6 +137,7 @@ class _Source:
         return list(modules) if isinstance(modules, nn.ModuleList | nn.Sequential) else []
 
     def rest_after_call(self, call: ast.Call) -> Rest:
+        """What remains of the method once this call has its answer. Raises Unsliceable."""
         return self._compile(_statements_after(self.body, call))
 
     def rest_after_turn(self, loop: ast.For, child: nn.Module) -> Rest:

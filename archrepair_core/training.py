@@ -148,6 +148,7 @@ class _Learner:
 
     @property
     def device(self) -> torch.device:
+        """Where it learns."""
         return self.parameters[0].device
 
 

@@ -169,14 +169,17 @@ class _Capped(io.RawIOBase):
         self._stream = stream
 
     def read(self, size: int = -1) -> bytes:
+        """As `RawIOBase.read`; ValueError for more than a member may have, or for all there is."""
         if not 0 <= size <= MAX_MEMBER_BYTES:
             raise ValueError(f"a header says that {size} bytes belong to it")
         return self._stream.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """As `RawIOBase.seek`: the new position in bytes."""
         return self._stream.seek(offset, whence)
 
     def tell(self) -> int:
+        """The position in bytes."""
         return self._stream.tell()
 
 

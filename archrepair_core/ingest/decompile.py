@@ -112,6 +112,7 @@ class _Rebuild:
             return {}
 
     def module(self, original: torch.jit.ScriptModule, path: str) -> nn.Module:
+        """The editable twin of the module at `path` and of all that is below it."""
         children = {
             child: self.module(cast(torch.jit.ScriptModule, module), f"{path}.{child}" if path else child)
             for child, module in original.named_children()

@@ -79,6 +79,7 @@ class _Machine:
         self.sealed: dict[int, Any] = {}
 
     def run(self) -> Any:
+        """The value the pickle stands for; `unsafe_pickle` at the first thing that `torch.jit.save` does not write."""
         if self.take(2) != b"\x80\x02":
             raise self.unsafe("a pickle protocol other than 2")
         while (opcode := self.take(1)) != b".":
@@ -91,9 +92,11 @@ class _Machine:
         return self.stack[0]
 
     def unsafe(self, what: str) -> ModelError:
+        """The error to raise: `what` was found in this file."""
         return unsafe_pickle(self.name, what)
 
     def take(self, num_bytes: int) -> bytes:
+        """The next bytes, all of them or the error."""
         taken = self.data[self.position : self.position + num_bytes]
         if len(taken) != num_bytes:
             raise self.unsafe("a pickle that ends early")
@@ -101,9 +104,11 @@ class _Machine:
         return taken
 
     def unpack(self, layout: str) -> Any:
+        """The next number, in the `layout` of the module struct."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def line(self) -> str:
+        """The text up to the next line feed, which must not be far."""
         end = self.data.find(b"\n", self.position, self.position + 1000)
         if end < 0:
             raise self.unsafe("a global without end")
@@ -111,20 +116,24 @@ class _Machine:
         return self.decode(text)
 
     def decode(self, raw: bytes) -> str:
+        """UTF-8, or the error."""
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.unsafe("text that is not UTF-8") from error
 
     def push(self, value: Any) -> None:
+        """Put a value on the stack."""
         self.stack.append(value)
 
     def pop(self) -> Any:
+        """Take the value on top of the stack, but none from below the last mark."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
             raise self.unsafe("a pop from an empty stack")
         return self.stack.pop()
 
     def pop_mark(self) -> list[Any]:
+        """Take the last mark and all that was pushed since."""
         if not self.marks:
             raise self.unsafe("an end without a mark")
         start = self.marks.pop()
@@ -133,6 +142,7 @@ class _Machine:
         return items
 
     def top(self, kind: type) -> Any:
+        """The container on top of the stack, left there: of this very `kind`, and free to grow."""
         value = self.pop()
         self.push(value)
         if type(value) is not kind:
@@ -142,6 +152,7 @@ class _Machine:
         return value
 
     def seal(self, value: Any) -> Any:
+        """Let this container grow no more."""
         self.sealed[id(value)] = value
         return value
 

@@ -78,6 +78,7 @@ class _Findings:
     references: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def refuse(self, construct: str, where: str) -> None:
+        """Note what must not be in a model, and where it is; each once."""
         self.constructs[f"{construct} in {where}"] = None
 
 

@@ -59,6 +59,8 @@ def straight_line(module: torch.jit.ScriptModule, method: str, *, training: bool
 
 
 class _Trail:
+    """What the nodes seen so far came to, and the steps that were left to do."""
+
     def __init__(self, module: torch.jit.ScriptModule, training: bool) -> None:
         self.values: dict[str, Any] = {}
         self.steps: list[Step] = []
@@ -67,9 +69,11 @@ class _Trail:
         self._nodes_followed = 0
 
     def read(self, value: Value) -> Any:
+        """What a value of the graph stands for: a constant or a symbol."""
         return self.values[value.debugName()]
 
     def follow(self, block: Block) -> None:
+        """Run the nodes of a block on symbols, in order. Raises UndecidableError."""
         for node in block.nodes():
             self._nodes_followed += 1
             if self._nodes_followed > _MAX_STEPS:
