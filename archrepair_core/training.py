@@ -10,9 +10,9 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import SupportsFloat
 
@@ -69,6 +69,7 @@ class TrainingPlan:
     about. With `checkpoints`, a training that was interrupted goes on, and one that was finished is not repeated;
     `name` tells it from others that begin alike. `score` is what validation says of the model as it is, more is better,
     and its standard error: training stops when it gets worse. `stopped` says whether somebody wants what there is now.
+    `carried` are tensors that change with the training besides what it trains, in place; a checkpoint holds them too.
     `bold` is for a network of which little works: AdamW instead of SGD, and an average of the second half alone. It
     goes further in the same seconds, and breaks more of what there is to break (docs/results.md).
     """
@@ -87,6 +88,7 @@ class TrainingPlan:
     score: Callable[[], tuple[float, float]] | None = None
     stopped: Callable[[], bool] = never
     weight_decay: float = WEIGHT_DECAY
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
     bold: bool = False
 
 
@@ -253,7 +255,7 @@ def _train_once(
     total_steps = math.ceil((plan.epochs or 1) * steps)
     optimizers = make_optimizers(learner.model, learner.scope, rate, weight_decay=plan.weight_decay, bold=plan.bold)
     averages_from = BOLD_AVERAGE_FROM_SHARE if plan.bold else AVERAGE_FROM_SHARE
-    state = TrainingState(scoped_state(learner.model, learner.scope), optimizers, learner.device)
+    state = TrainingState(scoped_state(learner.model, learner.scope), optimizers, learner.device, plan.carried)
     if saved:
         state.restore_(saved)
         sys.stderr.write(f"training {plan.name} goes on from a checkpoint: step {state.step} of {total_steps}\n")

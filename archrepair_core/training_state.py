@@ -37,11 +37,15 @@ class Average:
 
 @dataclass
 class TrainingState:
-    """Everything that changes; `live` are the tensors being trained, `losses` may still be on their device."""
+    """Everything that changes; `live` are the tensors being trained, `carried` others that change in place.
+
+    `losses` may still be on their device.
+    """
 
     live: Mapping[str, Tensor]
     optimizers: list[torch.optim.Optimizer]
     device: torch.device
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
     average: Average = field(init=False)
     losses: list[Tensor | float] = field(default_factory=list)
     step: int = 0
@@ -75,6 +79,7 @@ class TrainingState:
         tensors = {f"live.{name}": value for name, value in self.live.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"carried.{name}": value for name, value in self.carried.items()}
         tensors |= {f"chance.{name}": state for name, state in _chance(self.device).items()}
         for number, optimizer in enumerate(self.optimizers):
             for index, values in optimizer.state_dict()["state"].items():
@@ -89,6 +94,8 @@ class TrainingState:
             for name, value in self.live.items():
                 value.copy_(saved.tensors[f"live.{name}"])
                 self.average.state[name].copy_(saved.tensors[f"average.{name}"])
+            for name, value in self.carried.items():
+                value.copy_(saved.tensors[f"carried.{name}"])
         for number, optimizer in enumerate(self.optimizers):
             kept: dict[int, dict[str, Tensor]] = {}
             for name, value in saved.tensors.items():

@@ -12,8 +12,7 @@ Deviations and choices:
 - A mutation changes half of the parameters by a fifth of their range; blur, which their code leaves at 0, is left out.
 - An image that is robust once stays so: it is not looked at again, and trained on in the worst variant found till then.
 - Training data is repair and replay; mirrored or moved views are not added to the transformations.
-- Training is the service's (training.py): distilled, averaged, walked back. The populations are not part of a
-  checkpoint: after a crash this training begins anew, with the whole budget.
+- Training is the service's (training.py): distilled, averaged, walked back.
 """
 
 import math
@@ -61,12 +60,13 @@ def train_on_worst(
         model: nn.Module, _tail: Tail, features: Features, plan: TrainingPlan
     ) -> Iterator[tuple[Features, TrainingPlan]]:
         cache = arena.starts["original"]
-        parts = tuple(
-            WorstRows(cache.splits[role], model, cache.preprocessing, cache.device, seed=arena.seed)
+        parts = {
+            role: WorstRows(cache.splits[role], model, cache.preprocessing, cache.device, seed=arena.seed)
             for role in ROLES["training"]
             if role in cache.splits
-        )
-        yield replace(features, parts=parts), replace(plan, checkpoints=None)
+        }
+        carried = {f"{role}.{name}": value for role, part in parts.items() for name, value in part.state.items()}
+        yield replace(features, parts=tuple(parts.values())), replace(plan, carried=carried)
 
     # Stored views would only cost the time it takes to make them.
     arena = replace(arena, starts={"original": arena.starts["original"].seen_under({})})
@@ -87,13 +87,24 @@ class WorstRows:
     seed: int
     members: Floats = field(init=False)
     losses: Floats = field(init=False)
+    num_generations: npt.NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._rng = np.random.default_rng([self.seed, len(self.images)])
+        self.num_generations = np.zeros(1, np.int64)
         shape = (len(self.images), NUM_MEMBERS, len(RANGES))
-        self.members = self._rng.uniform(RANGES[:, 0], RANGES[:, 1], shape)
+        self.members = self._chance().uniform(RANGES[:, 0], RANGES[:, 1], shape)
         self.members[:, 0] = IDENTITY
         self.losses = np.full(shape[:2], math.inf)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What each read changes, sharing its memory: who writes here puts the search back to where that was."""
+        arrays = {"members": self.members, "losses": self.losses, "num_generations": self.num_generations}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _chance(self) -> np.random.Generator:
+        """Of the generation that is next, whichever process makes it."""
+        return np.random.default_rng([self.seed, len(self.images), int(self.num_generations[0])])
 
     @property
     def num_views(self) -> int:
@@ -111,23 +122,25 @@ class WorstRows:
         return rounded(self._variants(items, self.members[items, :1])[:, 0])
 
     def _next_generation(self, items: Indices) -> None:
-        variants_BV7 = np.concatenate([self.members[items], self._children(self.members[items])], axis=1)
+        children_BV7 = self._children(self.members[items], self._chance())
+        variants_BV7 = np.concatenate([self.members[items], children_BV7], axis=1)
+        self.num_generations += 1
         loss_BV = self._loss(items, variants_BV7)
         best_BV = np.argsort(-loss_BV, axis=1, kind="stable")[:, :NUM_MEMBERS]
         self.members[items] = np.take_along_axis(variants_BV7, best_BV[:, :, None], axis=1)
         self.losses[items] = np.take_along_axis(loss_BV, best_BV, axis=1)
 
-    def _children(self, members_BM7: Floats) -> Floats:
+    def _children(self, members_BM7: Floats, rng: np.random.Generator) -> Floats:
         """Of the fittest, which stands first: mutated, or crossed with the member most unlike it."""
         shape = (len(members_BM7), NUM_CHILDREN, len(RANGES))
         first_B17 = members_BM7[:, :1]
         width = RANGES[:, 1] - RANGES[:, 0]
-        steps = self._rng.choice([-1.0, 1.0], shape) * STEP_SHARE * width * (self._rng.random(shape) < MUTATED_SHARE)
+        steps = rng.choice([-1.0, 1.0], shape) * STEP_SHARE * width * (rng.random(shape) < MUTATED_SHARE)
         mutated = np.clip(first_B17 + steps, RANGES[:, 0], RANGES[:, 1])
         unlike_B = (np.abs(members_BM7 - first_B17) / width).sum(2).argmax(1)
         other_B17 = members_BM7[np.arange(len(members_BM7)), unlike_B][:, None]
-        crossed = np.where(self._rng.random(shape) < 0.5, first_B17, other_B17)
-        is_mutated = self._rng.random((len(members_BM7), 1, 1)) < MUTATION_RATE
+        crossed = np.where(rng.random(shape) < 0.5, first_B17, other_B17)
+        is_mutated = rng.random((len(members_BM7), 1, 1)) < MUTATION_RATE
         return np.where(is_mutated, mutated, crossed)
 
     def _loss(self, items: Indices, variants_BV7: Floats) -> Floats:

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from archrepair_core.certificate import Points, gamma, points_at, prove, write_certificate
+from archrepair_core.checkpoint import open_checkpoints
 from archrepair_core.errors import ArchRepairError
+from archrepair_core.repairers import certify
 from archrepair_core.repairers.certify import MARGIN, Head, doubling, find_head, repair_last_layer, smallest_change
 from tests.archrepair_core.repairers.arenas import PREPROCESSING, accuracy, arena_of, damaged_net, quadrants, soon
 
@@ -98,6 +100,29 @@ def test_failing_inputs_are_mended_within_the_limits(tmp_path):
     }
     assert changed == {"3.weight", "3.bias"}
     assert any("makes 15 of 15 failing inputs right" in message for message in told)
+
+
+def test_a_program_that_an_earlier_attempt_solved_is_not_solved_again(tmp_path, monkeypatch):
+    asked = []
+
+    def counted(*args, must, **options):
+        asked.append(len(must))
+        return smallest_change(*args, must=must, **options)
+
+    monkeypatch.setattr(certify, "smallest_change", counted)
+
+    def repaired():
+        checkpoints = open_checkpoints(tmp_path / "checkpoints")
+        arena = replace(arena_of(damaged_net(), tmp_path), checkpoints=checkpoints)
+        return checkpoints, repair_last_layer(arena, [], level="auto", deadline=soon(), epochs=None)
+
+    _, first = repaired()
+    assert asked == doubling(15)
+    checkpoints, second = repaired()
+    assert asked == doubling(15), "nothing was solved twice"
+    assert checkpoints.spent_before > 0
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.model[3].weight, other.model[3].weight)
 
 
 def test_where_nothing_may_break_the_original_stands_first(tmp_path):

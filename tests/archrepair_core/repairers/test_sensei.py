@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from archrepair_core.checkpoint import open_checkpoints
 from archrepair_core.data.augment import View
 from archrepair_core.features import Features
 from archrepair_core.repairers.sensei import (
@@ -140,3 +141,33 @@ def test_views_that_it_does_not_learn_from_are_not_made(tmp_path):
     arena = replace(arena, starts={"original": arena.starts["original"].seen_under(views)})
     (trial,) = train_on_worst(arena, [], level="auto", deadline=soon(), epochs=1)
     assert trial.run.steps == 2
+
+
+class Killed(Exception):
+    """In place of the signal."""
+
+
+def test_a_training_that_was_killed_goes_on_with_its_populations(tmp_path):
+    whole, twice = tmp_path / "whole", tmp_path / "twice"
+
+    def trained(folder, *, kill_at=-1):
+        folder.mkdir(exist_ok=True)
+        steps = []
+
+        def on_progress(_message, *, step=0, **_details):
+            steps.append(step)
+            if step == kill_at:
+                raise Killed
+
+        arena = arena_of(damaged_net(), folder, limits={"distillation": 0, "interpolate": False})
+        checkpoints = open_checkpoints(folder / "checkpoints", every_seconds=0.0)
+        arena = replace(arena, checkpoints=checkpoints, on_progress=on_progress)
+        (trial,) = train_on_worst(arena, [], level="auto", deadline=soon(), epochs=12)
+        return trial.model.state_dict(), steps
+
+    expected, all_steps = trained(whole)
+    with pytest.raises(Killed):
+        trained(twice, kill_at=7)
+    found, steps = trained(twice)
+    assert steps == all_steps[6:], "the step that was killed before its checkpoint is done again"
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
