@@ -188,16 +188,19 @@ def _train_until_stable(
 ) -> TrainingRun:
     began = {name: value.clone() for name, value in scoped_state(learner.model, learner.scope).items()}
     if saved:
-        epochs, full_rate, first = saved.meta["epochs"], saved.meta["full_rate"], saved.meta["attempt"]
+        course = Course(**saved.meta["course"])
+        full_rate, first = saved.meta["full_rate"], saved.meta["attempt"]
     else:
         found = try_steps(learner.model, learner.tail, learner.features, scope=learner.scope, plan=plan)
         load_scoped_state(learner.model, began)  # batch-norm counted the inputs of the tried steps
-        epochs = plan.epochs or found.epochs_until(plan.deadline, steps=_steps_per_epoch(learner.features, plan))
+        steps = _steps_per_epoch(learner.features, plan)
+        epochs = plan.epochs or found.epochs_until(plan.deadline, steps=steps)
+        course = Course.of(epochs, steps_per_epoch=steps, is_sure=plan.epochs is not None)
         full_rate, first = plan.learning_rate or found.learning_rate, 0
     for attempt in range(first, MAX_ATTEMPTS):
-        attempted = replace(plan, learning_rate=full_rate / 4**attempt, epochs=epochs)
-        meta = {"epochs": epochs, "full_rate": full_rate, "attempt": attempt}
-        run = _train_once(learner, attempted, checkpoint=checkpoint, saved=saved, meta=meta)
+        attempted = replace(plan, learning_rate=full_rate / 4**attempt)
+        meta = {"full_rate": full_rate, "attempt": attempt}
+        run = _train_once(learner, attempted, course, checkpoint=checkpoint, saved=saved, meta=meta)
         saved = None
         if not run.diverged:
             break
@@ -247,36 +250,83 @@ def try_steps(
     return TriedSteps(agreed(rate), agreed(float(np.median(seconds))) + 1e-4)
 
 
+@dataclass
+class Course:
+    """How many passes a training makes, and how it warms up.
+
+    Where the deadline says how many, that is guessed from a few tried steps, and `is_sure` only after the warm-up: a
+    program beside it that took the processor in that second ended a training after half of its time.
+    """
+
+    steps_per_epoch: int
+    epochs: float
+    warm_up_steps: float
+    is_sure: bool
+
+    @staticmethod
+    def of(epochs: float, *, steps_per_epoch: int, is_sure: bool) -> "Course":
+        """One that warms up over the first part."""
+        return Course(steps_per_epoch, epochs, WARM_UP_SHARE * epochs * steps_per_epoch, is_sure)
+
+    @property
+    def total_steps(self) -> int:
+        """How many there are to do."""
+        return math.ceil(self.epochs * self.steps_per_epoch)
+
+    @property
+    def patience(self) -> int:
+        """After how many worse looks training ends."""
+        return max(MIN_PATIENCE, round(PATIENCE_SHARE * self.epochs))
+
+    def share_of_rate(self, step: int) -> float:
+        """Of the full learning rate: from a tenth up to all of it."""
+        return min(1.0, 0.1 + 0.9 * step / self.warm_up_steps)
+
+    def end_at(self, deadline: float, *, step: int, seconds_per_step: float) -> None:
+        """Let the steps from this one on fill the time that is left, in `clock()` seconds."""
+        left = max(1.0, (deadline - clock()) / agreed(seconds_per_step))
+        self.epochs = min((step + left) / self.steps_per_epoch, MAX_EPOCHS)
+        self.is_sure = True
+
+
 def _train_once(
-    learner: _Learner, plan: TrainingPlan, *, checkpoint: Checkpoint | None, saved: Saved | None, meta: dict[str, float]
+    learner: _Learner,
+    plan: TrainingPlan,
+    course: Course,
+    *,
+    checkpoint: Checkpoint | None,
+    saved: Saved | None,
+    meta: dict[str, float],
 ) -> TrainingRun:
     started = time.monotonic()
-    rate, steps = plan.learning_rate or 0.0, _steps_per_epoch(learner.features, plan)
-    total_steps = math.ceil((plan.epochs or 1) * steps)
+    rate, steps = plan.learning_rate or 0.0, course.steps_per_epoch
     optimizers = make_optimizers(learner.model, learner.scope, rate, weight_decay=plan.weight_decay, bold=plan.bold)
     averages_from = BOLD_AVERAGE_FROM_SHARE if plan.bold else AVERAGE_FROM_SHARE
     state = TrainingState(scoped_state(learner.model, learner.scope), optimizers, learner.device, plan.carried)
     if saved:
         state.restore_(saved)
-        sys.stderr.write(f"training {plan.name} goes on from a checkpoint: step {state.step} of {total_steps}\n")
-    patience = max(MIN_PATIENCE, round(PATIENCE_SHARE * (plan.epochs or 1)))
-    drawn = draws(learner.features, epochs=math.ceil(plan.epochs or 1), batch_size=plan.batch_size, seed=plan.seed)
-    diverged = False
+        sys.stderr.write(f"training {plan.name} goes on from a checkpoint: step {state.step} of {course.total_steps}\n")
+    first_step, diverged = state.step, False
+    most = max(MAX_EPOCHS, math.ceil(course.epochs))
+    drawn = draws(learner.features, epochs=most, batch_size=plan.batch_size, seed=plan.seed)
     with _training_mode(learner.model, learner.scope), torch.enable_grad():
-        for views, items in islice(drawn, state.step, total_steps):
+        for views, items in islice(drawn, first_step, None):
             diverged = state.step % LOOK_EVERY == 0 and _has_diverged(state.seen_losses())
-            if diverged or is_over(plan.deadline, plan.stopped):
+            if diverged or state.step >= course.total_steps or is_over(plan.deadline, plan.stopped):
                 break
-            optimizers[0].param_groups[0]["lr"] = rate * _warm_up(state.step / total_steps)
+            optimizers[0].param_groups[0]["lr"] = rate * course.share_of_rate(state.step)
             state.losses.append(_learn(learner, optimizers, views, items, plan=plan))
-            if state.step >= averages_from * (total_steps - 1):
+            if state.step >= averages_from * (course.total_steps - 1):
                 state.average.add()
             state.step += 1
-            learner.on_step(state.step, total_steps, state.losses[-1])
-            if plan.score and state.step % steps == 0 and _look(learner, state, plan.score) > patience:
+            learner.on_step(state.step, course.total_steps, state.losses[-1])
+            if not course.is_sure and state.step >= course.warm_up_steps:
+                seconds_per_step = (time.monotonic() - started) / (state.step - first_step)
+                course.end_at(plan.deadline, step=state.step, seconds_per_step=seconds_per_step)
+            if plan.score and state.step % steps == 0 and _look(learner, state, plan.score) > course.patience:
                 break
             if checkpoint and checkpoint.due:
-                state.leave(checkpoint, meta, seconds=time.monotonic() - started)
+                state.leave(checkpoint, {**meta, "course": asdict(course)}, seconds=time.monotonic() - started)
     if state.step and not state.average.count:
         state.average.add()  # the deadline came before the averaging: what was learned so far, not where it began
     losses = state.seen_losses()
@@ -370,11 +420,6 @@ class _training_mode:
 
     def __exit__(self, *_exc: object) -> None:
         self.model.eval()
-
-
-def _warm_up(progress: float) -> float:
-    """Share of the full rate: from a tenth up to all of it."""
-    return min(1.0, 0.1 + 0.9 * progress / WARM_UP_SHARE)
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -74,7 +74,7 @@ class TrainingState:
             self.looks_since_best = 0
         self.best_score = max(self.best_score, score)
 
-    def leave(self, checkpoint: Checkpoint, meta: Mapping[str, float], *, seconds: float) -> None:
+    def leave(self, checkpoint: Checkpoint, meta: Mapping[str, Any], *, seconds: float) -> None:
         """Write all of it."""
         tensors = {f"live.{name}": value for name, value in self.live.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state.items()}

@@ -13,7 +13,7 @@ from torch import nn
 from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.margins import lost_margin
 from archrepair_core.scope import NETWORK, in_scope, scoped_state
-from archrepair_core.training import BOLD_STEP, TrainingPlan, train, try_steps
+from archrepair_core.training import BOLD_STEP, NUM_TRIED_STEPS, TrainingPlan, train, try_steps
 
 
 def make_task(items=120, views=2):
@@ -181,6 +181,18 @@ def test_without_epochs_training_fills_the_time_there_is():
     run = train(net, net, task, scope=NETWORK, plan=plan(epochs=None, deadline=started + 0.5, learning_rate=0.1))
     assert 1 <= len(run.losses) <= 200
     assert time.monotonic() - started < 5
+
+
+def test_steps_that_were_slow_when_they_were_tried_do_not_end_training_early():
+    net, task, delays = make_net(), make_task(), iter([0.3] * NUM_TRIED_STEPS)
+
+    def tail(inputs):
+        time.sleep(next(delays, 0.0))
+        return net(inputs)
+
+    asked = plan(epochs=None, deadline=time.monotonic() + 4.2, learning_rate=0.1)
+    run = train(net, tail, task, scope=NETWORK, plan=asked)
+    assert run.steps > 20, "ten would have filled the time at the speed of those that were tried"
 
 
 def test_a_single_left_over_input_does_not_break_batch_norm():
