@@ -100,20 +100,22 @@ def gain_and_seconds(rows: Sequence[Row]) -> str:
 
 
 def overview(grouped: Grouped, methods: Sequence[str], cell: Cell) -> list[str]:
-    """Methods × cases; the largest change of accuracy of each case in bold."""
-    cases = list(grouped)
-    lines = [f"| method | {' | '.join(cases)} |", "|---" * (len(cases) + 1) + "|"]
-    best = {case: max(mean_of(rows, "change") for rows in grouped[case].values()) for case in cases}
-    for method in (method for method in methods if any(method in by for by in grouped.values())):
-        cells = []
-        for case in cases:
-            rows = grouped[case].get(method)
-            if rows is None:
-                cells.append("not run")
-                continue
-            cells.append(f"**{cell(rows)}**" if mean_of(rows, "change") == best[case] else cell(rows))
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    """Methods and cases, more lines than columns; the largest change of accuracy of each case in bold."""
+    ran = [method for method in methods if any(method in by_method for by_method in grouped.values())]
+    shown: dict[tuple[str, str], str] = {}
+    for case, by_method in grouped.items():
+        best = max(mean_of(rows, "change") for rows in by_method.values())
+        for method, rows in by_method.items():
+            shown[case, method] = f"**{cell(rows)}**" if mean_of(rows, "change") == best else cell(rows)
+    if len(grouped) > len(ran):
+        return _table("case", ran, {case: [shown.get((case, method), "not run") for method in ran] for case in grouped})
+    cells = {method: [shown.get((case, method), "not run") for case in grouped] for method in ran}
+    return _table("method", list(grouped), cells)
+
+
+def _table(what: str, columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> list[str]:
+    lines = [f"| {what} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return [*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items()), ""]
 
 
 def same_draws(grouped: Grouped) -> Grouped:
