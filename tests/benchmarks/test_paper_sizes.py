@@ -86,6 +86,7 @@ def test_the_papers_sizes_are_run_only_by_name_where_there_is_no_gpu():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_cell_of_the_papers_sizes_runs_through_on_a_processor(tiny_files, tmp_path, monkeypatch):
     tiny_files("train", 16)
     tiny_files("valid", 10_000)
@@ -100,14 +101,14 @@ def test_a_cell_of_the_papers_sizes_runs_through_on_a_processor(tiny_files, tmp_
     monkeypatch.setattr(cases, "NUM_REPAIR", 40)
     monkeypatch.setattr(cases, "NUM_TEST", 60)
     monkeypatch.setattr(cases, "NUM_FAILURES", 30)
-    run = Run("ResNet-18 tiny-imagenet fog", "weights of one block", 23, "paper", seconds=40)
+    run = Run("ResNet-18 tiny-imagenet fog", "weights of one block", 23, "paper", seconds=20)
     (tmp_path / "scratch").mkdir()
     with (
         running_service(tmp_path / "state") as service,
         ArchRepair(base_url=service.url, api_key=service.api_key) as client,
     ):
         job = run_one(client, run, tmp_path / "scratch")
-    assert job.verdict in {"no_improvement", "fail", "inconclusive", "pass"}
+    assert job.verdict in {"fail", "inconclusive", "pass"}
     with np.load(run.answers) as answers:
         row = row_of(run, json.loads(run.report.read_text()), answers)
         assert answers["test_before"].shape == (70, tiny_imagenet.NUM_CLASSES)
