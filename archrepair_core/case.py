@@ -108,7 +108,9 @@ class Case:
         Where those are only failures too, nothing tells what breaks of the field.
         """
         for images in (self.data.splits.repair, self.data.splits.validation):
-            if images is not None and images.labelled and (share := self._right_share(images)):
+            if images is None or not images.labelled:
+                continue
+            if share := _right_share(self.baseline.logits[images.name], images):
                 return share < LITTLE
         return False
 
@@ -122,9 +124,9 @@ class Case:
         replayed = match_views(augmentation.recognition, augmentation.views["repair"], plain=BOLD_PLAIN)
         return {**augmentation.views, "replay": replayed}
 
-    def _right_share(self, images: LabelledImages) -> float:
-        right_N = self.baseline.logits[images.name].argmax(1) == torch.as_tensor(images.labels)
-        return float(right_N.float().mean())
+
+def _right_share(logits_NK: Tensor, images: LabelledImages) -> float:
+    return float((logits_NK.argmax(1) == torch.as_tensor(images.labels)).float().mean())
 
 
 def read_data(datasets: Mapping[str, Path], spec: RepairSpec, *, work_dir: Path) -> Data:
@@ -261,7 +263,7 @@ def _shows_only_failures(host: Host, data: Data) -> bool:
     """Of the labelled repair inputs."""
     repair = data.splits.repair
     logits = predict(host.model, repair, data.preprocessing, batch_size=BATCH_SIZE, device=host.device)
-    return not bool((logits.argmax(1) == torch.as_tensor(repair.labels)).any())
+    return not _right_share(logits, repair)
 
 
 def measure_baseline(host: Host, data: Data, augmentation: Augmentation) -> Baseline:
