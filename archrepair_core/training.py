@@ -24,11 +24,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from archrepair_core.batches import Batch, draws, read_batch
 from archrepair_core.checkpoint import Checkpoint, Checkpoints, Saved
+from archrepair_core.course import MAX_EPOCHS, Course
 from archrepair_core.features import Features, Indices
 from archrepair_core.margins import lost_margin
 from archrepair_core.optimizers import WEIGHT_DECAY, make_optimizers
 from archrepair_core.precision import Precision, autocast
-from archrepair_core.processes import agreed, clock, is_over, mean_of_all, never, seed_of_process, sum_gradients, summed
+from archrepair_core.processes import agreed, is_over, mean_of_all, never, seed_of_process, sum_gradients, summed
 from archrepair_core.scope import Scope, in_scope, load_scoped_state, scoped_state
 from archrepair_core.spec import Repair
 from archrepair_core.training_state import TrainingState
@@ -45,18 +46,13 @@ MAX_GRADIENT_NORM = 1.0
 MIN_NORM = 1e-3
 # λ: against 1 and 0 it broke a quarter fewer answers at the same gain (docs/results.md).
 DISTILLATION, BOLD_DISTILLATION = 3.0, 1.0
-# The rate rises over this share of the run and then stays, so that the average covers many good points.
-WARM_UP_SHARE = 0.15
 AVERAGE_FROM_SHARE, BOLD_AVERAGE_FROM_SHARE = 0.25, 0.5
 NUM_TRIED_STEPS = 4
-MAX_EPOCHS = 40
 # A run whose loss stands above this multiple of where it began (plus one) will not come back.
 DIVERGED_FACTOR = 3.0
 # A loss is looked at only so often: on a GPU looking means waiting for it.
 LOOK_EVERY = 8
 MAX_ATTEMPTS = 3
-# Validation looks after every epoch; training ends when so many looks (a share of the epochs) were worse.
-MIN_PATIENCE, PATIENCE_SHARE = 4, 0.25
 
 
 @dataclass(frozen=True)
@@ -193,9 +189,12 @@ def _train_until_stable(
     else:
         found = try_steps(learner.model, learner.tail, learner.features, scope=learner.scope, plan=plan)
         load_scoped_state(learner.model, began)  # batch-norm counted the inputs of the tried steps
-        steps = _steps_per_epoch(learner.features, plan)
-        epochs = plan.epochs or found.epochs_until(plan.deadline, steps=steps)
-        course = Course.of(epochs, steps_per_epoch=steps, is_sure=plan.epochs is not None)
+        steps = math.ceil(len(learner.features) / plan.batch_size)
+        course = (
+            Course.of(plan.epochs, steps_per_epoch=steps)
+            if plan.epochs
+            else Course.until(plan.deadline, steps_per_epoch=steps, seconds_per_step=found.seconds_per_step)
+        )
         full_rate, first = plan.learning_rate or found.learning_rate, 0
     for attempt in range(first, MAX_ATTEMPTS):
         attempted = replace(plan, learning_rate=full_rate / 4**attempt)
@@ -216,10 +215,6 @@ class TriedSteps:
 
     learning_rate: float
     seconds_per_step: float
-
-    def epochs_until(self, deadline: float, *, steps: int) -> int:
-        """Epochs of so many steps until `deadline`, rounded up: the deadline itself ends the last one."""
-        return min(max(1, math.ceil((deadline - clock()) / (steps * self.seconds_per_step))), MAX_EPOCHS)
 
 
 def try_steps(
@@ -248,45 +243,6 @@ def try_steps(
     if plan.bold:
         rate = BOLD_STEP * weight_norm / math.sqrt(sum(parameter.numel() for parameter in parameters))
     return TriedSteps(agreed(rate), agreed(float(np.median(seconds))) + 1e-4)
-
-
-@dataclass
-class Course:
-    """How many passes a training makes, and how it warms up.
-
-    Where the deadline says how many, that is guessed from a few tried steps, and `is_sure` only after the warm-up: a
-    program beside it that took the processor in that second ended a training after half of its time.
-    """
-
-    steps_per_epoch: int
-    epochs: float
-    warm_up_steps: float
-    is_sure: bool
-
-    @staticmethod
-    def of(epochs: float, *, steps_per_epoch: int, is_sure: bool) -> "Course":
-        """One that warms up over the first part."""
-        return Course(steps_per_epoch, epochs, WARM_UP_SHARE * epochs * steps_per_epoch, is_sure)
-
-    @property
-    def total_steps(self) -> int:
-        """How many there are to do."""
-        return math.ceil(self.epochs * self.steps_per_epoch)
-
-    @property
-    def patience(self) -> int:
-        """After how many worse looks training ends."""
-        return max(MIN_PATIENCE, round(PATIENCE_SHARE * self.epochs))
-
-    def share_of_rate(self, step: int) -> float:
-        """Of the full learning rate: from a tenth up to all of it."""
-        return min(1.0, 0.1 + 0.9 * step / self.warm_up_steps)
-
-    def end_at(self, deadline: float, *, step: int, seconds_per_step: float) -> None:
-        """Let the steps from this one on fill the time that is left, in `clock()` seconds."""
-        left = max(1.0, (deadline - clock()) / agreed(seconds_per_step))
-        self.epochs = min((step + left) / self.steps_per_epoch, MAX_EPOCHS)
-        self.is_sure = True
 
 
 def _train_once(
@@ -424,10 +380,6 @@ class _training_mode:
 
 def _norm(tensors: list[Tensor]) -> float:
     return float(torch.stack([tensor.norm() for tensor in tensors]).norm()) if tensors else 0.0
-
-
-def _steps_per_epoch(features: Features, plan: TrainingPlan) -> int:
-    return math.ceil(len(features) / plan.batch_size)
 
 
 def _per_epoch(losses: list[float], steps: int) -> tuple[float, ...]:

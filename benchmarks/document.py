@@ -76,17 +76,15 @@ def case_table(case: str, by_method: Mapping[str, Sequence[Row]]) -> list[str]:
     """Everything of one case; the highest accuracy in bold."""
     before = next(iter(by_method.values()))
     best = max(by_method, key=lambda method: mean_of(by_method[method], "accuracy_after"))
-    lines = [
+    title = (
         f"**{case}**: {CASES[case].what}. {CASES[case].network}, {CASES[case].seconds:.0f} s, "
-        f"{before[0]['n_test']:,} test inputs, {spread(before, 'accuracy_before')} % right before.",
-        "",
-        f"| method | {' | '.join(COLUMNS)} |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    ]
-    for method, rows in by_method.items():
-        shown = f"**{method}**" if method == best else method
-        lines.append(f"| {shown} | {' | '.join(cell(rows) for cell in COLUMNS.values())} |")
-    return [*lines, ""]
+        f"{before[0]['n_test']:,} test inputs, {spread(before, 'accuracy_before')} % right before."
+    )
+    cells = {
+        f"**{method}**" if method == best else method: [cell(rows) for cell in COLUMNS.values()]
+        for method, rows in by_method.items()
+    }
+    return [title, "", *_table("method", list(COLUMNS), cells)]
 
 
 def gain_and_breakage(rows: Sequence[Row]) -> str:

@@ -18,8 +18,9 @@ Deviations and choices:
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,6 @@ from scipy.optimize import linprog
 from torch import nn
 
 from archrepair_core.certificate import Points, points_at
-from archrepair_core.checkpoint import Checkpoint
 from archrepair_core.errors import ModelError
 from archrepair_core.features import Indices
 from archrepair_core.localize.influence import recorded
@@ -81,45 +81,31 @@ def repair_last_layer(
     failing = failing[np.argsort(-shortfall[failing], kind="stable")]
     kept = np.random.default_rng(arena.seed).permutation(np.flatnonzero(shortfall > 0))[:MAX_KEPT]
     trials = [_trial(arena, name, points, changed=None, started=time.monotonic())]
-    solved = _Solved(head, arena.checkpoints.at("certify") if arena.checkpoints else None)
     for count in doubling(len(failing)):
         if len(trials) > 1 and is_over(until, arena.stopped):
             break
         started = time.monotonic()
         arena.on_progress(f"{name}: the smallest change that makes {count} of {len(failing)} failing inputs right")
-        changed = solved.find(count)
-        if changed is None:
-            changed = smallest_change(head, points, must=failing[:count], keep=kept, seconds=until - started)
+        solve = partial(smallest_change, head, points, must=failing[:count], keep=kept, seconds=until - started)
+        changed = _solved_once(arena, head, count, solve)
         if changed is None:
             break
-        solved.add(count, changed)
         asked = points.subset(np.sort(np.concatenate([failing[:count], kept])))
         trials.append(_trial(arena, name, asked, changed=changed, started=started))
     return sorted(trials, key=lambda trial: (not _is_within(arena, trial), -trial.score.utility))
 
 
-class _Solved:
-    """The programs that were solved, by how many inputs they name; with a checkpoint, by an attempt before too."""
-
-    def __init__(self, head: Head, checkpoint: Checkpoint | None) -> None:
-        self._head = head
-        self._checkpoint = checkpoint
-        saved = checkpoint.read() if checkpoint else None
-        self._tensors = saved.tensors if saved else {}
-
-    def find(self, count: int) -> Head | None:
-        """The changed head; None where its program was not solved yet."""
-        parts = [self._tensors.get(f"{part}.{count}") for part in ("weight", "bias")]
-        if parts[0] is None or parts[1] is None:
-            return None
-        return replace(self._head, weight_KD=parts[0].numpy(), bias_K=parts[1].numpy())
-
-    def add(self, count: int, changed: Head) -> None:
-        """Leave it to an attempt that follows."""
-        heads = {f"weight.{count}": changed.weight_KD, f"bias.{count}": changed.bias_K}
-        self._tensors |= {name: torch.from_numpy(value) for name, value in heads.items()}
-        if self._checkpoint:
-            self._checkpoint.write(self._tensors, {})
+def _solved_once(arena: Arena, head: Head, count: int, solve: Callable[[], Head | None]) -> Head | None:
+    """The changed head that `solve` finds for so many named inputs, or that an attempt before this one found."""
+    checkpoint = arena.checkpoints.at(f"certify-{count}") if arena.checkpoints else None
+    saved = checkpoint.read() if checkpoint else None
+    if saved:
+        return replace(head, weight_KD=saved.tensors["weight"].numpy(), bias_K=saved.tensors["bias"].numpy())
+    changed = solve()
+    if checkpoint and changed:
+        tensors = {"weight": torch.from_numpy(changed.weight_KD), "bias": torch.from_numpy(changed.bias_K)}
+        checkpoint.write(tensors, {})
+    return changed
 
 
 def find_head(model: nn.Module, arena: Arena) -> str:
