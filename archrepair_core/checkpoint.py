@@ -17,7 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 EVERY_SECONDS = 15.0
-SUFFIX = ".safetensors"
+# Of what is left here: an attempt whose code is of another version does not find it, and begins anew.
+VERSION = 3
+SUFFIX, DECISIONS = f".{VERSION}.safetensors", f"decisions.{VERSION}"
 _META = "state"
 
 
@@ -77,7 +79,7 @@ class Checkpoints:
         """`value`, or what the earlier attempt decided at this point: decisions come again in the same order."""
         if self._decided:
             return self._decided.pop(0)
-        with (self.directory / "decisions").open("ab") as file:
+        with (self.directory / DECISIONS).open("ab") as file:
             file.write(f"{float(value)!r}\n".encode())
             file.flush()
             os.fsync(file.fileno())
@@ -94,7 +96,7 @@ def open_checkpoints(directory: Path, *, every_seconds: float = EVERY_SECONDS) -
     directory.mkdir(exist_ok=True)
     states = [load_state(path) for path in sorted(directory.glob(f"*{SUFFIX}"))]
     spent = max((state.meta.get("spent", 0.0) for state in states if state), default=0.0)
-    return Checkpoints(directory, every_seconds, spent, _read_decisions(directory / "decisions"))
+    return Checkpoints(directory, every_seconds, spent, _read_decisions(directory / DECISIONS))
 
 
 def _read_decisions(path: Path) -> list[float]:

@@ -52,8 +52,6 @@ NUM_TRIED_STEPS = 4
 DIVERGED_FACTOR = 3.0
 # A loss is looked at only so often: on a GPU looking means waiting for it.
 LOOK_EVERY = 8
-# Of what a checkpoint holds: one of another version is not found, and its training begins anew.
-CHECKPOINT_VERSION = 2
 MAX_ATTEMPTS = 3
 
 
@@ -156,7 +154,7 @@ def _digest(learner: _Learner, plan: TrainingPlan) -> str:
     """What the result depends on, as far as one job's trainings can differ in it."""
     features = learner.features
     asked = (plan.name, plan.epochs, plan.seed, plan.batch_size, plan.distillation, plan.learning_rate, plan.precision)
-    hasher = hashlib.sha256(repr((CHECKPOINT_VERSION, asked, learner.scope, int(features.num_views_N.sum()))).encode())
+    hasher = hashlib.sha256(repr((asked, learner.scope, int(features.num_views_N.sum()))).encode())
     state = scoped_state(learner.model, learner.scope)
     for name, value in {**state, "labels": features.labels_N, "original": features.original_NK}.items():
         hasher.update(name.encode())

@@ -38,12 +38,15 @@ from archrepair_core.localize.rank import (
     ranked,
     resample_weights,
 )
+from archrepair_core.processes import clock
 from archrepair_core.search.trials import Arena
 
 # Scores settle before this; a bigger pool only costs time.
 MAX_POOL, MIN_POOL = 1000, 32
 # Multiply-adds of all forward and backward passes of the observation; a backward pass costs two forward ones.
 MAX_MACS, FORWARDS_PER_PASS = 5e12, 3
+# Of the time a repair leaves for localizing; a ViT of the benchmark was observed for 25 of its 60 seconds.
+OBSERVING_SHARE = 0.4
 # Channel statistics settle within a few hundred inputs.
 MAX_DRIFT_INPUTS = 256
 SCORED = ("spectrum", "gradient", "spectrum+gradient")
@@ -67,8 +70,8 @@ class Health:
 def localize(case: Case, arena: Arena | None = None, *, until: float = math.inf) -> Localization:
     """Rank the blocks the spec allows. With nothing to tell them apart by, the order is random and `method` says so.
 
-    Probes need an `arena` and end at `until` (`time.monotonic()`). Raises SpecError `no_fingerprint` where drift was
-    asked for and there is nothing to compare with.
+    Probes need an `arena` and end at `until` (`clock()` seconds), before which a repair is done observing, too. Raises
+    SpecError `no_fingerprint` where drift was asked for and there is nothing to compare with.
     """
     asked, blocks = case.spec.localization.method, list(select_blocks(case).values())
     if asked == "random":
@@ -150,14 +153,17 @@ def _rank(case: Case, blocks: Sequence[Block], health: Health, arena: Arena | No
     if asked == "auto" and health.knows_better:
         by_health = _rank_by_health(health, blocks)
         # Who asks for a localization alone is also told what the answers say; a repair has no use for it.
-        scored = _scored(case, blocks, method=DEFAULT_SCORES) if case.spec.kind == "localize" else None
+        if case.spec.kind != "localize":
+            return by_health
+        scored = _scored(case, blocks, method=DEFAULT_SCORES, limit=_pool_limit(case))
         if scored is None:
             return by_health
         return replace(scored, method="drift", formula="none", blocks=by_health.blocks, stability=by_health.stability)
     if asked == "probe":
         probed = _probed(case, rank_at_random(blocks, seed=case.spec.seed), arena, until=until)
         return probed or rank_at_random(blocks, seed=case.spec.seed)
-    scored = _scored(case, blocks, method=asked if asked in SCORED else DEFAULT_SCORES)
+    limit = min(_pool_limit(case), inputs_until(case, arena, until))
+    scored = _scored(case, blocks, method=asked if asked in SCORED else DEFAULT_SCORES, limit=limit)
     if asked == "auto" and scored is None and health.score_BN is not None:
         return _rank_by_health(health, blocks)
     if scored is None:
@@ -177,11 +183,12 @@ def _rank_by_health(health: Health, blocks: Sequence[Block]) -> Localization:
     return Localization("drift", "none", rows, stability=rank_stability(health.score_BN[0], health.score_BN[1:]))
 
 
-def _scored(case: Case, blocks: Sequence[Block], *, method: str) -> Localization | None:
-    """By spectrum and gradient; None without passing or failing inputs, or without a layer to observe."""
+def _scored(case: Case, blocks: Sequence[Block], *, method: str, limit: int) -> Localization | None:
+    """By spectrum and gradient, of `limit` inputs per pool; None without passing or failing inputs, or without a layer
+    to observe."""
     labels = case.data.splits.repair.labels
     right = case.baseline.logits["repair"].argmax(1).numpy() == labels
-    limit, seed = _pool_limit(case), case.spec.seed
+    seed = case.spec.seed
     passing, failing = (_draw(np.flatnonzero(side), limit, seed=seed) for side in (right, ~right & (labels >= 0)))
     if not len(passing) or not len(failing):
         return None
@@ -255,8 +262,24 @@ def _attack(case: Case, rows: npt.NDArray[np.intp]) -> Attack | None:
 def _pool_limit(case: Case) -> int:
     """Inputs per pool: enough for stable scores, and no more than the multiply-adds allow on a large network."""
     macs = sum(block.macs for block in case.host.blocks.values() if block.level == "block")
-    per_input = FORWARDS_PER_PASS * (case.spec.localization.adversarial.steps + 1) * max(macs, 1)
-    return int(min(MAX_POOL, max(MIN_POOL, MAX_MACS / per_input / 2)))
+    return _within_limits(MAX_MACS / (_forwards_per_input(case) * max(macs, 1)))
+
+
+def inputs_until(case: Case, arena: Arena | None, until: float) -> int:
+    """Inputs per pool that a repair has the time for; a localization alone takes what it needs."""
+    if arena is None or case.spec.kind == "localize":
+        return MAX_POOL
+    seconds = arena.decide(OBSERVING_SHARE * (until - clock()))
+    return _within_limits(seconds * case.baseline.inputs_per_second / _forwards_per_input(case))
+
+
+def _forwards_per_input(case: Case) -> int:
+    """What observing one input of each pool and its twin costs, in forward passes."""
+    return 2 * FORWARDS_PER_PASS * (case.spec.localization.adversarial.steps + 1)
+
+
+def _within_limits(inputs: float) -> int:
+    return int(min(MAX_POOL, max(MIN_POOL, inputs)))
 
 
 def _draw(rows: npt.NDArray[np.intp], limit: int, *, seed: int) -> npt.NDArray[np.intp]:

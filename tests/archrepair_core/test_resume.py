@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from archrepair_core.checkpoint import open_checkpoints, save_state
+from archrepair_core.checkpoint import DECISIONS, open_checkpoints, save_state
 from archrepair_core.demo.digits import make_case
 from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.scope import NETWORK
@@ -92,12 +92,22 @@ def test_seconds_and_decisions_of_the_attempt_before_count(tmp_path):
     first = open_checkpoints(tmp_path / "kept")
     assert [first.decide(value) for value in (1.0, 0.0, 0.25)] == [1.0, 0.0, 0.25]
     first.at("a").write({"x": torch.ones(2)}, {})
-    with (tmp_path / "kept" / "decisions").open("ab") as file:
+    with (tmp_path / "kept" / DECISIONS).open("ab") as file:
         file.write(b"7")  # killed while writing
     second = open_checkpoints(tmp_path / "kept")
     assert [second.decide(9.0) for _ in range(4)] == [1.0, 0.0, 0.25, 9.0]
     assert first.spent_before == 0.0 < second.spent_before < 60
     assert open_checkpoints(tmp_path / "kept").decide(5.0) == 1.0
+
+
+def test_what_code_of_another_version_left_is_not_found(tmp_path, monkeypatch):
+    older = open_checkpoints(tmp_path / "kept")
+    older.decide(1.0)
+    older.at("a").write({"x": torch.ones(2)}, {})
+    monkeypatch.setattr("archrepair_core.checkpoint.SUFFIX", ".4.safetensors")
+    monkeypatch.setattr("archrepair_core.checkpoint.DECISIONS", "decisions.4")
+    newer = open_checkpoints(tmp_path / "kept")
+    assert (newer.at("a").read(), newer.decide(2.0), newer.spent_before) == (None, 2.0, 0.0)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff" * 64])
