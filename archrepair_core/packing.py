@@ -65,8 +65,9 @@ class Packing:
         if len(self.slots) == 1:
             return _restore(self.structure, [packed], model)
         columns = packed.split([math.prod(slot.shape) for slot in self.slots], 1)
+        # Copies: autograd lets no forward change one of several views in place, as a residual block does its sum.
         pairs = zip(columns, self.slots, strict=True)
-        return _restore(self.structure, [column.reshape(-1, *slot.shape) for column, slot in pairs], model)
+        return _restore(self.structure, [column.reshape(-1, *slot.shape).clone() for column, slot in pairs], model)
 
 
 def packing_of(values: Any, batch: int, model: nn.Module) -> Packing:

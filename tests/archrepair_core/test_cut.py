@@ -45,6 +45,17 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class AddsInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shortcut = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y += self.shortcut(x)
+        return y
+
+
 class PlainCnn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -316,6 +327,18 @@ def test_a_block_that_begins_in_place_does_not_wear_its_input_away():
     entering = cut.prefix(images())
     kept = entering.clone()
     assert torch.equal(cut.tail(entering), net(images()))
+    assert torch.equal(entering, kept)
+
+
+def test_what_flows_past_the_block_may_be_added_to_in_place():
+    """As residual blocks do with their shortcut; in training autograd forbids that to some views."""
+    net = AddsInPlace()
+    cut = cut_at(net, "shortcut", images())
+    with torch.no_grad():
+        entering = cut.prefix(images())
+    kept = entering.clone()
+    cut.tail(entering).square().mean().backward()
+    assert net.shortcut.weight.grad.abs().sum() > 0
     assert torch.equal(entering, kept)
 
 

@@ -22,7 +22,7 @@ from archrepair_core.processes import clock
     ],
 )
 def test_what_is_observed_fits_the_time_there_is(kind, seconds, expected):
-    """With 4 PGD steps an input of each pool and its twin cost 2·5 passes forwards and backwards, or 30 forward ones."""
+    """With 4 PGD steps an input of each pool and its twin cost 2·5 passes there and back, or 30 forward ones."""
     forwards_per_second = 30 * 2.5 / OBSERVING_SHARE
     found = inputs_until(job(kind, forwards_per_second), arena(), clock() + seconds)
     assert found == pytest.approx(expected, rel=0.02)
