@@ -66,6 +66,20 @@ def test_rows_survive_parquet_and_newer_ones_replace_older(tmp_path):
     assert key_of(new) == Run("digits", "auto", 23).key
 
 
+def test_rows_of_a_draw_are_of_one_network():
+    """The one that more methods have repaired, or else the latest; a draw may have another one."""
+    old = [row("auto", 4), row("archrepair", 5)]
+    new = of_another_network(row("auto", 6))
+    assert merge(old, [of_another_network(row("mode", 6))]) == merge(old, [])
+    assert merge(old, [new]) == [new]
+    assert merge(old, [new, of_another_network(row("mode", 6))]) == [new, of_another_network(row("mode", 6))]
+    assert len(merge(old, [of_another_network(row("auto", 4, seed=24))])) == 3
+
+
+def of_another_network(found):
+    return found | {"right_before": np.packbits(~BEFORE).tobytes()}
+
+
 def test_the_page_says_who_is_best_and_where_auto_stands():
     rows = [row("auto", 9), row("archrepair", 4, broken=1), row("network fine-tune", 6)]
     page = "\n".join(section(rows))
