@@ -3,6 +3,7 @@
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -195,29 +196,58 @@ def rank_lines(grouped: Grouped) -> list[str]:
     ]
 
 
-def pair_lines(grouped: Grouped, method: str, other: str) -> list[str]:
-    """On which cases one method beats another beyond chance; each has chosen its block by itself."""
+@dataclass(frozen=True)
+class Duel:
+    """On which cases one method is beyond chance ahead of another, by Holm over the cases both have run on."""
+
+    cases: Sequence[str]
+    ahead: Sequence[str]
+    behind: Sequence[str]
+
+
+def duel(grouped: Grouped, method: str, other: str) -> Duel:
+    """The exact tests of all cases; each method has chosen its block by itself."""
     compared = {
         case: compare(*(np.concatenate([right_after(row) for row in by_method[name]]) for name in (method, other)))
         for case, by_method in grouped.items()
         if method in by_method and other in by_method
     }
-    if not compared:
-        return []
-
-    def named(cases: Iterable[str]) -> str:
-        return ", ".join(cases) or "none"
-
     adjusted = dict(zip(compared, holm([found.p for found in compared.values()]), strict=True))
     sure = [case for case in compared if adjusted[case] < SIGNIFICANT]
-    ahead = [case for case in sure if compared[case].difference > 0]
-    behind = [case for case in sure if compared[case].difference < 0]
+    return Duel(
+        list(compared),
+        [case for case in sure if compared[case].difference > 0],
+        [case for case in sure if compared[case].difference < 0],
+    )
+
+
+def duel_lines(grouped: Grouped, method: str, other: str) -> list[str]:
+    """A duel in one sentence; nothing where they never met."""
+    found = duel(grouped, method, other)
+    if not found.cases:
+        return []
     return [
-        f"`{method}` against {other}, on {len(compared)} cases: significantly better on {len(ahead)} ({named(ahead)}), "
-        f"significantly worse on {len(behind)} ({named(behind)}), by Holm over the cases; on the others no difference "
-        "shows.",
+        f"`{method}` against {other}, on {len(found.cases)} cases: significantly better on {len(found.ahead)} "
+        f"({_named(found.ahead)}), significantly worse on {len(found.behind)} ({_named(found.behind)}), by Holm over "
+        "the cases; on the others no difference shows.",
         "",
     ]
+
+
+def duel_table(grouped: Grouped, method: str, others: Iterable[str]) -> list[str]:
+    """Many duels of one method, a line each."""
+    found = {other: duel(grouped, method, other) for other in others}
+    columns = ["cases", f"`{method}` significantly better on", "worse on"]
+    met = {
+        other: [str(len(each.cases)), _named(each.ahead), _named(each.behind)]
+        for other, each in found.items()
+        if each.cases
+    }
+    return _table("against", columns, met)
+
+
+def _named(cases: Iterable[str]) -> str:
+    return ", ".join(cases) or "none"
 
 
 def section(rows: Sequence[Row]) -> list[str]:
@@ -250,7 +280,7 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         *statements(shared),
         *rank_lines(shared),
-        *pair_lines(shared, "archrepair", "weights of one block"),
+        *duel_lines(shared, "archrepair", "weights of one block"),
         "![Gain of accuracy against what was broken, a picture per case](pictures/benchmark-breakage.png)",
         "",
         "![Gain of accuracy against seconds, a picture per case](pictures/benchmark-seconds.png)",
@@ -259,15 +289,18 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         *_literature(rows),
         *_corruptions(rows),
-        *_suite(
+        *_case_by_case(
             "### Own distribution: where there is no fault but a network's errors",
-            [row for row in rows if row["case"] in SUITES["no fault"].cases],
-            SUITES["no fault"].methods,
+            {
+                case: by
+                for case, by in group(rows, SUITES["no fault"].methods).items()
+                if case in SUITES["no fault"].cases
+            },
         ),
-        *_suite("### RQ3: what the blame is worth", rows, [*LOCALIZATIONS, *blocks_of(rows)], BLAME),
+        *_case_by_case("### RQ3: what the blame is worth", blame_of(rows), BLAME),
         *_levels(rows),
-        *_suite("### RQ4: what each part is worth", rows, [OURS, *ABLATIONS], PARTS, at_least=PARTS_TAKEN),
-        *_suite("### The paper's protocol", rows, METHODS, protocol="paper"),
+        *_at_a_glance("### RQ4: what each part is worth", parts_of(rows), [OURS, *ABLATIONS], PARTS),
+        *_at_a_glance("### The paper's protocol", same_draws(group(rows, METHODS, protocol="paper")), list(METHODS)),
         "### Case by case",
         "",
         *(line for case, by_method in group(rows, METHODS).items() for line in case_table(case, by_method)),
@@ -284,7 +317,8 @@ def _introduction(rows: Sequence[Row]) -> list[str]:
         f"{len(rows)} runs over HTTP through the whole service, seeds {seeds}, torch {versions}, each on one thread of",
         "a shared two-core x86-64 machine. All methods of a case get the same seconds for localizing and repairing.",
         "None sees the test set. *Broken* is the share of all inputs that were right and are wrong now. What the gates",
-        "would refuse is compared all the same.",
+        "would refuse is compared all the same. A machine that has not trained the networks trains them anew, and they",
+        "are others then: draws of a case may differ in their network, the rows of one draw do not.",
     ]
 
 
@@ -333,27 +367,36 @@ def blocks_of(rows: Iterable[Row]) -> list[str]:
     return sorted({row["method"] for row in rows if row["method"].startswith(ONE_BLOCK)})
 
 
-def _suite(
-    title: str,
-    rows: Sequence[Row],
-    methods: Iterable[str],
-    picture: str | None = None,
-    *,
-    protocol: str = "honest",
-    at_least: Iterable[str] | None = None,
-) -> list[str]:
-    """The tables of one question and its picture, of cases on which two of its methods have run."""
-    wanted = list(methods)
-    needed = set(wanted if at_least is None else at_least)
-    grouped = {
-        case: by_method
-        for case, by_method in group(rows, wanted, protocol=protocol).items()
-        if len(needed & by_method.keys()) >= 2
-    }
-    if not grouped:
+def blame_of(rows: Sequence[Row]) -> Grouped:
+    """Cases on which two localizations have run."""
+    grouped = group(rows, [*LOCALIZATIONS, *blocks_of(rows)])
+    return same_draws({case: by for case, by in grouped.items() if len(LOCALIZATIONS.keys() & by.keys()) >= 2})
+
+
+def parts_of(rows: Sequence[Row]) -> Grouped:
+    """Cases on which two parts were taken from `auto`."""
+    grouped = group(rows, [OURS, *ABLATIONS])
+    return same_draws({case: by for case, by in grouped.items() if len(set(PARTS_TAKEN) & by.keys()) >= 2})
+
+
+def _case_by_case(title: str, grouped: Grouped, picture: str | None = None) -> list[str]:
+    """The tables of one question and its picture."""
+    tables = [line for case, by_method in grouped.items() for line in case_table(case, by_method)]
+    return _with_picture(title, tables, picture)
+
+
+def _at_a_glance(title: str, grouped: Grouped, methods: Sequence[str], picture: str | None = None) -> list[str]:
+    """One table for all cases of a question, and whom `auto` beats beyond chance."""
+    said = ["Change of accuracy in points, and broken in percent; then `auto` against the others:", ""]
+    tables = [*said, *overview(grouped, methods, gain_and_breakage), *duel_table(grouped, OURS, methods[1:])]
+    return _with_picture(title, tables if grouped else [], picture)
+
+
+def _with_picture(title: str, lines: Sequence[str], picture: str | None) -> list[str]:
+    if not lines:
         return [title, "", "Has not run.", ""]
     shown = [f"![{title.removeprefix('### ')}]({picture})", ""] if picture else []
-    return [title, "", *shown, *(line for case, by_method in grouped.items() for line in case_table(case, by_method))]
+    return [title, "", *shown, *lines]
 
 
 def _unfinished(rows: Sequence[Row]) -> list[str]:

@@ -1,8 +1,9 @@
 """What more images like those it learned from are worth to a network: how much a repair without a fault can gain.
 
 The zoo's network for Fashion-MNIST trained anew on half, all and twice its images, three times, as many steps each,
-measured on the test images nothing was developed on; a power law through the errors says what as many images as a repair set has would
-add (Hestness et al., "Deep Learning Scaling is Predictable, Empirically", 2017). `python -m benchmarks.learning_curve`
+measured on the test images nothing was developed on; a power law through the errors says what as many images as a
+repair set has would add (Hestness et al., "Deep Learning Scaling is Predictable, Empirically", 2017).
+`python -m benchmarks.learning_curve`
 """
 
 import sys

@@ -16,16 +16,16 @@ from benchmarks.document import (
     BLAME,
     OURS,
     PARTS,
-    PARTS_TAKEN,
     Grouped,
-    blocks_of,
+    blame_of,
     group,
     literature_of,
     mean_of,
+    parts_of,
     same_draws,
     to_rank,
 )
-from benchmarks.methods import ABLATIONS, COMPARED, LOCALIZATIONS, METHODS
+from benchmarks.methods import COMPARED, METHODS
 from benchmarks.ranks import compare, pareto_front, rank_methods
 from benchmarks.results import Row, read_published, right_after, right_before
 
@@ -131,11 +131,8 @@ def main() -> int:
         grouped, gain_against("repair_seconds", scale=1), across="repair, s", target=PICTURES / "benchmark-seconds.png"
     )
     draw_ranks(grouped, PICTURES / "benchmark-ranks.png")
-    for picture, methods, needed in (
-        (BLAME, [*LOCALIZATIONS, *blocks_of(rows)], LOCALIZATIONS),
-        (PARTS, [OURS, *ABLATIONS], PARTS_TAKEN),
-    ):
-        if asked := {case: by for case, by in group(rows, methods).items() if len(set(needed) & by.keys()) >= 2}:
+    for picture, asked in ((BLAME, blame_of(rows)), (PARTS, parts_of(rows))):
+        if asked:
             draw_bars(asked, PICTURES.parent / picture)
     return 0
 
