@@ -116,18 +116,17 @@ def key_of(row: Row) -> tuple[object, ...]:
 
 def merge(published: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     """The newer row of each run, in the order of the table's key; of every draw only those of one network."""
-    newer = {key_of(row): row for row in new}
     draws = defaultdict(list)
-    for row in [*(row for row in published if key_of(row) not in newer), *newer.values()]:
+    for row in [*published, *new]:
         draws[tuple(row[name] for name in DRAW)].append(row)
     kept = [row for rows in draws.values() for row in _of_one_network(rows)]
     return sorted(kept, key=lambda row: tuple(map(str, key_of(row))))
 
 
 def _of_one_network(rows: Sequence[Row]) -> list[Row]:
-    """Those of the network that most of them repair, the latest of equals."""
-    sets = [[other for other in rows if _same_network(row, other)] for row in reversed(rows)]
-    return max(sets, key=len)
+    """Those of the network that most methods have repaired, the latest of equals; of two of a method the newer."""
+    sets = ({key_of(other): other for other in rows if _same_network(row, other)} for row in reversed(rows))
+    return list(max(sets, key=len).values())
 
 
 def _same_network(one: Row, other: Row) -> bool:

@@ -71,7 +71,8 @@ def test_rows_of_a_draw_are_of_one_network():
     old = [row("auto", 4), row("archrepair", 5)]
     new = of_another_network(row("auto", 6))
     assert merge(old, [of_another_network(row("mode", 6))]) == merge(old, [])
-    assert merge(old, [new]) == [new]
+    assert merge(old, [new]) == merge(old, [])
+    assert merge([row("auto", 4)], [new]) == [new]
     assert merge(old, [new, of_another_network(row("mode", 6))]) == [new, of_another_network(row("mode", 6))]
     assert len(merge(old, [of_another_network(row("auto", 4, seed=24))])) == 3
 
