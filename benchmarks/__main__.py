@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 
 from benchmarks.cases import CASES
-from benchmarks.results import key_of, read_published
-from benchmarks.run import run_missing
+from benchmarks.results import draw_of, key_of, read_published, right_before
+from benchmarks.run import missing_of, run_all
 from benchmarks.suites import SUITES
 
 
@@ -24,16 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, help="seconds of every row; such runs are kept apart")
     parser.add_argument("--again", action="store_true", help="also what has run here or is published")
     options = parser.parse_args(argv)
-    published = [key_of(row) for row in read_published()]
-    for suite in (SUITES[name] for name in options.suites or _runnable()):
-        narrowed = replace(
+    rows = read_published()
+    published, networks = [key_of(row) for row in rows], {draw_of(row): right_before(row) for row in rows}
+    suites = [
+        replace(
             suite,
             cases=options.cases or suite.cases,
             methods=options.rows or suite.methods,
             seeds=options.seeds or suite.seeds,
             seconds=options.budget or suite.seconds,
         )
-        run_missing(narrowed.runs(), published=published, again=options.again)
+        for suite in (SUITES[name] for name in options.suites or _runnable())
+    ]
+    runs = list(dict.fromkeys(run for suite in suites for run in suite.runs()))
+    run_all(runs if options.again else missing_of(runs, published, networks))
     return 0
 
 

@@ -20,14 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.cases import CASES
-from benchmarks.run import Run
+from benchmarks.run import Run, same_network
 from benchmarks.suites import SUITES
 
 PUBLISHED = Path("benchmarks/results.parquet")
 KEY = ("protocol", "case", "method", "seed", "budget_seconds")  # as Run.key
 DRAW = tuple(name for name in KEY if name != "method")
-# Rounding may turn an answer on another machine; two networks of one recipe answer some 3 % of the inputs differently.
-MAX_TURNED = 0.005
 SCHEMA = pa.schema(
     [
         ("protocol", pa.string()),
@@ -114,23 +112,27 @@ def key_of(row: Row) -> tuple[object, ...]:
     return tuple(row[name] for name in KEY)
 
 
+def draw_of(row: Row) -> tuple[object, ...]:
+    """As `Run.draw`."""
+    return tuple(row[name] for name in DRAW)
+
+
 def merge(published: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     """The newer row of each run, in the order of the table's key; of every draw only those of one network."""
     draws = defaultdict(list)
     for row in [*published, *new]:
-        draws[tuple(row[name] for name in DRAW)].append(row)
+        draws[draw_of(row)].append(row)
     kept = [row for rows in draws.values() for row in _of_one_network(rows)]
     return sorted(kept, key=lambda row: tuple(map(str, key_of(row))))
 
 
 def _of_one_network(rows: Sequence[Row]) -> list[Row]:
     """Those of the network that most methods have repaired, the latest of equals; of two of a method the newer."""
-    sets = ({key_of(other): other for other in rows if _same_network(row, other)} for row in reversed(rows))
+    sets = (
+        {key_of(other): other for other in rows if same_network(right_before(row), right_before(other))}
+        for row in reversed(rows)
+    )
     return list(max(sets, key=len).values())
-
-
-def _same_network(one: Row, other: Row) -> bool:
-    return float((right_before(one) != right_before(other)).mean()) <= MAX_TURNED
 
 
 def read_runs() -> list[Row]:

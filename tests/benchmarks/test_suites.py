@@ -6,7 +6,7 @@ import pytest
 from archrepair_core.spec import LEVELS, RepairSpec
 from benchmarks.cases import CASES, of_failures
 from benchmarks.methods import METHODS, ROWS, method_of
-from benchmarks.run import Run, spec_of
+from benchmarks.run import Run, missing_of, spec_of
 from benchmarks.suites import SUITES
 
 
@@ -47,3 +47,22 @@ def test_the_papers_protocol_takes_failures_out_of_the_test_set():
     assert sorted([*sets["repair"][1], *sets["test"][1]]) == list(labels)
     assert (sets["test"][0][:, 0, 0] == sets["test"][1]).all()
     assert sets["replay"] is halves["replay"]
+
+
+@pytest.mark.parametrize(("turned", "expected"), [(0, ["mode"]), (1, ["mode"]), (40, ["auto", "archrepair", "mode"])])
+def test_a_draw_that_was_begun_with_another_network_is_run_anew(turned, expected, monkeypatch, tmp_path):
+    """Of 1,000 answers one may have turned by rounding. What is published whole, and what has run here, is left."""
+    monkeypatch.setattr("benchmarks.run.RUNS", tmp_path)
+    monkeypatch.setattr("benchmarks.run._subject", lambda run, scratch: (None, None))
+    here = np.arange(1000) >= turned
+    monkeypatch.setattr("benchmarks.run._right_answers", lambda *_args, **_options: here)
+    runs = [
+        Run("digits", method, seed) for seed in (23, 24) for method in ("auto", "archrepair", "block search", "mode")
+    ]
+    published = {run.key for run in runs if run.seed == 24 or run.method not in ("mode", "block search")}
+    networks = {run.draw: np.ones(1000, dtype=bool) for run in runs}
+    has_run = next(run for run in runs if run.method == "block search")
+    has_run.report.parent.mkdir(parents=True)
+    has_run.report.touch()
+    missing = missing_of(runs, published, networks)
+    assert [(run.seed, run.method) for run in missing] == [(23, method) for method in expected]
