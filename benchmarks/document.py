@@ -250,9 +250,14 @@ def _named(cases: Iterable[str]) -> str:
     return ", ".join(cases) or "none"
 
 
+def headline_of(rows: Sequence[Row]) -> Grouped:
+    """What is compared everywhere, on the cases of the headline."""
+    return {case: by for case, by in group(rows, COMPARED).items() if case in SUITES["headline"].cases}
+
+
 def section(rows: Sequence[Row]) -> list[str]:
     """The whole of what is generated."""
-    grouped = group(rows, COMPARED)
+    grouped = headline_of(rows)
     shared = same_draws(grouped)
     left_out = ", ".join(case for case in grouped if case not in shared) or "none"
     return [
@@ -345,7 +350,7 @@ def _literature(rows: Sequence[Row]) -> list[str]:
 
 
 def _levels(rows: Sequence[Row]) -> list[str]:
-    grouped = {case: by for case, by in group(rows, LEVELS).items() if len(by) == len(LEVELS)}
+    grouped = same_draws({case: by for case, by in group(rows, LEVELS).items() if len(by) == len(LEVELS)})
     title = ["### Neuron, layer, block, network: the paper's empirical study", ""]
     if not grouped:
         return [*title, "Has not run.", ""]

@@ -18,14 +18,14 @@ from benchmarks.document import (
     PARTS,
     Grouped,
     blame_of,
-    group,
+    headline_of,
     literature_of,
     mean_of,
     parts_of,
     same_draws,
     to_rank,
 )
-from benchmarks.methods import COMPARED, METHODS
+from benchmarks.methods import METHODS
 from benchmarks.ranks import compare, pareto_front, rank_methods
 from benchmarks.results import Row, read_published, right_after, right_before
 
@@ -122,7 +122,7 @@ def draw_bars(grouped: Grouped, target: Path) -> None:
 def main() -> int:
     """Draw all."""
     rows = read_published()
-    grouped = same_draws(group(rows, COMPARED))
+    grouped = same_draws(headline_of(rows))
     PICTURES.mkdir(exist_ok=True)
     for shown, name in ((grouped, "breakage"), (literature_of(rows), "literature")):
         place = gain_against("broken_rate", scale=100)

@@ -91,7 +91,7 @@ SUITES: dict[str, Suite] = {
     ),
     "ablations": Suite(
         "RQ4: what is each part worth?",
-        ("digits", "fashion rotated", "jpeg", "gaussian_noise", "bit flips in ResNet-18"),
+        ONE_OF_EACH_FAULT,
         tuple(ABLATIONS),
         seeds=SEEDS[:1],
     ),
