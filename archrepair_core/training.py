@@ -3,7 +3,8 @@
 A *scope* is the names of the modules that train; `NETWORK` trains everything. Only modules inside the scope are in
 train mode: what lies below the cut was cached in eval mode, and what lies after it keeps its statistics. So do the
 batch-norms inside: repair sets are small, and the statistics of a small batch broke more answers than they fixed
-(docs/results.md). Only the batch-norms of a new branch, which have none yet, learn them.
+(docs/results.md). Only the batch-norms of a new branch, which have none yet, learn them: as the mean over the first
+batches, for those of torch begin at zero mean and unit variance, and a short training ended before they had left it.
 """
 
 import hashlib
@@ -265,12 +266,13 @@ def _train_once(
     first_step, diverged = state.step, False
     most = max(MAX_EPOCHS, math.ceil(course.epochs))
     drawn = draws(learner.features, epochs=most, batch_size=plan.batch_size, seed=plan.seed)
-    with _training_mode(learner.model, learner.scope), torch.enable_grad():
+    with _training_mode(learner.model, learner.scope) as mode, torch.enable_grad():
         for views, items in islice(drawn, first_step, None):
             diverged = state.step % LOOK_EVERY == 0 and _has_diverged(state.seen_losses())
             if diverged or state.step >= course.total_steps or is_over(plan.deadline, plan.stopped):
                 break
             optimizers[0].param_groups[0]["lr"] = rate * course.share_of_rate(state.step)
+            mode.take_means(step=state.step)
             state.losses.append(_learn(learner, optimizers, views, items, plan=plan))
             if state.step >= averages_from * (course.total_steps - 1):
                 state.average.add()
@@ -368,14 +370,26 @@ class _training_mode:
 
     def __init__(self, model: nn.Module, scope: Scope) -> None:
         self.model, self.scope = model, scope
+        self.momenta: dict[_BatchNorm, float | None] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_training_mode":
         for name, module in self.model.named_modules():
-            has_statistics = isinstance(module, _BatchNorm) and ".branch." not in f".{name}."
+            is_norm = isinstance(module, _BatchNorm)
+            has_statistics = is_norm and ".branch." not in f".{name}."
             module.training = in_scope(name, self.scope) and not has_statistics
+            if is_norm and module.training:
+                self.momenta[module] = module.momentum
+        return self
+
+    def take_means(self, *, step: int) -> None:
+        """Have each new batch-norm know the mean over its batches, as long as they are fewer than it averages over."""
+        for norm, momentum in self.momenta.items():
+            norm.momentum = None if momentum is None else max(momentum, 1 / (step + 1))
 
     def __exit__(self, *_exc: object) -> None:
         self.model.eval()
+        for norm, momentum in self.momenta.items():
+            norm.momentum = momentum
 
 
 def _norm(tensors: list[Tensor]) -> float:

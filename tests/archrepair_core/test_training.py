@@ -3,6 +3,7 @@
 import math
 import tempfile
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,15 @@ def test_steps_that_were_slow_when_they_were_tried_do_not_end_training_early():
 def test_a_single_left_over_input_does_not_break_batch_norm():
     net, task = make_net(), make_task(items=65)
     assert train(net, net, task, scope=NETWORK, plan=plan(epochs=1, learning_rate=0.01)).steps == 2
+
+
+def test_a_new_batch_norm_knows_what_it_saw_after_a_single_step():
+    net = nn.Sequential(nn.Sequential(OrderedDict(branch=nn.BatchNorm1d(6))), nn.Linear(6, 3))
+    task = make_task(views=1)
+    train(net, net, task, scope=NETWORK, plan=plan(epochs=1, batch_size=len(task), learning_rate=1e-3))
+    torch.testing.assert_close(net[0].branch.running_mean, plain(task).mean(0))
+    torch.testing.assert_close(net[0].branch.running_var, plain(task).var(0))
+    assert net[0].branch.momentum == 0.1
 
 
 def test_scope_names_whole_modules():
