@@ -89,7 +89,9 @@ class Features:
             values = self.parts[number].read(views[where], items[where] - self._part_starts[number])
             if len(where) == len(items):
                 return values.to(device, torch.float32)
-            found = torch.empty(len(items), *values.shape[1:], device=device) if found is None else found
+            if found is None:
+                shape = (len(items), *values.shape[1:])
+                found = torch.empty(shape, device=device, memory_format=memory_format_of(values))
             found[torch.from_numpy(where).to(device)] = values.to(device, torch.float32)
         assert found is not None, "a batch of nothing"
         return found
@@ -138,36 +140,56 @@ class DiskBudget:
 class StoredRows:
     """Rows in a file without a name: it is gone with the last reference, or with the process however it ends.
 
-    Read, not mapped: mapped pages would count as memory of this process.
+    Read, not mapped: mapped pages would count as memory of this process. Channels lie last in the file where they do
+    so in the network, and what is read lies as it would there.
     """
 
     descriptor: int
     num_views: int
     num_items: int
     row_shape: tuple[int, ...]
+    channels_last: bool = False
 
     def __len__(self) -> int:
         return self.num_items
 
     def read(self, views: Indices, items: Indices) -> Tensor:
         """As `Rows.read`."""
-        buffer = np.empty((len(items), *self.row_shape), np.float16)
+        shape = (*self.row_shape[1:], self.row_shape[0]) if self.channels_last else self.row_shape
+        buffer = np.empty((len(items), *shape), np.float16)
         row_bytes = 2 * math.prod(self.row_shape)
         for row, view, item in zip(buffer.reshape(len(items), -1), views, items, strict=True):
             os.preadv(self.descriptor, [row.data], (int(view) * self.num_items + int(item)) * row_bytes)
-        return torch.from_numpy(buffer)
+        rows = torch.from_numpy(buffer)
+        return rows.permute(0, 3, 1, 2) if self.channels_last else rows
 
 
-def store_rows(parts: Iterable[Tensor], shape: tuple[int, ...], directory: Path, budget: DiskBudget) -> StoredRows:
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """How a tensor [N, ...] lies in memory: channels last, or in the order of its dimensions."""
+    is_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last and not tensor.is_contiguous() else torch.contiguous_format
+
+
+def store_rows(
+    parts: Iterable[Tensor],
+    shape: tuple[int, ...],
+    directory: Path,
+    budget: DiskBudget,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> StoredRows:
     """Write rows of `shape` [V, N, ...], given in order as [rows, ...], to a file in `directory`."""
     num_bytes = 2 * math.prod(shape)
     descriptor, path = tempfile.mkstemp(prefix="features-", dir=directory)
-    stored = StoredRows(descriptor, shape[0], shape[1], tuple(shape[2:]))
+    channels_last = memory_format == torch.channels_last
+    stored = StoredRows(descriptor, shape[0], shape[1], tuple(shape[2:]), channels_last)
     budget.used += num_bytes
     weakref.finalize(stored, _forget, descriptor, budget, num_bytes)
     os.unlink(path)
     for part in parts:
-        _write_all(descriptor, rounded(part).cpu().contiguous().numpy().data.cast("B"))
+        rows = rounded(part).cpu()
+        rows = rows.permute(0, 2, 3, 1) if channels_last else rows
+        _write_all(descriptor, rows.contiguous().numpy().data.cast("B"))
     return stored
 
 

@@ -17,7 +17,7 @@ from archrepair_core.data.augment import IDENTITY, View, viewed
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import EngineError
-from archrepair_core.features import DiskBudget, Features, Rows, StoredRows, StreamedRows, store_rows
+from archrepair_core.features import DiskBudget, Features, Rows, StoredRows, StreamedRows, memory_format_of, store_rows
 from archrepair_core.modes import eval_mode
 from archrepair_core.spec import Preprocessing
 
@@ -87,13 +87,15 @@ class PrefixCache:
             return self._rows[key]
         prefix = self._prefix(cut_name, images)
         with torch.inference_mode():
-            row_shape = tuple(prefix(self._sample(images)).shape[1:])
+            sample = prefix(self._sample(images))
+        row_shape, memory_format = tuple(sample.shape[1:]), memory_format_of(sample)
         num_views = self._affordable_views(images.name, row_bytes=2 * int(np.prod(row_shape)))
         shape = (num_views, len(images), *row_shape)
         if not num_views or not self._make_room(2 * int(np.prod(shape)), cut_name):
             return StreamedRows(images, self.preprocessing, self._views_of(images.name), prefix, self.device)
         views = self._views_of(images.name)[:num_views]
-        self._rows[key] = store_rows(self._entering(prefix, images, views), shape, self.work_dir, self.budget)
+        entering = self._entering(prefix, images, views)
+        self._rows[key] = store_rows(entering, shape, self.work_dir, self.budget, memory_format=memory_format)
         return self._rows[key]
 
     def _views_of(self, role: str) -> tuple[View, ...]:

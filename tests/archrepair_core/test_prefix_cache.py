@@ -16,6 +16,7 @@ from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import EngineError
 from archrepair_core.features import DiskBudget, Features, StoredRows, StreamedRows
 from archrepair_core.ingest.model import ingest_model
+from archrepair_core.layout import lay_out_
 from archrepair_core.prefix_cache import INPUT, PrefixCache
 from archrepair_core.spec import Preprocessing
 
@@ -112,6 +113,19 @@ def test_streamed_features_are_the_stored_ones_while_the_model_trains_and_keep_i
     assert not found.requires_grad
     assert norm.training
     assert torch.equal(norm.num_batches_tracked, counted)
+
+
+@pytest.mark.parametrize("max_bytes", [0, math.inf])
+def test_features_lie_in_memory_as_they_do_in_the_network(max_bytes, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(3136, 4)).eval()
+    assert whole_view(cache_of(net, tmp_path).features("1", "repair"), 0).is_contiguous()
+    lay_out_(net, images())
+    more = {"replay": split("replay", seed=1)}
+    found = whole_view(cache_of(net, tmp_path, max_bytes=max_bytes, **more).features("1", "training"), 0)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert not found.is_contiguous()
+    torch.testing.assert_close(found[:COUNT], net[0](images()), rtol=2e-3, atol=2e-3)
 
 
 def test_roles_have_views_of_their_own_and_rows_come_from_the_right_one(model, tmp_path):
