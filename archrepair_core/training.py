@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from archrepair_core.batches import Batch, draws, read_batch
 from archrepair_core.checkpoint import Checkpoint, Checkpoints, Saved
 from archrepair_core.course import MAX_EPOCHS, Course
 from archrepair_core.features import Features, Indices
 from archrepair_core.margins import lost_margin
+from archrepair_core.modes import training_mode
 from archrepair_core.optimizers import WEIGHT_DECAY, make_optimizers
 from archrepair_core.precision import Precision, autocast
 from archrepair_core.processes import agreed, is_over, mean_of_all, never, seed_of_process, sum_gradients, summed
@@ -49,6 +49,7 @@ MIN_NORM = 1e-3
 DISTILLATION, BOLD_DISTILLATION = 3.0, 1.0
 AVERAGE_FROM_SHARE, BOLD_AVERAGE_FROM_SHARE = 0.25, 0.5
 NUM_TRIED_STEPS = 4
+NUM_SETTLING, SETTLING_BATCH = 4, 64
 # A run whose loss stands above this multiple of where it began (plus one) will not come back.
 DIVERGED_FACTOR = 3.0
 # A loss is looked at only so often: on a GPU looking means waiting for it.
@@ -210,6 +211,15 @@ def _train_until_stable(
     return run
 
 
+def settle_(model: nn.Module, tail: Callable[[Tensor], Tensor], features: Features, *, scope: Scope, seed: int) -> None:
+    """Give new batch-norms of the scope the statistics of what now enters them, over a few batches; nothing trains."""
+    batches = islice(draws(features, epochs=NUM_SETTLING, batch_size=SETTLING_BATCH, seed=seed), NUM_SETTLING)
+    with training_mode(model, scope) as mode, torch.no_grad():
+        for step, (views, items) in enumerate(batches):
+            mode.take_means(step=step)
+            tail(read_batch(features, views, items, next(model.parameters()).device).inputs)
+
+
 @dataclass(frozen=True)
 class TriedSteps:
     """What a few steps without an update tell: the learning rate to use, and the seconds one step takes."""
@@ -229,7 +239,7 @@ def try_steps(
     """
     parameters = _select_parameters(model, scope)
     norms, seconds = [], []
-    with _training_mode(model, scope), torch.enable_grad():
+    with training_mode(model, scope), torch.enable_grad():
         for views, items in islice(
             draws(features, epochs=NUM_TRIED_STEPS, batch_size=plan.batch_size, seed=plan.seed), NUM_TRIED_STEPS
         ):
@@ -266,7 +276,7 @@ def _train_once(
     first_step, diverged = state.step, False
     most = max(MAX_EPOCHS, math.ceil(course.epochs))
     drawn = draws(learner.features, epochs=most, batch_size=plan.batch_size, seed=plan.seed)
-    with _training_mode(learner.model, learner.scope) as mode, torch.enable_grad():
+    with training_mode(learner.model, learner.scope) as mode, torch.enable_grad():
         for views, items in islice(drawn, first_step, None):
             diverged = state.step % LOOK_EVERY == 0 and _has_diverged(state.seen_losses())
             if diverged or state.step >= course.total_steps or is_over(plan.deadline, plan.stopped):
@@ -308,7 +318,7 @@ def _look(learner: _Learner, state: TrainingState, score: Callable[[], tuple[flo
     value, standard_error = score()
     state.judge(agreed(value), agreed(standard_error))
     load_scoped_state(learner.model, live)
-    _training_mode(learner.model, learner.scope).__enter__()
+    training_mode(learner.model, learner.scope).__enter__()
     return state.looks_since_best
 
 
@@ -363,33 +373,6 @@ def _select_parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:
         if parameter.requires_grad:
             selected.append(parameter)
     return selected
-
-
-class _training_mode:
-    """Modules of the scope in train mode, but batch-norms with statistics of their own; all in eval mode afterwards."""
-
-    def __init__(self, model: nn.Module, scope: Scope) -> None:
-        self.model, self.scope = model, scope
-        self.momenta: dict[_BatchNorm, float | None] = {}
-
-    def __enter__(self) -> "_training_mode":
-        for name, module in self.model.named_modules():
-            is_norm = isinstance(module, _BatchNorm)
-            has_statistics = is_norm and ".branch." not in f".{name}."
-            module.training = in_scope(name, self.scope) and not has_statistics
-            if is_norm and module.training:
-                self.momenta[module] = module.momentum
-        return self
-
-    def take_means(self, *, step: int) -> None:
-        """Have each new batch-norm know the mean over its batches, as long as they are fewer than it averages over."""
-        for norm, momentum in self.momenta.items():
-            norm.momentum = None if momentum is None else max(momentum, 1 / (step + 1))
-
-    def __exit__(self, *_exc: object) -> None:
-        self.model.eval()
-        for norm, momentum in self.momenta.items():
-            norm.momentum = momentum
 
 
 def _norm(tensors: list[Tensor]) -> float:

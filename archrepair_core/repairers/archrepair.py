@@ -21,7 +21,7 @@ from archrepair_core.errors import ModelError, SpecError
 from archrepair_core.prefix_cache import Features
 from archrepair_core.repairers.weights import layers_by_blame
 from archrepair_core.scope import load_scoped_state, scoped_state
-from archrepair_core.search.dag import Edge
+from archrepair_core.search.dag import OUTPUT_NODE, Edge
 from archrepair_core.search.derive import DERIVATIONS, without_dead_ends
 from archrepair_core.search.genotype import Edit, Genotype, build_
 from archrepair_core.search.lesson import Tail
@@ -31,12 +31,13 @@ from archrepair_core.search.search import affordable, cut_before, leave_time_to_
 from archrepair_core.search.supernet import Supernet, relax
 from archrepair_core.search.trials import Arena, SearchRecord, Trial
 from archrepair_core.selection import run_tail, score_tail
-from archrepair_core.training import train
+from archrepair_core.training import settle_, train
 
 # Of the seconds; the derived cell is trained with the rest. With `epochs` each of the two takes so many.
 SEARCH_SHARE = 0.5
 NUM_SNAPSHOTS = 4
-MAX_BATCH, MIN_BATCH = 64, 8
+# Steps are dear here, and few; with batches of 64 a search on a lossy camera took 3 to 15 of them and found nothing.
+MAX_BATCH, MIN_BATCH = 32, 8
 # Activations that one training step of the supernet may hold; a large image has its batch made smaller for it.
 MAX_ACTIVATION_BYTES = 1.5 * 1024**3
 # Tensors of the size of the output that one edge keeps for its backward pass.
@@ -142,11 +143,13 @@ def _batch_size(block: Block, supernet: Supernet) -> int:
 
 
 def _untrained_accuracy(arena: Arena, genotype: Genotype, weights: dict[str, Tensor]) -> float:
-    """Validation accuracy of the derived model as it comes out of the supernet."""
+    """Validation accuracy of the derived model as it comes out of the supernet, with statistics of its own."""
     cache = arena.starts["original"]
     model = build_(copy.deepcopy(cache.model), genotype, arena.blocks, seed=arena.seed)
     load_scoped_state(model, weights)
     cut_name, tail = cut_before(arena, model, genotype.scope)
+    scope = trained(genotype.scope, arena.blocks)
+    settle_(model, tail, cache.features(cut_name, "training"), scope=scope, seed=arena.seed)
     return score_tail(tail, cache.features(cut_name, "validation"), cache.device).accuracy
 
 
@@ -169,7 +172,10 @@ def within_limits(arena: Arena, block: Block, strengths: dict[Edge, float]) -> G
 
 
 def carried_weights(searched: nn.Module, genotype: Genotype, block: Block) -> dict[str, Tensor]:
-    """The supernet's weights under the names they have in the derived model; a cell's operations count fully."""
+    """The supernet's weights under the names they have in the derived model.
+
+    What is new counts, beside an original that stays, as it did in the supernet; in its place it counts fully.
+    """
     state = scoped_state(searched, (block.name, *block.borrowed))
     carried = {name: state[name] for name in block.borrowed}
     (edit,) = genotype.edits or (None,)
@@ -177,13 +183,24 @@ def carried_weights(searched: nn.Module, genotype: Genotype, block: Block) -> di
     if edit is None or edit.keeps_original:
         carried |= _renamed(state, f"{block.name}.original.", original)
     if edit is not None:
-        channels = block.output_shape[0 if len(block.output_shape) == 3 else -1]
-        carried[f"{block.name}.branch.scale"] = torch.ones(channels, *([1, 1] if len(block.output_shape) == 3 else []))
+        shape = (block.output_shape[0], 1, 1) if len(block.output_shape) == 3 else block.output_shape[-1:]
+        carried[f"{block.name}.branch.scale"] = torch.full(shape, _weight_beside_original(searched, edit))
     for edge in edit.new_edges if edit else ():
         graph = f"{edge.module_name}." if edit and len(edit.new_edges) > 1 else ""
         found = f"{block.name}.branch.edges.{edge.module_name}.operations.{edge.operation}."
         carried |= _renamed(state, found, f"{block.name}.branch.operation.{graph}")
     return carried
+
+
+def _weight_beside_original(searched: nn.Module, edit: Edit) -> float:
+    """The mean share of the new operations that lead to the output, as a multiple of the original's."""
+    if not edit.keeps_original:
+        return 1.0
+    supernet = searched.get_submodule(f"{edit.block}.branch")
+    assert isinstance(supernet, Supernet)
+    last = [edge for edge in edit.new_edges if edge.target == OUTPUT_NODE]
+    shares = [supernet.mixed(edge.source, edge.target).shares()[edge.operation].item() for edge in last]
+    return sum(shares) / len(shares) / supernet.original_share().item()
 
 
 def _renamed(state: dict[str, Tensor], prefix: str, new: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019, equation 2; 
 "ArchRepair", TOSEM 2023. docs/archrepair.md lists what the readable text leaves open and what was chosen here.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -19,16 +20,23 @@ from archrepair_core.search.operations import NONE, ORIGINAL, searched_operation
 from archrepair_core.search.primitives import Span, span_of
 
 NUM_NODES = 2
+# What the trained block has of every edge in the beginning: the share of the original on its own, of `none` on others.
+# From all alike, as in DARTS, it had to learn the function of the block again before anything new (docs/archrepair.md).
+TRAINED_SHARE = 0.9
 
 
 class MixedOperation(nn.Module):
-    """One edge: the operations by name, and an alpha for each. `original` and `none` have an alpha but no module."""
+    """One edge: the operations by name, and an alpha for each. `original` and `none` have an alpha but no module.
 
-    def __init__(self, operations: dict[str, nn.Module], names: Sequence[str]) -> None:
+    In the beginning the one `trained` has `TRAINED_SHARE`, and all others alike.
+    """
+
+    def __init__(self, operations: dict[str, nn.Module], names: Sequence[str], *, trained: str) -> None:
         super().__init__()
         self.operations = nn.ModuleDict(operations)
         self.names = tuple(names)
-        self.alphas = nn.Parameter(torch.zeros(len(self.names)))  # DARTS: all alike at first
+        odds = TRAINED_SHARE / (1 - TRAINED_SHARE) * (len(self.names) - 1)
+        self.alphas = nn.Parameter(torch.tensor([math.log(odds) if name == trained else 0.0 for name in self.names]))
         self.active = self.names
 
     def shares(self) -> dict[str, Tensor]:
@@ -97,8 +105,8 @@ class Supernet(nn.Module):
 def relax(original: nn.Module, block: Block, *, seed: int, num_nodes: int = NUM_NODES) -> nn.Module:
     """The block as a supernet, called as `original` was; its parts are named `original` and `branch`, as a cell's are.
 
-    Not the same function: at the start the original is one operation among equals. Raises EngineError for a block
-    whose shapes no operation can bridge.
+    Nearly the same function in the beginning, and not quite: see `TRAINED_SHARE`. Raises EngineError for a block whose
+    shapes no operation can bridge.
     """
     span = span_of(block)
     if span is None:
@@ -114,5 +122,6 @@ def relax(original: nn.Module, block: Block, *, seed: int, num_nodes: int = NUM_
 def _mixed_operation(block: Block, span: Span, source: str, target: str) -> MixedOperation:
     crossed = span if source == INPUT_NODE else Span(span.channels_out, span.channels_out)
     operations = {name: make(crossed) for name, make in searched_operations(block).items()}
-    extra = [ORIGINAL] if (source, target) == (INPUT_NODE, OUTPUT_NODE) else []
-    return MixedOperation(operations, [*operations, NONE, *extra])
+    if (source, target) == (INPUT_NODE, OUTPUT_NODE):
+        return MixedOperation(operations, [*operations, NONE, ORIGINAL], trained=ORIGINAL)
+    return MixedOperation(operations, [*operations, NONE], trained=NONE)

@@ -1,5 +1,6 @@
 """The training loop: it learns, touches its scope alone, averages, distils, and stops when it diverges."""
 
+import copy
 import math
 import tempfile
 import time
@@ -14,7 +15,7 @@ from torch import nn
 from archrepair_core.features import DiskBudget, Features, store_rows
 from archrepair_core.margins import lost_margin
 from archrepair_core.scope import NETWORK, in_scope, scoped_state
-from archrepair_core.training import BOLD_STEP, NUM_TRIED_STEPS, TrainingPlan, train, try_steps
+from archrepair_core.training import BOLD_STEP, NUM_TRIED_STEPS, TrainingPlan, settle_, train, try_steps
 
 
 def make_task(items=120, views=2):
@@ -208,6 +209,15 @@ def test_a_new_batch_norm_knows_what_it_saw_after_a_single_step():
     torch.testing.assert_close(net[0].branch.running_mean, plain(task).mean(0))
     torch.testing.assert_close(net[0].branch.running_var, plain(task).var(0))
     assert net[0].branch.momentum == 0.1
+
+
+def test_settling_gives_new_batch_norms_their_statistics_and_trains_nothing():
+    net = nn.Sequential(nn.Sequential(OrderedDict(branch=nn.BatchNorm1d(6))), nn.Linear(6, 3))
+    task, before = make_task(items=64, views=1), copy.deepcopy(net.state_dict())
+    settle_(net, net, task, scope=NETWORK, seed=0)
+    torch.testing.assert_close(net[0].branch.running_mean, plain(task).mean(0))
+    assert all(torch.equal(value, before[name]) for name, value in net.named_parameters())
+    assert not net.training
 
 
 def test_scope_names_whole_modules():

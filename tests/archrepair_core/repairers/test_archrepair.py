@@ -33,19 +33,28 @@ def test_the_network_and_a_block_that_nothing_bridges_are_refused(level, code):
     assert error.value.code == code
 
 
+def give_shares_(mixed, **shares):
+    """The rest is shared alike."""
+    rest = (1 - sum(shares.values())) / (len(mixed.names) - len(shares))
+    with torch.no_grad():
+        mixed.alphas.copy_(torch.tensor([shares.get(name, rest) for name in mixed.names]).log())
+
+
 @pytest.mark.parametrize("ends", [("input", "1"), ("input", "output")])
 def test_the_derived_cell_has_the_weights_of_the_supernet(ends):
-    """A supernet with nothing but the derived operations active computes what the derived cell does."""
+    """What is new has half of the original's share, and counts half as much beside it."""
     torch.manual_seed(0)
     model, block, x = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), block_of((3, 8, 8), (4, 4, 4)), torch.randn(2, 3, 8, 8)
     searched = nn.Sequential(relax(model[0], block, seed=1))
     supernet = searched.get_submodule("0.branch")
     edges = [Edge(*ends, "sep_conv_3x3")] + ([Edge("1", "output", "skip_connect")] if ends[1] == "1" else [])
+    give_shares_(supernet.mixed("input", "output"), original=0.5, sep_conv_3x3=0.25)
+    give_shares_(supernet.mixed("1", "output"), skip_connect=0.25)
     genotype = Genotype(("0",), (Edit("0", (Edge("input", "output", "original"), *edges)),))
     built = build_(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), genotype, {"0": block}, seed=7)
     missing = built.load_state_dict(carried_weights(searched.eval(), genotype, block), strict=True)
     assert not missing.missing_keys
-    expected = model(x) + supernet.mixed(*ends).operations["sep_conv_3x3"].eval()(x)
+    expected = model(x) + 0.5 * supernet.mixed(*ends).operations["sep_conv_3x3"].eval()(x)
     assert torch.allclose(built.eval()(x), expected, atol=1e-6)
 
 

@@ -13,7 +13,7 @@ from archrepair_core.search.dag import Edge
 from archrepair_core.search.derive import DERIVATIONS, without_dead_ends
 from archrepair_core.search.genotype import Edit
 from archrepair_core.search.operations import FEATURE_OPERATIONS, IMAGE_OPERATIONS
-from archrepair_core.search.supernet import Supernet, relax
+from archrepair_core.search.supernet import TRAINED_SHARE, Supernet, relax
 
 
 def block_of(entered, left):
@@ -44,10 +44,12 @@ def test_every_edge_bridges_the_block_with_every_operation(entered, left, operat
         assert set(supernet.mixed(source, target).names) == expected
 
 
-def test_at_first_all_operations_weigh_the_same_and_the_alphas_get_gradients_and_adam():
+def test_at_first_the_trained_block_leads_what_is_new_is_alike_and_the_alphas_get_gradients_and_adam():
     cell = relaxed_linear()
-    for shares in cell.get_submodule("branch").shares().values():
-        assert set(shares.values()) == {round(1 / len(shares), 4)}
+    for edge, shares in cell.get_submodule("branch").shares().items():
+        leading = shares.pop("original" if edge == "input → output" else "none")
+        assert leading == TRAINED_SHARE
+        assert set(shares.values()) == {round((1 - leading) / len(shares), 4)}
     cell(torch.randn(3, 4)).square().sum().backward()
     alphas = {name: parameter for name, parameter in cell.named_parameters() if name.endswith(".alphas")}
     assert len(alphas) == 6
@@ -86,6 +88,7 @@ def test_argmax_takes_the_strongest_operation_per_edge_but_none_and_two_edges_pe
     with torch.no_grad():
         for ends, operation in wanted.items():
             mixed = supernet.mixed(*ends)
+            mixed.alphas.zero_()
             mixed.alphas[mixed.names.index(operation)] = 2.0
             mixed.alphas[mixed.names.index("none")] = 3.0
     edges = DERIVATIONS["argmax"](supernet, lambda: 0.0)
