@@ -1,4 +1,4 @@
-"""What enters a cut, input by input and view by view: read from disk, or computed again each time it is asked for.
+"""What enters a cut, input by input and view by view: kept on disk once computed, or computed again each time.
 
 Both give the same numbers, rounded to fp16, so a smaller budget of disk costs seconds and not accuracy.
 Shapes: V views, N inputs, B asked for at once, K classes.
@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from archrepair_core.data.images import LabelledImages
 from archrepair_core.spec import Preprocessing
 
 FP16_MAX = 65504.0
+COMPUTED_AT_ONCE = 64
 Indices = npt.NDArray[np.intp]
 
 
@@ -138,30 +139,59 @@ class DiskBudget:
 
 @dataclass(frozen=True, eq=False)
 class StoredRows:
-    """Rows in a file without a name: it is gone with the last reference, or with the process however it ends.
+    """Rows in a file without a name, each computed when it is first asked for: a short training pays for what it reads.
 
-    Read, not mapped: mapped pages would count as memory of this process. Channels lie last in the file where they do
-    so in the network, and what is read lies as it would there.
+    Always so many are computed at once, and none twice: a row is then the same to the bit whatever others it comes
+    with (531 of 531 rows of each of five networks, on a CPU), and a training that goes on after a crash sees what it
+    would have seen. The file is read, not mapped: mapped pages would count as memory of this process. It is gone with
+    the last reference, or with the process however it ends. Channels lie last in it where they do so in the network,
+    and what is read lies as it would there.
     """
 
+    source: Rows
     descriptor: int
-    num_views: int
-    num_items: int
     row_shape: tuple[int, ...]
-    channels_last: bool = False
+    channels_last: bool
+    known_VN: npt.NDArray[np.bool_]
+
+    @property
+    def num_views(self) -> int:
+        """As of the source."""
+        return len(self.known_VN)
 
     def __len__(self) -> int:
-        return self.num_items
+        return len(self.source)
 
     def read(self, views: Indices, items: Indices) -> Tensor:
         """As `Rows.read`."""
+        places = views * len(self) + items
+        self._compute(places)
         shape = (*self.row_shape[1:], self.row_shape[0]) if self.channels_last else self.row_shape
         buffer = np.empty((len(items), *shape), np.float16)
-        row_bytes = 2 * math.prod(self.row_shape)
-        for row, view, item in zip(buffer.reshape(len(items), -1), views, items, strict=True):
-            os.preadv(self.descriptor, [row.data], (int(view) * self.num_items + int(item)) * row_bytes)
+        for row, place in zip(buffer.reshape(len(items), -1), places.tolist(), strict=True):
+            os.preadv(self.descriptor, [row.data], place * row.nbytes)
         rows = torch.from_numpy(buffer)
         return rows.permute(0, 3, 1, 2) if self.channels_last else rows
+
+    def _compute(self, places: Indices) -> None:
+        """Have the rows in these places of the file, numbered view by view, in it."""
+        known = self.known_VN.reshape(-1)
+        wanted = np.unique(places)
+        wanted = wanted[~known[wanted]]
+        for start in range(0, len(wanted), COMPUTED_AT_ONCE):
+            some = self._filled_up(wanted[start : start + COMPUTED_AT_ONCE])
+            rows = self.source.read(*divmod(some, len(self))).cpu()
+            rows = (rows.permute(0, 2, 3, 1) if self.channels_last else rows).contiguous()
+            for row, place in zip(rows.numpy().reshape(len(some), -1), some.tolist(), strict=True):
+                _write_all(self.descriptor, row.data.cast("B"), place * row.nbytes)
+            known[some] = True
+
+    def _filled_up(self, some: Indices) -> Indices:
+        """With the next that nobody asked for yet; where there are none, again and again the same."""
+        if len(some) < COMPUTED_AT_ONCE:
+            unknown = np.setdiff1d(np.flatnonzero(~self.known_VN), some, assume_unique=True)
+            some = np.concatenate([some, unknown[: COMPUTED_AT_ONCE - len(some)]])
+        return np.resize(some, COMPUTED_AT_ONCE)
 
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
@@ -170,26 +200,16 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last and not tensor.is_contiguous() else torch.contiguous_format
 
 
-def store_rows(
-    parts: Iterable[Tensor],
-    shape: tuple[int, ...],
-    directory: Path,
-    budget: DiskBudget,
-    *,
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> StoredRows:
-    """Write rows of `shape` [V, N, ...], given in order as [rows, ...], to a file in `directory`."""
-    num_bytes = 2 * math.prod(shape)
+def store_rows(source: Rows, sample: Tensor, directory: Path, budget: DiskBudget) -> StoredRows:
+    """Keep what `source` gives in a file in `directory`; `sample` [B, ...] is some of it, as it lies in memory."""
+    row_shape, known_VN = tuple(sample.shape[1:]), np.zeros((source.num_views, len(source)), dtype=bool)
+    num_bytes = 2 * math.prod(row_shape) * known_VN.size
     descriptor, path = tempfile.mkstemp(prefix="features-", dir=directory)
-    channels_last = memory_format == torch.channels_last
-    stored = StoredRows(descriptor, shape[0], shape[1], tuple(shape[2:]), channels_last)
+    is_last = memory_format_of(sample) == torch.channels_last
+    stored = StoredRows(source, descriptor, row_shape, is_last, known_VN)
     budget.used += num_bytes
     weakref.finalize(stored, _forget, descriptor, budget, num_bytes)
     os.unlink(path)
-    for part in parts:
-        rows = rounded(part).cpu()
-        rows = rows.permute(0, 2, 3, 1) if channels_last else rows
-        _write_all(descriptor, rows.contiguous().numpy().data.cast("B"))
     return stored
 
 
@@ -198,9 +218,10 @@ def _forget(descriptor: int, budget: DiskBudget, num_bytes: int) -> None:
     budget.used -= num_bytes
 
 
-def _write_all(descriptor: int, data: memoryview) -> None:
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
-        data = data[os.write(descriptor, data) :]
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def rounded(values: Tensor) -> Tensor:

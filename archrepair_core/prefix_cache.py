@@ -1,9 +1,9 @@
-"""The activations that enter a cut, computed once per augmented view and kept on disk as fp16, within a budget.
+"""The activations that enter a cut, computed at most once per augmented view and kept on disk as fp16, within a budget.
 
 Everything below the cut is frozen while a block is repaired, so training and choosing need only what enters it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from archrepair_core.cut import NoCut, cut_at
-from archrepair_core.data.augment import IDENTITY, View, viewed
+from archrepair_core.data.augment import IDENTITY, View
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import EngineError
-from archrepair_core.features import DiskBudget, Features, Rows, StoredRows, StreamedRows, memory_format_of, store_rows
+from archrepair_core.features import DiskBudget, Features, Rows, StoredRows, StreamedRows, rounded, store_rows
 from archrepair_core.modes import eval_mode
 from archrepair_core.spec import Preprocessing
 
@@ -48,7 +48,6 @@ class PrefixCache:
     work_dir: Path
     device: torch.device
     budget: DiskBudget = field(default_factory=DiskBudget)
-    batch_size: int = 128
     _rows: dict[_Key, StoredRows] = field(default_factory=dict)
     _checksum: int | None = None
 
@@ -86,16 +85,14 @@ class PrefixCache:
             self._rows[key] = self._rows.pop(key)  # the most recently used stand last
             return self._rows[key]
         prefix = self._prefix(cut_name, images)
-        with torch.inference_mode():
-            sample = prefix(self._sample(images))
-        row_shape, memory_format = tuple(sample.shape[1:]), memory_format_of(sample)
-        num_views = self._affordable_views(images.name, row_bytes=2 * int(np.prod(row_shape)))
-        shape = (num_views, len(images), *row_shape)
-        if not num_views or not self._make_room(2 * int(np.prod(shape)), cut_name):
-            return StreamedRows(images, self.preprocessing, self._views_of(images.name), prefix, self.device)
-        views = self._views_of(images.name)[:num_views]
-        entering = self._entering(prefix, images, views)
-        self._rows[key] = store_rows(entering, shape, self.work_dir, self.budget, memory_format=memory_format)
+        sample = rounded(prefix(self._sample(images)))
+        views, row_bytes = self._views_of(images.name), sample[0].nbytes
+        num_views = self._affordable_views(images.name, row_bytes=row_bytes)
+        computed = StreamedRows(images, self.preprocessing, views, prefix, self.device)
+        if not num_views or not self._make_room(row_bytes * num_views * len(images), cut_name):
+            return computed
+        kept = replace(computed, views=views[:num_views])
+        self._rows[key] = store_rows(kept, sample, self.work_dir, self.budget)
         return self._rows[key]
 
     def _views_of(self, role: str) -> tuple[View, ...]:
@@ -122,15 +119,6 @@ class PrefixCache:
                 break
             del self._rows[key]
         return self.budget.free >= num_bytes
-
-    def _entering(
-        self, prefix: Callable[[Tensor], Tensor], images: LabelledImages, views: tuple[View, ...]
-    ) -> Iterator[Tensor]:
-        """What enters the cut, view by view."""
-        for view in views:
-            for start in range(0, len(images), self.batch_size):
-                items = np.arange(start, min(start + self.batch_size, len(images)))
-                yield prefix(viewed(images.images, items, self.preprocessing, view).to(self.device))
 
     def _sample(self, images: LabelledImages) -> Tensor:
         return to_tensor(images.images[:2], self.preprocessing).to(self.device)

@@ -21,7 +21,7 @@ from archrepair_core.batches import Batch
 from archrepair_core.calls import trace_calls
 from archrepair_core.data.augment import IDENTITY
 from archrepair_core.data.preprocessing import to_tensor
-from archrepair_core.features import Indices, Rows, StreamedRows, store_rows
+from archrepair_core.features import COMPUTED_AT_ONCE, Indices, Rows, StreamedRows, store_rows
 from archrepair_core.modes import eval_mode
 from archrepair_core.prefix_cache import ROLES, PrefixCache
 from archrepair_core.spec import Repair
@@ -89,13 +89,13 @@ def measure_restoration(cache: PrefixCache, *, weight: float) -> Restoration | N
             cache.model(inputs)
         return seen[-1]
 
-    variance_D = torch.cat([features_of(part) for part in some.split(cache.batch_size)]).var(0, unbiased=False)
+    variance_D = torch.cat([features_of(part) for part in some.split(COMPUTED_AT_ONCE)]).var(0, unbiased=False)
     taught = [(name, cache.splits[name]) for name in ROLES["training"] if name in cache.splits]
     rows = [np.arange(len(s)) if name == REPLAYED else np.full(len(s), -1) for name, s in taught if s.labelled]
     streamed = StreamedRows(replay, cache.preprocessing, (IDENTITY,), features_of, device)
     return Restoration(
         layer,
-        _stored(streamed, cache, shape=(1, len(replay), len(variance_D))),
+        _stored(streamed, cache),
         variance_D.clamp_min(MIN_RELATIVE_VARIANCE * float(variance_D.mean()) + 1e-12),
         np.concatenate(rows),
         weight,
@@ -133,9 +133,8 @@ def _entering(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _stored(rows: StreamedRows, cache: PrefixCache, *, shape: tuple[int, ...]) -> Rows:
-    if 2 * int(np.prod(shape)) > cache.budget.free:
+def _stored(rows: StreamedRows, cache: PrefixCache) -> Rows:
+    sample = rows.read(np.zeros(1, np.intp), np.zeros(1, np.intp))
+    if sample[0].nbytes * len(rows) > cache.budget.free:
         return rows
-    starts = range(0, len(rows), cache.batch_size)
-    items = (np.arange(start, min(start + cache.batch_size, len(rows))) for start in starts)
-    return store_rows((rows.read(np.zeros_like(some), some) for some in items), shape, cache.work_dir, cache.budget)
+    return store_rows(rows, sample, cache.work_dir, cache.budget)

@@ -28,7 +28,7 @@ from archrepair_core.cut import NoCut, cut_at
 from archrepair_core.data.augment import AUGMENTATIONS
 from archrepair_core.data.images import ImageRows, LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
-from archrepair_core.features import DiskBudget, Features
+from archrepair_core.features import COMPUTED_AT_ONCE, DiskBudget, Features
 from archrepair_core.prefix_cache import INPUT, PrefixCache
 from archrepair_core.scope import Scope
 from archrepair_core.spec import Preprocessing
@@ -84,6 +84,9 @@ def block_contender(network: nn.Module, cache: PrefixCache, name: str, precision
         tail = cut.tail
     started = time.perf_counter()
     features = cache.features(INPUT if name == WHOLE else name, "repair")
+    for view in range(features.num_views_N.max()):
+        for items in np.array_split(np.arange(len(features)), math.ceil(len(features) / COMPUTED_AT_ONCE)):
+            features.batch(np.full_like(items, view), items, torch.device("cpu"))
     fill_seconds = time.perf_counter() - started
     plan = TrainingPlan(epochs=1, deadline=math.inf, seed=0, learning_rate=RATE, precision=precision)
     return Contender(name, lambda: train(network, tail, features, scope=scope, plan=plan).seconds, fill_seconds)

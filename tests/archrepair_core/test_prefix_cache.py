@@ -14,7 +14,7 @@ from archrepair_core.data.augment import AUGMENTATIONS, IDENTITY, View, move
 from archrepair_core.data.images import ImageRows, LabelledImages
 from archrepair_core.data.preprocessing import to_tensor
 from archrepair_core.errors import EngineError
-from archrepair_core.features import DiskBudget, Features, StoredRows, StreamedRows
+from archrepair_core.features import COMPUTED_AT_ONCE, DiskBudget, Features, StoredRows, StreamedRows
 from archrepair_core.ingest.model import ingest_model
 from archrepair_core.layout import lay_out_
 from archrepair_core.prefix_cache import INPUT, PrefixCache
@@ -42,7 +42,6 @@ def cache_of(model: nn.Module, work_dir, *, max_bytes=math.inf, views=None, **mo
         work_dir=work_dir,
         device=CPU,
         budget=DiskBudget(max_bytes),
-        batch_size=4,
     )
 
 
@@ -113,6 +112,38 @@ def test_streamed_features_are_the_stored_ones_while_the_model_trains_and_keep_i
     assert not found.requires_grad
     assert norm.training
     assert torch.equal(norm.num_batches_tracked, counted)
+
+
+@pytest.mark.parametrize("cut_name", [INPUT, DENSE_LAYER])
+def test_what_is_read_is_computed_then_so_many_at_a_time_and_none_twice(cut_name, model, tmp_path, monkeypatch):
+    count, computed = 100, []
+    read = StreamedRows.read
+
+    def counted(rows, views, items):
+        computed.append(list(zip(views.tolist(), items.tolist(), strict=True)))
+        return read(rows, views, items)
+
+    features = cache_of(model, tmp_path, repair=split("repair", count)).features(cut_name, "repair")
+    monkeypatch.setattr(StreamedRows, "read", counted)
+    rng = np.random.default_rng(0)
+    for number in range(1, 40):
+        features.batch(rng.integers(2, size=10), rng.integers(count, size=10), CPU)
+        if number == 3:
+            assert len(computed) <= 3, "no more than was asked for, and what comes with it"
+    assert {len(batch) for batch in computed} == {COMPUTED_AT_ONCE}
+    assert len(computed) == math.ceil(2 * count / COMPUTED_AT_ONCE), "all of both views, once"
+    assert {pair for batch in computed for pair in batch} == set(np.ndindex(2, count))
+
+
+@pytest.mark.parametrize("cut_name", [INPUT, DENSE_LAYER])
+def test_rows_are_the_same_to_the_bit_in_whatever_order_they_are_asked_for(cut_name, model, tmp_path):
+    count, found = 150, []
+    for seed in range(2):
+        features = cache_of(model, tmp_path, repair=split("repair", count)).features(cut_name, "repair")
+        for items in np.array_split(np.random.default_rng(seed).permutation(count), 11):
+            features.batch(np.ones_like(items), items, CPU)
+        found.append(whole_view(features, 1))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("max_bytes", [0, math.inf])

@@ -15,9 +15,10 @@ from torch import nn
 
 from archrepair_core.checkpoint import DECISIONS, open_checkpoints, save_state
 from archrepair_core.demo.digits import make_case
-from archrepair_core.features import DiskBudget, Features, store_rows
+from archrepair_core.features import Features
 from archrepair_core.scope import NETWORK
 from archrepair_core.training import TrainingPlan, train
+from tests.archrepair_core.given_rows import GivenRows
 
 TRAINING = """
 import sys, os, signal
@@ -44,7 +45,7 @@ def trained(directory: Path, *, kill_at: int = -1) -> tuple[dict[str, torch.Tens
     rng = np.random.default_rng(0)
     inputs = torch.from_numpy(rng.normal(size=(2, 120, 6)).astype(np.float32))
     features = Features(
-        (store_rows(inputs, (2, 120, 6), directory, DiskBudget()),),
+        (GivenRows(inputs),),
         torch.zeros(120, 3),
         torch.from_numpy(rng.integers(0, 3, 120)),
     )

@@ -1,14 +1,11 @@
 """Choosing on validation: scores against hand counts, and the walk from the original towards the repaired model."""
 
-import tempfile
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from archrepair_core import selection
-from archrepair_core.features import DiskBudget, Features, store_rows
+from archrepair_core.features import Features
 from archrepair_core.scope import NETWORK, scoped_state
 from archrepair_core.search.branches import BlockWithBranch, Branch
 from archrepair_core.selection import (
@@ -22,6 +19,7 @@ from archrepair_core.selection import (
     interpolate_,
     score_logits,
 )
+from tests.archrepair_core.given_rows import GivenRows
 
 
 def logits(answers, *, classes=3, margin=4.0):
@@ -98,8 +96,7 @@ def test_a_new_branch_is_walked_by_its_scale_alone():
 
 
 def identity_features(inputs, labels, original):
-    rows = store_rows([inputs], (1, *inputs.shape), Path(tempfile.gettempdir()), DiskBudget())
-    return Features((rows,), original, labels)
+    return Features((GivenRows(inputs[None]),), original, labels)
 
 
 @pytest.mark.parametrize(

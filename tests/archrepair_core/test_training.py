@@ -2,20 +2,19 @@
 
 import copy
 import math
-import tempfile
 import time
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from archrepair_core.features import DiskBudget, Features, store_rows
+from archrepair_core.features import Features
 from archrepair_core.margins import lost_margin
 from archrepair_core.scope import NETWORK, in_scope, scoped_state
 from archrepair_core.training import BOLD_STEP, NUM_TRIED_STEPS, TrainingPlan, settle_, train, try_steps
+from tests.archrepair_core.given_rows import GivenRows
 
 
 def make_task(items=120, views=2):
@@ -23,8 +22,7 @@ def make_task(items=120, views=2):
     labels = rng.integers(0, 3, size=items)
     inputs = rng.normal(size=(views, items, 6)).astype(np.float16) * 0.3
     inputs[:, np.arange(items), labels] += 2
-    rows = store_rows(torch.from_numpy(inputs), inputs.shape, Path(tempfile.gettempdir()), DiskBudget())
-    return Features((rows,), torch.zeros(items, 3), torch.from_numpy(labels))
+    return Features((GivenRows(torch.from_numpy(inputs)),), torch.zeros(items, 3), torch.from_numpy(labels))
 
 
 def plain(task):
