@@ -16,25 +16,28 @@ MIN_PATIENCE, PATIENCE_SHARE = 4, 0.25
 class Course:
     """How many passes a training makes, and how it warms up.
 
-    Where the deadline says how many, that is guessed from a few tried steps, and `is_sure` only after the warm-up: a
-    program beside it that took the processor in that second ended a training after half of its time.
+    Where the deadline says how many, that is guessed from a few tried steps, and again at the step `guess_again_at`,
+    which then is twice as far: a program beside it that took the processor in that second ended a training after half
+    of its time, and steps get faster as what they read has been computed before.
     """
 
     steps_per_epoch: int
     epochs: float
     warm_up_steps: float
-    is_sure: bool
+    guess_again_at: float = math.inf
 
     @staticmethod
-    def of(epochs: float, *, steps_per_epoch: int, is_sure: bool = True) -> "Course":
+    def of(epochs: float, *, steps_per_epoch: int) -> "Course":
         """One that warms up over the first part."""
-        return Course(steps_per_epoch, epochs, WARM_UP_SHARE * epochs * steps_per_epoch, is_sure)
+        return Course(steps_per_epoch, epochs, WARM_UP_SHARE * epochs * steps_per_epoch)
 
     @staticmethod
     def until(deadline: float, *, steps_per_epoch: int, seconds_per_step: float) -> "Course":
         """Whole passes, as many as seem to fit, rounded up: the deadline, in `clock()` seconds, ends the last one."""
         epochs = math.ceil(_steps_until(deadline, seconds_per_step) / steps_per_epoch)
-        return Course.of(min(max(1, epochs), MAX_EPOCHS), steps_per_epoch=steps_per_epoch, is_sure=False)
+        course = Course.of(min(max(1, epochs), MAX_EPOCHS), steps_per_epoch=steps_per_epoch)
+        course.guess_again_at = course.warm_up_steps
+        return course
 
     @property
     def total_steps(self) -> int:
@@ -55,7 +58,7 @@ class Course:
         self.epochs = min(
             (step + max(1.0, _steps_until(deadline, seconds_per_step))) / self.steps_per_epoch, MAX_EPOCHS
         )
-        self.is_sure = True
+        self.guess_again_at = 2 * step
 
 
 def _steps_until(deadline: float, seconds_per_step: float) -> float:

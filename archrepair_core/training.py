@@ -273,11 +273,11 @@ def _train_once(
     if saved:
         state.restore_(saved)
         sys.stderr.write(f"training {plan.name} goes on from a checkpoint: step {state.step} of {course.total_steps}\n")
-    first_step, diverged = state.step, False
+    diverged, paced_from = False, (state.step, started)
     most = max(MAX_EPOCHS, math.ceil(course.epochs))
     drawn = draws(learner.features, epochs=most, batch_size=plan.batch_size, seed=plan.seed)
     with training_mode(learner.model, learner.scope) as mode, torch.enable_grad():
-        for views, items in islice(drawn, first_step, None):
+        for views, items in islice(drawn, state.step, None):
             diverged = state.step % LOOK_EVERY == 0 and _has_diverged(state.seen_losses())
             if diverged or state.step >= course.total_steps or is_over(plan.deadline, plan.stopped):
                 break
@@ -288,9 +288,10 @@ def _train_once(
                 state.average.add()
             state.step += 1
             learner.on_step(state.step, course.total_steps, state.losses[-1])
-            if not course.is_sure and state.step >= course.warm_up_steps:
-                seconds_per_step = (time.monotonic() - started) / (state.step - first_step)
-                course.end_at(plan.deadline, step=state.step, seconds_per_step=seconds_per_step)
+            if state.step >= course.guess_again_at:
+                steps_since, now = state.step - paced_from[0], time.monotonic()
+                course.end_at(plan.deadline, step=state.step, seconds_per_step=(now - paced_from[1]) / steps_since)
+                paced_from = (state.step, now)
             if plan.score and state.step % steps == 0 and _look(learner, state, plan.score) > course.patience:
                 break
             if checkpoint and checkpoint.due:

@@ -105,8 +105,8 @@ def test_what_code_of_another_version_left_is_not_found(tmp_path, monkeypatch):
     older = open_checkpoints(tmp_path / "kept")
     older.decide(1.0)
     older.at("a").write({"x": torch.ones(2)}, {})
-    monkeypatch.setattr("archrepair_core.checkpoint.SUFFIX", ".4.safetensors")
-    monkeypatch.setattr("archrepair_core.checkpoint.DECISIONS", "decisions.4")
+    monkeypatch.setattr("archrepair_core.checkpoint.SUFFIX", ".0.safetensors")
+    monkeypatch.setattr("archrepair_core.checkpoint.DECISIONS", "decisions.0")
     newer = open_checkpoints(tmp_path / "kept")
     assert (newer.at("a").read(), newer.decide(2.0), newer.spent_before) == (None, 2.0, 0.0)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from archrepair_core.course import MAX_EPOCHS
 from archrepair_core.features import Features
 from archrepair_core.margins import lost_margin
 from archrepair_core.scope import NETWORK, in_scope, scoped_state
@@ -193,6 +194,18 @@ def test_steps_that_were_slow_when_they_were_tried_do_not_end_training_early():
     asked = plan(epochs=None, deadline=time.monotonic() + 4.2, learning_rate=0.1)
     run = train(net, tail, task, scope=NETWORK, plan=asked)
     assert run.steps > 20, "ten would have filled the time at the speed of those that were tried"
+
+
+def test_steps_that_get_faster_fill_the_time_there_is():
+    net, task, delays = make_net(), make_task(), iter([0.1] * 12)
+
+    def tail(inputs):
+        time.sleep(next(delays, 0.01))
+        return net(inputs)
+
+    started = time.monotonic()
+    run = train(net, tail, task, scope=NETWORK, plan=plan(epochs=None, deadline=started + 4, learning_rate=0.1))
+    assert run.steps == MAX_EPOCHS * 2 or time.monotonic() - started > 3.2
 
 
 def test_a_single_left_over_input_does_not_break_batch_norm():
