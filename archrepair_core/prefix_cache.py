@@ -127,12 +127,12 @@ class PrefixCache:
         """From preprocessed images to what enters the cut, with nothing in train mode and no graph."""
         if cut_name == INPUT:
             return lambda inputs: inputs
-        cut = cut_at(self.model, cut_name, self._sample(images))
+        model, cut = self.model, cut_at(self.model, cut_name, self._sample(images))
         if isinstance(cut, NoCut):
             raise EngineError("no_cut", f"{cut_name!r} was offered as a cut, but: {cut.reason}")
 
         def prefix(inputs: Tensor) -> Tensor:
-            with torch.no_grad(), eval_mode(self.model):
+            with torch.no_grad(), eval_mode(model):
                 return cut.prefix(inputs)
 
         return prefix
