@@ -3,32 +3,37 @@
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from archrepair_core.statistics import holm
 from benchmarks.cases import CASES
-from benchmarks.methods import ABLATIONS, COMPARED, LITERATURE, LOCALIZATIONS, METHODS, ONE_BLOCK
-from benchmarks.ranks import Comparison, compare, compare_with_all, pareto_front, rank_methods
+from benchmarks.comparisons import (
+    OURS,
+    SIGNIFICANT,
+    Grouped,
+    blame_of,
+    compare_ours,
+    duel,
+    group,
+    headline_of,
+    literature_of,
+    mean_of,
+    parts_of,
+    same_draws,
+    to_rank,
+)
+from benchmarks.methods import ABLATIONS, COMPARED, METHODS
+from benchmarks.ranks import Comparison, compare, pareto_front, rank_methods
 from benchmarks.results import Row, key_of, read_published, right_after, right_before
 from benchmarks.suites import SUITES
 
 PAGE = Path("docs/results.md")
 BEGIN, END = "<!-- from here on written by `python -m benchmarks.document` -->", "<!-- to here -->"
-OURS = "auto"
-SIGNIFICANT = 0.05
 LEVELS = ("weights of some neurons", "weights of one layer", "weights of one block", "network fine-tune")
-# Rows of RQ4 that take something from `auto`, and the pictures of plots.py.
-PARTS_TAKEN = tuple(name for name in ABLATIONS if name.startswith("auto,"))
+# The pictures of plots.py.
 BLAME, PARTS = "pictures/benchmark-blame.png", "pictures/benchmark-parts.png"
 Cell = Callable[[Sequence[Row]], str]
-
-
-def mean_of(rows: Sequence[Row], name: str) -> float:
-    """Over the draws."""
-    return statistics.mean(row[name] for row in rows)
 
 
 def spread(rows: Sequence[Row], name: str, *, scale: float = 100, digits: int = 2) -> str:
@@ -51,26 +56,6 @@ COLUMNS: dict[str, Cell] = {
     "verdicts": lambda rows: ", ".join(row["verdict"] for row in rows),
     "chosen": lambda rows: "; ".join(dict.fromkeys(row["chosen"] for row in rows)),
 }
-Grouped = dict[str, dict[str, list[Row]]]
-
-
-def group(
-    rows: Iterable[Row], methods: Iterable[str], *, protocol: str = "honest", seconds: float | None = None
-) -> Grouped:
-    """Rows by case and method, in the order of the tables; `seconds` None are those of each case."""
-    found: Grouped = {}
-    wanted = list(methods)
-    for case in CASES:
-        for method in wanted:
-            chosen = [
-                row
-                for row in rows
-                if (row["protocol"], row["case"], row["method"]) == (protocol, case, method)
-                and row["budget_seconds"] == (seconds or CASES[case].seconds)
-            ]
-            if chosen:
-                found.setdefault(case, {})[method] = sorted(chosen, key=lambda row: row["seed"])
-    return found
 
 
 def case_table(case: str, by_method: Mapping[str, Sequence[Row]]) -> list[str]:
@@ -117,23 +102,6 @@ def _table(what: str, columns: Sequence[str], cells: Mapping[str, Sequence[str]]
     return [*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items()), ""]
 
 
-def same_draws(grouped: Grouped) -> Grouped:
-    """Of every case the draws on which each of its methods has run, so that means are of the same inputs; a case
-    without such a draw is left out."""
-    kept: Grouped = {}
-    for case, by_method in grouped.items():
-        seeds = set.intersection(*({row["seed"] for row in rows} for rows in by_method.values()))
-        if seeds:
-            kept[case] = {method: [row for row in rows if row["seed"] in seeds] for method, rows in by_method.items()}
-    return kept
-
-
-def compare_ours(by_method: Mapping[str, Sequence[Row]]) -> dict[str, Comparison]:
-    """`auto` with every other method on the same test inputs of all draws."""
-    right = {name: np.concatenate([right_after(row) for row in rows]) for name, rows in by_method.items()}
-    return compare_with_all(right[OURS], {name: each for name, each in right.items() if name != OURS})
-
-
 def statements(grouped: Grouped) -> list[str]:
     """Per case, where `auto` stands: computed, not said."""
     lines = [
@@ -173,12 +141,6 @@ def _beaten(by_method: Mapping[str, Sequence[Row]], found: Mapping[str, Comparis
     return f"no: {', '.join(beyond)}" if beyond else f"within noise of {', '.join(names)}"
 
 
-def to_rank(grouped: Grouped) -> tuple[list[str], Grouped]:
-    """The methods that are ranked, and the cases on which all of them have run."""
-    methods = [method for method in COMPARED if any(method in by for by in grouped.values())]
-    return methods, {case: by for case, by in grouped.items() if all(method in by for method in methods)}
-
-
 def rank_lines(grouped: Grouped) -> list[str]:
     """Mean ranks over the cases on which every ranked method has run."""
     methods, grouped = to_rank(grouped)
@@ -194,31 +156,6 @@ def rank_lines(grouped: Grouped) -> list[str]:
         f"{ranking.critical_difference:.1f} apart.",
         "",
     ]
-
-
-@dataclass(frozen=True)
-class Duel:
-    """On which cases one method is beyond chance ahead of another, by Holm over the cases both have run on."""
-
-    cases: Sequence[str]
-    ahead: Sequence[str]
-    behind: Sequence[str]
-
-
-def duel(grouped: Grouped, method: str, other: str) -> Duel:
-    """The exact tests of all cases; each method has chosen its block by itself."""
-    compared = {
-        case: compare(*(np.concatenate([right_after(row) for row in by_method[name]]) for name in (method, other)))
-        for case, by_method in grouped.items()
-        if method in by_method and other in by_method
-    }
-    adjusted = dict(zip(compared, holm([found.p for found in compared.values()]), strict=True))
-    sure = [case for case in compared if adjusted[case] < SIGNIFICANT]
-    return Duel(
-        list(compared),
-        [case for case in sure if compared[case].difference > 0],
-        [case for case in sure if compared[case].difference < 0],
-    )
 
 
 def duel_lines(grouped: Grouped, method: str, other: str) -> list[str]:
@@ -248,11 +185,6 @@ def duel_table(grouped: Grouped, method: str, others: Iterable[str]) -> list[str
 
 def _named(cases: Iterable[str]) -> str:
     return ", ".join(cases) or "none"
-
-
-def headline_of(rows: Sequence[Row]) -> Grouped:
-    """What is compared everywhere, on the cases of the headline."""
-    return {case: by for case, by in group(rows, COMPARED).items() if case in SUITES["headline"].cases}
 
 
 def section(rows: Sequence[Row]) -> list[str]:
@@ -327,11 +259,6 @@ def _introduction(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def literature_of(rows: Sequence[Row]) -> Grouped:
-    """All methods on the cases of theirs on which one of the literature's has run, each case on the draws of all."""
-    return same_draws({case: by for case, by in group(rows, METHODS).items() if len(LITERATURE.keys() & by.keys()) > 1})
-
-
 def _literature(rows: Sequence[Row]) -> list[str]:
     grouped = literature_of(rows)
     title = ["### The other methods of the literature", ""]
@@ -365,23 +292,6 @@ def _corruptions(rows: Sequence[Row]) -> list[str]:
         return [*title, "Has not run.", ""]
     said = f"{len(grouped)} of {len(suite.cases)} have run; change of accuracy in points, and broken in percent:"
     return [*title, said, "", *overview(grouped, suite.methods, gain_and_breakage)]
-
-
-def blocks_of(rows: Iterable[Row]) -> list[str]:
-    """The methods that repair one block by its name."""
-    return sorted({row["method"] for row in rows if row["method"].startswith(ONE_BLOCK)})
-
-
-def blame_of(rows: Sequence[Row]) -> Grouped:
-    """Cases on which two localizations have run."""
-    grouped = group(rows, [*LOCALIZATIONS, *blocks_of(rows)])
-    return same_draws({case: by for case, by in grouped.items() if len(LOCALIZATIONS.keys() & by.keys()) >= 2})
-
-
-def parts_of(rows: Sequence[Row]) -> Grouped:
-    """Cases on which two parts were taken from `auto`."""
-    grouped = group(rows, [OURS, *ABLATIONS])
-    return same_draws({case: by for case, by in grouped.items() if len(set(PARTS_TAKEN) & by.keys()) >= 2})
 
 
 def _case_by_case(title: str, grouped: Grouped, picture: str | None = None) -> list[str]:

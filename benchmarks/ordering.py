@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from scipy.stats import kendalltau
 
-from benchmarks.document import Grouped, group, mean_of
+from benchmarks.comparisons import Grouped, group, mean_of
 from benchmarks.methods import METHODS
 from benchmarks.ranks import Floats, rank_methods
 from benchmarks.results import read_published, read_runs

@@ -29,7 +29,8 @@ from archrepair_core.ingest.model import ingest_model
 from archrepair_core.statistics import holm
 from benchmarks.cases import CASES, Case, Images, Labels, Sets
 from benchmarks.cifar import OUT
-from benchmarks.document import OURS, PAGE, SIGNIFICANT, put
+from benchmarks.comparisons import OURS, SIGNIFICANT
+from benchmarks.document import PAGE, put
 from benchmarks.ranks import compare
 from benchmarks.results import SCHEMA, Row, key_of, merge, read_published, right_after, row_of
 from benchmarks.run import Run

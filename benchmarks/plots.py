@@ -12,10 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.document import (
-    BLAME,
+from benchmarks.comparisons import (
     OURS,
-    PARTS,
     Grouped,
     blame_of,
     headline_of,
@@ -25,6 +23,7 @@ from benchmarks.document import (
     same_draws,
     to_rank,
 )
+from benchmarks.document import BLAME, PARTS
 from benchmarks.methods import METHODS
 from benchmarks.ranks import compare, pareto_front, rank_methods
 from benchmarks.results import Row, read_published, right_after, right_before

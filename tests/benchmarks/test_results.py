@@ -7,7 +7,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from benchmarks import document
-from benchmarks.document import BEGIN, END, group, put, section
+from benchmarks.comparisons import group
+from benchmarks.document import BEGIN, END, put, section
 from benchmarks.methods import METHODS
 from benchmarks.plots import draw_bars, draw_cases, draw_ranks, gain_against
 from benchmarks.results import SCHEMA, key_of, merge, read_published, right_after, row_of
