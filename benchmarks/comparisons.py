@@ -98,8 +98,14 @@ def headline_of(rows: Sequence[Row]) -> Grouped:
 
 
 def literature_of(rows: Sequence[Row]) -> Grouped:
-    """All methods on the cases of theirs on which one of the literature's has run, each case on the draws of all."""
-    return same_draws({case: by for case, by in group(rows, METHODS).items() if len(LITERATURE.keys() & by.keys()) > 1})
+    """All methods on the cases and draws of the literature's; who has not run on all draws of a case is left out."""
+    found: Grouped = {}
+    for case, by_method in group(rows, METHODS).items():
+        seeds = {row["seed"] for method in LITERATURE.keys() & by_method.keys() for row in by_method[method]}
+        on_them = {name: [row for row in of if row["seed"] in seeds] for name, of in by_method.items()}
+        if len(LITERATURE.keys() & by_method.keys()) > 1:
+            found[case] = {name: of for name, of in on_them.items() if len(of) == len(seeds)}
+    return found
 
 
 def blocks_of(rows: Iterable[Row]) -> list[str]:
