@@ -27,7 +27,8 @@ def derive_by_alphas(supernet: Supernet, _loss: Callable[[], float]) -> dict[Edg
 
 def derive_by_perturbation(supernet: Supernet, loss: Callable[[], float]) -> dict[Edge, float]:
     """The cell, each edge with its strength: per edge, the operation without which the validation loss is highest;
-    then per node, the edges without which it is. Nothing is trained in between.
+    then per node, the edges without which it is. Nothing is trained in between, and an edge that is decided keeps `none`
+    beside its operation, or that would suddenly count many times as much.
 
     Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021, algorithm 1.
     """
@@ -38,7 +39,7 @@ def derive_by_perturbation(supernet: Supernet, loss: Callable[[], float]) -> dic
             candidates = [name for name in mixed.names if name != NONE]
             best = max(candidates, key=lambda name: _loss_without(mixed, name, loss))
             edges.append(Edge(source, target, best))
-            chosen.enter_context(mixed.only([best]))
+            chosen.enter_context(mixed.only([best, NONE]))
         strengths = {
             edge: _loss_without(supernet.mixed(edge.source, edge.target), edge.operation, loss) for edge in edges
         }
