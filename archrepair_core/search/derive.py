@@ -27,8 +27,8 @@ def derive_by_alphas(supernet: Supernet, _loss: Callable[[], float]) -> dict[Edg
 
 def derive_by_perturbation(supernet: Supernet, loss: Callable[[], float]) -> dict[Edge, float]:
     """The cell, each edge with its strength: per edge, the operation without which the validation loss is highest;
-    then per node, the edges without which it is. Nothing is trained in between, and an edge that is decided keeps `none`
-    beside its operation, or that would suddenly count many times as much.
+    then per node, the edges without which it is. Nothing is trained in between, and an edge that is decided keeps
+    `none` beside its operation, or that would suddenly count many times as much.
 
     Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021, algorithm 1.
     """
