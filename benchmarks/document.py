@@ -286,7 +286,7 @@ def _levels(rows: Sequence[Row]) -> list[str]:
 
 def _corruptions(rows: Sequence[Row]) -> list[str]:
     suite = SUITES["corruptions"]
-    grouped = {case: by for case, by in group(rows, suite.methods).items() if case in suite.cases}
+    grouped = same_draws({case: by for case, by in group(rows, suite.methods).items() if case in suite.cases})
     title = ["### RQ2: against the common corruptions", ""]
     if not grouped:
         return [*title, "Has not run.", ""]
