@@ -183,6 +183,7 @@ def run_job(data: Path, folder: Path, kill_at: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three jobs, which leave a checkpoint at every step
 def test_a_job_killed_at_a_random_step_delivers_the_same_model(tmp_path):
     make_case(tmp_path, seed=0)
     all_told = run_job(tmp_path, tmp_path / "whole", kill_at=-1)
