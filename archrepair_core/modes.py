@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from archrepair_core.processes import normalize_together, num_processes
 from archrepair_core.scope import Scope, in_scope
 
 
@@ -38,6 +40,8 @@ class training_mode:
             module.training = in_scope(name, self.scope) and not has_statistics
             if is_norm and module.training:
                 self.momenta[module] = module.momentum
+                if num_processes() > 1:
+                    module.forward = partial(normalize_together, module)
         return self
 
     def take_means(self, *, step: int) -> None:
@@ -49,3 +53,4 @@ class training_mode:
         self.model.eval()
         for norm, momentum in self.momenta.items():
             norm.momentum = momentum
+            vars(norm).pop("forward", None)

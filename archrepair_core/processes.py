@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from archrepair_core.features import Indices
 
@@ -93,6 +95,25 @@ def mean_of_all(values: Tensor) -> Tensor:
     """The mean over all processes; what is counted, not measured, stays."""
     processes = num_processes()
     return summed(values.clone()) / processes if processes > 1 and values.is_floating_point() else values
+
+
+def normalize_together(norm: _BatchNorm, inputs_NC: Tensor) -> Tensor:
+    """What `norm` in train mode makes of N inputs of C channels (and any number of positions), if those of all
+    processes were one batch; for its running statistics too. `nn.SyncBatchNorm` does so on GPUs only.
+    """
+    others = [axis for axis in range(inputs_NC.dim()) if axis != 1]
+    shape = [-1 if axis == 1 else 1 for axis in range(inputs_NC.dim())]
+    count = float(summed(torch.tensor(inputs_NC.numel() / inputs_NC.shape[1])))
+    mean_C = differentiable.all_reduce(inputs_NC.sum(others)) / count
+    centered_NC = inputs_NC - mean_C.view(shape)
+    variance_C = differentiable.all_reduce(centered_NC.square().sum(others)) / count
+    if norm.num_batches_tracked is not None and norm.running_mean is not None and norm.running_var is not None:
+        norm.num_batches_tracked += 1
+        share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        norm.running_mean.lerp_(mean_C.detach(), share)
+        norm.running_var.lerp_(variance_C.detach() * count / max(count - 1, 1), share)
+    normal_NC = centered_NC * torch.rsqrt(variance_C + norm.eps).view(shape)
+    return normal_NC * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else normal_NC
 
 
 def seed_of_process(seed: int) -> int:
