@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from archrepair_core.spec import LEVELS, RepairSpec
+from benchmarks.__main__ import main
 from benchmarks.cases import CASES, of_failures
 from benchmarks.methods import METHODS, ROWS, method_of
 from benchmarks.run import Run, missing_of, spec_of
@@ -16,6 +17,20 @@ def test_every_row_is_a_job_the_service_takes(row):
     spec = RepairSpec.model_validate(spec_of(Run(case, row, seed=3)) | {"datasets": {"repair": "upload:repair"}})
     assert spec.repair.budget_seconds == CASES[case].seconds
     assert spec.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--cases", "fashon"], "no case is called 'fashon'; did you mean 'fashion'"),
+        (["--rows", "archrepare"], "no row is called 'archrepare'; did you mean 'archrepair'"),
+        (["--rows", "12345"], "benchmarks/methods.py has them"),
+    ],
+)
+def test_what_nothing_is_called_is_refused_in_a_line(asked, says, capsys):
+    with pytest.raises(SystemExit):
+        main(asked)
+    assert says in capsys.readouterr().err
 
 
 def test_every_method_of_the_service_is_compared():

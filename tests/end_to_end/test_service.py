@@ -167,12 +167,13 @@ def as_class_folders(data, path, names):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_one_job_gives_the_model_in_every_format_from_folders_of_images(client, case, tmp_path):
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     case = dataclasses.replace(case, repair=as_class_folders(case.repair, tmp_path / "signs.zip", names))
     formats = {"torchscript": "pt", "torch_export": "pt2", "onnx": "onnx", "safetensors": "safetensors"}
     job_id = submit_case(client, case, {**SPEC, "outputs": list(formats), "model": {"class_names": names}})
-    job = client.wait(job_id)
+    job = client.wait(job_id, seconds=240)  # four formats, each checked in a process of its own
     assert job["result"]["outcome"] == "repaired", job
     assert {export["format"]: export["file"] for export in job["result"]["exports"]} == {
         format_: f"repaired.{suffix}" for format_, suffix in formats.items()

@@ -4,12 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-# `ru_maxrss` would not do: a new process begins with the peak of the one that started it.
 MEASURE = """
-import re, sys
+import sys
 from pathlib import Path
 from archrepair_core.data.formats import load_dataset
-peak_kib = lambda: int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text()).group(1))
+from tests.peak_memory import peak_kib
 before = peak_kib()
 path = Path(sys.argv[1])
 load_dataset("upload:x", {"upload:x": path}, name="x", work_dir=path.parent)

@@ -69,12 +69,12 @@ BEHAVIOUR: Table = {
         lambda _: with_forward(f"    while True:\n      x = torch.add(x, 1)\n{FORWARD}"),
         "job.max_runtime_exceeded", ""),
     "forward that wants four terabytes": (
-        lambda _: with_forward(adding("torch.sum(torch.zeros([1099511627776]))")), "platform.engine_failed", "memory"),
+        lambda _: with_forward(adding("torch.sum(torch.zeros([1099511627776]))")), "worker.out_of_memory", "memory"),
     "forward that fills the memory": (
         lambda _: with_forward(
             "    y = annotate(List[Tensor], [])\n    for _2 in range(10000):\n"
             "      _0 = torch.append(y, torch.ones([67108864]))\n" + adding("torch.sum(torch.stack(y))")),
-        "platform.engine_failed", "memory"),
+        "worker.out_of_memory", "memory"),
     "forward that raises": (
         lambda _: with_forward(f'    ops.prim.RaiseException("no", "builtins.ValueError")\n{FORWARD}'),
         "dataset.shape_mismatch", "ValueError: no"),
