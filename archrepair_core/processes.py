@@ -103,17 +103,23 @@ def normalize_together(norm: _BatchNorm, inputs_NC: Tensor) -> Tensor:
     """
     others = [axis for axis in range(inputs_NC.dim()) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(inputs_NC.dim())]
-    count = float(summed(torch.tensor(inputs_NC.numel() / inputs_NC.shape[1])))
-    mean_C = differentiable.all_reduce(inputs_NC.sum(others)) / count
-    centered_NC = inputs_NC - mean_C.view(shape)
+    values_NC = inputs_NC.to(torch.promote_types(inputs_NC.dtype, torch.float32))
+    positions = values_NC.new_tensor([inputs_NC.numel() / inputs_NC.shape[1]])
+    sums = differentiable.all_reduce(torch.cat([values_NC.sum(others), positions]))
+    count = sums[-1]
+    mean_C = sums[:-1] / count
+    centered_NC = values_NC - mean_C.view(shape)
     variance_C = differentiable.all_reduce(centered_NC.square().sum(others)) / count
     if norm.num_batches_tracked is not None and norm.running_mean is not None and norm.running_var is not None:
         norm.num_batches_tracked += 1
         share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        norm.running_mean.lerp_(mean_C.detach(), share)
-        norm.running_var.lerp_(variance_C.detach() * count / max(count - 1, 1), share)
+        unbiased_C = variance_C * count / (count - 1).clamp_min(1)
+        norm.running_mean.lerp_(mean_C.detach().to(norm.running_mean.dtype), share)
+        norm.running_var.lerp_(unbiased_C.detach().to(norm.running_var.dtype), share)
     normal_NC = centered_NC * torch.rsqrt(variance_C + norm.eps).view(shape)
-    return normal_NC * norm.weight.view(shape) + norm.bias.view(shape) if norm.affine else normal_NC
+    if norm.affine:
+        normal_NC = normal_NC * norm.weight.view(shape) + norm.bias.view(shape)
+    return normal_NC.to(inputs_NC.dtype)
 
 
 def seed_of_process(seed: int) -> int:
