@@ -34,6 +34,11 @@ class training_mode:
         self.momenta: dict[_BatchNorm, float | None] = {}
 
     def __enter__(self) -> "training_mode":
+        self.turn_on()
+        return self
+
+    def turn_on(self) -> None:
+        """Again too, after a look in eval mode."""
         for name, module in self.model.named_modules():
             is_norm = isinstance(module, _BatchNorm)
             has_statistics = is_norm and ".branch." not in f".{name}."
@@ -42,7 +47,6 @@ class training_mode:
                 self.momenta[module] = module.momentum
                 if num_processes() > 1:
                     module.forward = partial(normalize_together, module)
-        return self
 
     def take_means(self, *, step: int) -> None:
         """Have each new batch-norm know the mean over its batches, as long as they are fewer than it averages over."""

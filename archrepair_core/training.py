@@ -292,7 +292,7 @@ def _train_once(
                 steps_since, now = state.step - paced_from[0], time.monotonic()
                 course.end_at(plan.deadline, step=state.step, seconds_per_step=(now - paced_from[1]) / steps_since)
                 paced_from = (state.step, now)
-            if plan.score and state.step % steps == 0 and _look(learner, state, plan.score) > course.patience:
+            if plan.score and state.step % steps == 0 and _look(learner, mode, state, plan.score) > course.patience:
                 break
             if checkpoint and checkpoint.due:
                 state.leave(checkpoint, {**meta, "course": asdict(course)}, seconds=time.monotonic() - started)
@@ -301,7 +301,7 @@ def _train_once(
     losses = state.seen_losses()
     diverged = diverged or _has_diverged(losses)
     if plan.score and not diverged and state.step % steps:
-        _look(learner, state, plan.score)
+        _look(learner, mode, state, plan.score)
     if not diverged:
         kept = state.best or state.average.state
         load_scoped_state(learner.model, {name: mean_of_all(value) for name, value in kept.items()})
@@ -309,7 +309,9 @@ def _train_once(
     return TrainingRun(_per_epoch(losses, steps), rate, state.step, seconds, diverged=diverged)
 
 
-def _look(learner: _Learner, state: TrainingState, score: Callable[[], tuple[float, float]]) -> int:
+def _look(
+    learner: _Learner, mode: training_mode, state: TrainingState, score: Callable[[], tuple[float, float]]
+) -> int:
     """Have validation look at the average; returns how many looks ago it saw the one that is kept."""
     if not state.average.count:
         return 0
@@ -319,7 +321,7 @@ def _look(learner: _Learner, state: TrainingState, score: Callable[[], tuple[flo
     value, standard_error = score()
     state.judge(agreed(value), agreed(standard_error))
     load_scoped_state(learner.model, live)
-    training_mode(learner.model, learner.scope).__enter__()
+    mode.turn_on()
     return state.looks_since_best
 
 

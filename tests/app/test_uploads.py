@@ -1,6 +1,5 @@
 import socket
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -8,6 +7,7 @@ from sqlalchemy import func, select
 
 from app.shared.tables import Job, Model
 from app.uploads import safe_filename
+from tests.resident_memory import resident_bytes
 from tests.servers import stored_keys
 
 BOUNDARY = "a-boundary"
@@ -161,19 +161,14 @@ def test_a_large_upload_stays_out_of_memory(own_gateway):
     head = part("spec", SPEC_PART) + part("repair", b"r") + part("model", b"PK\x03\x04")[:-2]
     tail = f"\r\n--{BOUNDARY}--\r\n".encode()
     gateway.client.get("/readyz")
-    before = resident_bytes(gateway.process.pid)
+    before = resident_bytes(pid=gateway.process.pid)
     with connect(gateway, content_length=len(head) + 150 * len(megabyte) + len(tail)) as connection:
         connection.sendall(head)
         for _ in range(150):
             connection.sendall(megabyte)
         connection.sendall(tail)
         assert connection.recv(65536).startswith(b"HTTP/1.1 202 ")
-    assert resident_bytes(gateway.process.pid, "VmHWM") - before < 60 * 2**20
-
-
-def resident_bytes(pid: int, kind: str = "VmRSS") -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(kind))
+    assert resident_bytes("VmHWM", pid=gateway.process.pid) - before < 60 * 2**20
 
 
 @pytest.mark.parametrize(

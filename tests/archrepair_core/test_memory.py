@@ -20,7 +20,7 @@ from archrepair_core.features import DiskBudget
 from archrepair_core.prefix_cache import INPUT, PrefixCache
 from archrepair_core.spec import Preprocessing
 from archrepair_core.training import TrainingPlan, train
-from tests.peak_memory import peak_kib
+from tests.resident_memory import resident_bytes
 
 work, count, budget, block = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), "layer4"
 pixels = np.lib.format.open_memmap(work / "pixels.npy", "w+", np.uint8, (count, 64, 64, 3))
@@ -50,7 +50,7 @@ for cut in (INPUT, "layer3", block):
 tail = cut_at(model, block, to_tensor(splits["repair"].images[:2], Preprocessing())).tail
 plan = TrainingPlan(epochs=1, deadline=float("inf"), seed=0, learning_rate=1e-4)
 train(model, tail, cache.features(block, "training"), scope=(block,), plan=plan)
-print(max(sizes), peak_kib() * 1024)
+print(max(sizes), resident_bytes("VmHWM"))
 """
 
 

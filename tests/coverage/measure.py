@@ -16,7 +16,7 @@ import torch
 
 import archrepair_core
 from tests.coverage.entry import Kind
-from tests.peak_memory import peak_kib
+from tests.resident_memory import resident_bytes
 
 TIMEOUT_SECONDS = 840
 # Loaded once, before anything is computed; every row starts from there.
@@ -113,7 +113,7 @@ def _row(name: str, kind: Kind, cells: dict[str, dict[str, Any]], *, seconds: fl
         num_parameters=0,
         input_shapes=[],
         seconds=round(seconds, 1),
-        peak_megabytes=peak_kib() // 1024,
+        peak_megabytes=resident_bytes("VmHWM") // 2**20,
         torch_version=torch.__version__,
         code=code_digest(),
         measured_at=time.strftime("%Y-%m-%d"),

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +19,7 @@ from app.shared.storage import open_store
 from app.shared.tables import Upload, UploadPart
 from app.shared.uploads import begin_completion, free_expired_uploads, locked_upload
 from tests.conftest import launch_gateway
+from tests.resident_memory import resident_bytes
 from tests.servers import keys_of_content, stop, stored_keys
 
 CONTENT = bytes(range(256)) * 100  # 25,600 bytes
@@ -429,11 +429,6 @@ def test_an_upload_outlives_its_gateway(settings, tmp_path):
         stop(second.process)
 
 
-def resident_bytes(pid: int, name: str = "VmRSS") -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
 @on_local_files
 def test_a_large_upload_does_not_pass_through_the_gateways_memory(own_gateway):
     part_bytes, count = 64 * 1024**2, 4
@@ -442,7 +437,7 @@ def test_a_large_upload_does_not_pass_through_the_gateways_memory(own_gateway):
     body = {"filename": "f", "size_bytes": part_bytes * count, "sha256": digest}
     client, pid = own_gateway.client, own_gateway.process.pid
     assert client.get("/v1/jobs").status_code == 200
-    before = resident_bytes(pid)
+    before = resident_bytes(pid=pid)
     upload = client.post("/v1/uploads", json=body).json()
     for number in range(1, count + 1):
         assert put(client, upload, number, piece, **content_digest(piece)).status_code == 200
@@ -456,7 +451,7 @@ def test_a_large_upload_does_not_pass_through_the_gateways_memory(own_gateway):
         time.sleep(0.02)
     thread.join()
     assert waits[0].json()["sha256"] == digest
-    growth = resident_bytes(pid, "VmHWM") - before
+    growth = resident_bytes("VmHWM", pid=pid) - before
     assert growth < 100 * 1024**2, f"{growth / 1024**2:.0f} MiB"
 
 

@@ -8,11 +8,11 @@ MEASURE = """
 import sys
 from pathlib import Path
 from archrepair_core.data.formats import load_dataset
-from tests.peak_memory import peak_kib
-before = peak_kib()
+from tests.resident_memory import resident_bytes
+before = resident_bytes("VmHWM")
 path = Path(sys.argv[1])
 load_dataset("upload:x", {"upload:x": path}, name="x", work_dir=path.parent)
-print((peak_kib() - before) // 1024)
+print((resident_bytes("VmHWM") - before) // 2**20)
 """
 
 
