@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs docs-serve test test-slow test-browser test-contract test-faults test-models check up bench bench-quick bench-ingest clean
+.PHONY: help demo docs docs-serve test test-embedded test-slow test-browser test-contract test-faults test-models check up bench bench-quick bench-ingest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ demo: $(INSTALLED)  ## repair a faulty model end to end, over HTTP
 # A process per core, each with servers of its own; threads within them would only get in each other's way.
 test: $(INSTALLED)  ## every fast test, on real servers
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-embedded: $(INSTALLED)  ## what of them depends on servers, on SQLite and local files
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m "embedded and not slow and not contract and not faults"
 
 test-slow: $(INSTALLED)  ## the tests that take longer
 	$(BIN)/pytest -m slow

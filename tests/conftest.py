@@ -37,7 +37,8 @@ from tests.servers import (
     wait_until,
 )
 
-STACKS = ("embedded", "production")
+# By default on the second alone.
+STACKS = (pytest.param("embedded", marks=pytest.mark.embedded), "production")
 SPEC = {"datasets": {"repair": "upload:repair"}}
 MODEL_BYTES = b"PK\x03\x04" + bytes(range(256)) * 40
 

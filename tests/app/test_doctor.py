@@ -266,6 +266,7 @@ def doctor_in(mounts: str, environment: Mapping[str, str], module: str = "app.do
     return {finding["name"]: finding for finding in json.loads(done.stdout)["checks"]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not mounting(), reason="this system lets nobody mount without being root")
 @pytest.mark.parametrize("stack", ["embedded"], indirect=True)
 def test_a_directory_that_is_full_or_only_read_is_named(complete):
@@ -390,6 +391,7 @@ def test_the_command_ends_with_0_when_all_is_well(complete, monkeypatch, capsys)
     assert ({line[:4] for line in lines}, len(lines)) == ({"ok  "}, 1 + len(CHECKS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["production"], indirect=True)
 def test_the_command_ends_with_1_when_something_failed_and_tells_programs_which(complete):
     broken = changed(complete, broker_url=f"redis://:{WRONG}@{LOOPBACK}:{free_port()}/0")

@@ -17,6 +17,7 @@ def test_the_gateway_never_imports_torch_or_numpy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_long_polls(own_gateway, submission):
     job = own_gateway.client.post("/v1/jobs", files=submission()).json()
     answers: list[int] = []

@@ -156,6 +156,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(gateway, gateway_sessions):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_large_upload_stays_out_of_memory(own_gateway):
     gateway, megabyte = own_gateway, bytes(range(256)) * 4096
     head = part("spec", SPEC_PART) + part("repair", b"r") + part("model", b"PK\x03\x04")[:-2]

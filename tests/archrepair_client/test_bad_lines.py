@@ -29,6 +29,7 @@ def shaky(live, bad_line):
         yield client
 
 
+@pytest.mark.slow
 def test_an_upload_that_is_cut_at_70_percent_goes_on(shaky, bad_line, large):
     bad_line.cut_after["up"] = LARGE_BYTES * 7 // 10
     told = []
@@ -106,6 +107,7 @@ def test_a_wait_outlives_a_restart_of_the_gateway(live, shaky, bad_line, client,
     assert events[-1].type == "job.cancelled"
 
 
+@pytest.mark.slow
 def test_three_503_make_one_job(live, impostor, files, client):
     impostor.answers += [(503, {"Retry-After": "0"})] * 3
     with ArchRepair(base_url=impostor.url, api_key=live.key) as unlucky:

@@ -113,6 +113,7 @@ def test_4_when_the_platform_fails(run, monkeypatch):
     assert "6 attempts" in done.stdout
 
 
+@pytest.mark.slow
 def test_5_when_it_takes_too_long_and_the_job_is_left_or_cancelled(run, client, github):
     done = run("run_for_ever", "--timeout", "1")
     assert done.exit_code == exits.TIMED_OUT, done.output
@@ -129,6 +130,7 @@ def test_5_when_it_takes_too_long_and_the_job_is_left_or_cancelled(run, client, 
     assert done.stdout.splitlines()[1] != job_id
 
 
+@pytest.mark.slow
 def test_6_without_a_key_that_may(run, client, monkeypatch):
     reader = client.keys.create("reader", scopes=["jobs:read"])
     for key in ("ar_wrong_key", reader.key, ""):
@@ -159,6 +161,7 @@ def test_8_when_the_data_cannot_tell(run, github):
     assert run("leave_it_open", "--inconclusive", "pass").exit_code == exits.PASSED
 
 
+@pytest.mark.slow
 def test_9_and_130_when_it_is_cancelled_there_or_here(live, client, files, tmp_path):
     environment = {**os.environ, "ARCHREPAIR_URL": live.url, "ARCHREPAIR_API_KEY": live.key, "CI": "true"}
     command = [*COMMAND, "--model", files.model(), "--data", files.data("run_for_ever"), "--out"]

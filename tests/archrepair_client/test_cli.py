@@ -111,6 +111,7 @@ def test_mistakes_are_told_in_words_and_end_with_2(run, files, words, said):
     assert said in done.stderr
 
 
+@pytest.mark.slow
 def test_models_data_and_keys_have_their_commands(run, files):
     model = run("models", "add", files.model(), "--input-shape", "3x8x8", "-q").stdout.strip()
     assert run("models", "blocks", model).stdout.splitlines()[0].split("\t")[:2] == ["layer1", "Sequential"]

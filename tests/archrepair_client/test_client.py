@@ -55,6 +55,7 @@ def test_a_job_runs_to_its_end_and_tells_what_happens_once_and_in_order(client, 
     assert refused.value.request_id.startswith("req_")
 
 
+@pytest.mark.slow
 def test_the_async_client_does_the_same(live, files, tmp_path):
     async def use():
         async with AsyncArchRepair(base_url=live.url, api_key=live.key) as client:
@@ -128,6 +129,7 @@ def test_a_running_job_is_waited_for_only_so_long_and_cancelled(client, files):
         client.jobs.cancel(job.id)
 
 
+@pytest.mark.slow
 def test_a_log_is_followed_to_the_end_of_its_job(client, files):
     job = client.jobs.create(model=files.model(), datasets={"repair": files.data("run_for_ever")})
     lines = []

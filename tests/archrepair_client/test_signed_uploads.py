@@ -60,6 +60,7 @@ def is_whole(upload, path):
     return (upload.state, upload.sha256) == ("completed", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+@pytest.mark.slow
 def test_parts_go_to_the_store_and_the_key_does_not(signed_client, service, line, large):
     puts = recorded(signed_client._http)
     assert is_whole(signed_client.uploads.send(large), large)
@@ -94,6 +95,7 @@ def test_another_process_goes_on_and_vouches_for_what_lies_in_the_store(signed_c
     assert puts == [(line.url, False)] * (3 - told[0].done_bytes // upload.part_bytes)
 
 
+@pytest.mark.slow
 def test_what_is_cut_on_the_way_to_the_store_goes_through_the_service(signed_client, service, line, large):
     puts = recorded(signed_client._http)
     cuts, line.cut_after["up"] = line.cuts, line.passed["up"] + LARGE_BYTES * 7 // 10

@@ -50,6 +50,7 @@ def run(damaged_path, tmp_path):
     return run_spec
 
 
+@pytest.mark.slow
 def test_the_same_method_on_another_block_does_worse(run):
     controls, outcome, told, out = run()
     accuracy = outcome.result["test"]["accuracy"]
@@ -105,6 +106,7 @@ def test_of_a_layer_that_was_searched_the_controls_are_its_weights_and_a_layer_o
     assert cell["params"]["after"] > cell["params"]["before"] > 0
 
 
+@pytest.mark.slow
 def test_without_controls_the_report_has_none(run):
     controls, outcome, _, out = run(controls="none")
     assert controls == {}

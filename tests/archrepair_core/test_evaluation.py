@@ -140,6 +140,7 @@ def test_slices_are_counted_per_value_and_a_worse_one_stands_out(run):
     assert [gate["state"] for gate in outcome.result["gates"]] == ["inconclusive", "pass", "not_evaluated"]
 
 
+@pytest.mark.slow
 def test_corruptions_are_measured_on_drawn_inputs_and_against_the_reference(run):
     test = images(200, right=np.arange(200) >= 0)
     asked = {"corruptions": ["brightness", "gaussian_noise"], "max_inputs": 80}

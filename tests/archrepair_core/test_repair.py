@@ -102,6 +102,7 @@ def while_training(told):
     return sum("step" in progress.message for progress in told if progress.phase == "repairing") >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", [{"method": "weights", "level": "network", "epochs": 1000}, {"method": "auto"}])
 def test_a_stopped_repair_hands_over_the_best_it_has_and_says_so(run, digits, repair):
     outcome, out, told = run(gates=["test.accuracy > before"], repair=LONG | repair, stop_when=while_training)
@@ -205,6 +206,7 @@ def test_limits_keep_branches_out(run):
     assert {edge["operation"] for edge in edges} <= {"skip_connect", "sep_conv_3x3"}, "nothing stands beside the block"
 
 
+@pytest.mark.slow
 def test_batch_norm_re_estimation_changes_statistics_only(run, digits):
     outcome, out, _ = run(gates=["test.accuracy > before"], repair={"method": "bn"})
     name = outcome.artifacts[-1].name
@@ -281,6 +283,7 @@ def test_damaged_weights_are_named_with_and_without_an_earlier_version(run, digi
     assert (evidence["reference_block"], evidence["reference_median"]) == ("blocks.1", 0.0)
 
 
+@pytest.mark.slow
 def test_probes_rank_blocks_by_what_repairing_them_gained(run):
     outcome, out, _ = run(kind="localize", localization={"method": "probe"})
     ranking = json.loads((out / "localization.json").read_text())
@@ -373,6 +376,7 @@ def repaired_file(outcome, out):
 WEIGHTS = {"repair": {"method": "weights", "level": "block", "epochs": 2}, "gates": ["test.accuracy > before"]}
 
 
+@pytest.mark.slow
 def test_a_named_tuple_comes_back_whole_and_its_logits_are_repaired(run, rewritten):
     outcome, out, _ = run(model=rewritten(Wrapped), **WEIGHTS)
     assert outcome.resolved_spec["model"]["output"] == "logits"

@@ -126,6 +126,7 @@ def test_every_format_gives_the_same_evaluation(evaluate, from_npz, name):
     np.testing.assert_array_equal(logits, from_npz[has_columns][1])
 
 
+@pytest.mark.slow
 def test_one_pixel_of_one_image_is_another_evaluation(evaluate, from_npz):
     pixels = PIXELS.copy()
     pixels[77, 5, 5, 0] ^= 128

@@ -52,6 +52,7 @@ def repair(damaged, tmp_path):
     return run_method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["align", "auto"])
 def test_unlabelled_inputs_win_back_what_a_damaged_block_cost(repair, method):
     outcome, report = repair(repair={"method": method, "epochs": 120, "budget_seconds": 60})

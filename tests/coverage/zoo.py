@@ -21,8 +21,7 @@ _FAMILIES = (
     *("alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception", "maxvit", "mnasnet", "mobilenet"),
     *("regnet", "resnet", "resnext", "shufflenet", "squeezenet", "swin", "vgg", "vit", "wide_resnet"),
 )
-_FAST = {"resnet18": ("scripted", "traced")}
-_TIMM_FAST = {"vit_tiny_patch16_224": ("traced",)}
+_FAST = {"resnet18": ("traced",)}
 _TIMM_SIZED = ("vit", "deit", "swin", "mixer")
 _TIMM = {
     "resnet": ("resnet10t", "resnet18", "resnet26d", "resnetblur18", "seresnet18"),
@@ -60,7 +59,7 @@ def timm_entries() -> Iterator[Entry]:
         for name in names:
             sized = {"img_size": SIDE} if family in _TIMM_SIZED else {}
             build = partial(_build_timm, name, **sized)
-            yield Entry(f"timm/{name}", f"timm {family}", build, images(SIDE), fast=_TIMM_FAST.get(name, ()))
+            yield Entry(f"timm/{name}", f"timm {family}", build, images(SIDE))
 
 
 def images(side: int, channels: int = 3) -> Callable[[int], tuple[Tensor]]:

@@ -46,6 +46,7 @@ def test_no_job_is_claimed_where_no_engine_can_be_started(service, monkeypatch):
     assert (service.job(job_id).status, service.job(job_id).attempt) == ("queued", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("full_at_first")
 def test_a_job_that_met_a_full_disk_runs_again(service):
     job_id = service.submit("succeed")

@@ -50,6 +50,7 @@ def test_a_repair_hands_over_the_best_it_has_and_is_cancelled(service, cancelled
     assert len(service.events(job.id, "job.cancelled")) == 1
 
 
+@pytest.mark.slow
 def test_a_repair_that_was_done_anyway_has_succeeded(service, cancelled):
     job = cancelled("repair_until_asked", completion="full")
     assert (job.status, job.verdict) == ("succeeded", "pass")

@@ -4,6 +4,7 @@ import threading
 import time
 from functools import partial
 
+import pytest
 from sqlalchemy import select, update
 from structlog.testing import capture_logs
 
@@ -28,6 +29,7 @@ def engine_said(service, job_id):
     return [text for _, source, text in said(service, job_id) if source == "engine"]
 
 
+@pytest.mark.slow
 def test_the_log_is_there_while_the_job_runs_and_is_bounded(service, scratch_root, eventually):
     job_id = service.submit("log_and_wait")
     thread = threading.Thread(target=partial(run_next_job, service.bench))

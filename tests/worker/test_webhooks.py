@@ -303,6 +303,7 @@ def test_what_waits_for_an_endpoint_goes_to_where_it_is_now(service, endpoint, r
     assert len(receiver.got) == 1
 
 
+@pytest.mark.slow
 def test_a_project_with_slow_receivers_holds_up_only_itself(service, endpoint, receiver, postbox, deliver):
     for _ in range(PARALLEL + 4):
         service.submit("succeed")

@@ -56,6 +56,7 @@ def submit(service, settings):
     celery.close()
 
 
+@pytest.mark.slow
 def test_a_ring_starts_the_job_and_sigterm_gives_it_back(service, submit, worker, processes, eventually):
     first, second = submit("succeed"), submit("run_for_ever")
     eventually(lambda: service.job(second).progress, 45)
@@ -122,6 +123,7 @@ def known(service):
         return session.scalars(select(WorkerRow)).all()
 
 
+@pytest.mark.slow
 def test_a_worker_frozen_past_its_lease_can_write_nothing_when_it_wakes(
     service, settings, submit, worker, processes, eventually, tmp_path
 ):

@@ -199,6 +199,7 @@ def opened(gateway, job_id, key=None):
     return client, client.send(request, stream=True)
 
 
+@pytest.mark.slow
 def test_a_key_has_so_many_streams_and_a_closed_one_makes_room(settings, start_gateway, submission, eventually):
     with start_gateway(settings.model_copy(update={"event_streams_per_key": 2})) as gateway:
         job_id = gateway.client.post("/v1/jobs", files=submission()).json()["id"]
@@ -226,6 +227,7 @@ def test_a_key_has_so_many_streams_and_a_closed_one_makes_room(settings, start_g
             client.close()
 
 
+@pytest.mark.slow
 def test_a_stream_ends_when_the_gateway_stops(own_gateway, submission):
     job_id = own_gateway.client.post("/v1/jobs", files=submission()).json()["id"]
     with own_gateway.client.stream("GET", f"/v1/jobs/{job_id}/events", headers=STREAM) as answer:

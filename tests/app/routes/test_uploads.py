@@ -429,6 +429,7 @@ def test_an_upload_outlives_its_gateway(settings, tmp_path):
         stop(second.process)
 
 
+@pytest.mark.slow
 @on_local_files
 def test_a_large_upload_does_not_pass_through_the_gateways_memory(own_gateway):
     part_bytes, count = 64 * 1024**2, 4

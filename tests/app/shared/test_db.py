@@ -86,6 +86,7 @@ def test_models_of_an_older_service_wait_for_inspection_and_its_keys_may_registe
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_several_processes_may_migrate_at_once(tmp_path: Path):
     url = f"sqlite:///{tmp_path}/new.db"
     code = f"from app.shared.db import upgrade_schema; upgrade_schema({url!r})"

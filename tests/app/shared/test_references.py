@@ -90,6 +90,7 @@ def test_a_range_of_shards_is_each_of_them_in_order():
         assert [shard.target for shard in shards_of(parse_reference(text))] == [text.partition("#")[0]], "its name"
 
 
+@pytest.mark.slow
 @given(st.text() | URLS)
 @example("https://[")
 @example(f"https://[::1#sha256={HEX}")

@@ -57,6 +57,7 @@ def test_curl(browser, gateway, job, tmp_path):
     assert_same(json.loads(out), job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "words"), [("Python", [sys.executable, "-c"]), ("CLI", ["bash", "-euc"])])
 def test_the_client(browser, gateway, job, finish, eventually, tmp_path, name, words):
     process = run(words, commands_of(browser, job)[name], gateway, tmp_path)

@@ -78,6 +78,7 @@ PACKED = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(1, 9),
@@ -141,6 +142,7 @@ def test_the_digest_is_of_content_and_not_of_the_file(load_bytes):
     assert load_bytes(npz(images=images, labels=labels)).digest != digest
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_dataset(tmp_path):
     file = tmp_path / "large.npz"
     np.savez(

@@ -298,6 +298,7 @@ def test_a_damaged_archive_loads_or_is_a_dataset_error(load, pack, layout, data)
         load(bytes(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [as_zip, as_tar])
 def test_memory_does_not_grow_with_the_archive(tmp_path, pack):
     noise = np.random.default_rng(0)

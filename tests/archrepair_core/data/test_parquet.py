@@ -191,6 +191,7 @@ def test_a_footer_that_counts_other_rows_than_there_are_is_broken(tmp_path, clai
     assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     kept=st.integers(0, len(WHOLE) - 1),

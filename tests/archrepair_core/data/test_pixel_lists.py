@@ -176,6 +176,7 @@ def test_the_cap_on_bytes_is_the_callers(load):
     assert len(load(nested(PIXELS), max_bytes=PIXELS.nbytes)) == 5
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_row_group(tmp_path):
     pixels = np.tile(np.arange(128, dtype=np.int64), (1000, 128, 1))
     pq.write_table(pa.table({"image": nested(pixels)}), tmp_path / "x.parquet", row_group_size=1000)

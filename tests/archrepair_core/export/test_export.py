@@ -7,6 +7,7 @@ from archrepair_core.export import export_model
 ALL = ["torchscript", "torch_export", "onnx", "safetensors"]
 
 
+@pytest.mark.slow
 def test_four_formats_are_four_proven_files(make_subject, tmp_path):
     exports = export_model(make_subject("dict"), tmp_path, "repaired", formats=ALL, required="torchscript")
     names = ["repaired.pt", "repaired.pt2", "repaired.onnx", "repaired.safetensors"]
@@ -18,6 +19,7 @@ def test_four_formats_are_four_proven_files(make_subject, tmp_path):
         assert export.to_json()["changed"] == ("head.weight",)
 
 
+@pytest.mark.slow
 def test_an_extra_format_that_fails_is_reported_with_the_reason(make_subject, tmp_path):
     subject = make_subject(dtype=torch.float64)
     exports = export_model(subject, tmp_path, "repaired", formats=["torchscript", "onnx"], required="torchscript")

@@ -24,6 +24,7 @@ def run(path, batch):
     return dict(zip(names, session.run(names, {"image": batch.numpy()}), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "names"),
     [

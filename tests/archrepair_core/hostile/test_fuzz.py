@@ -60,6 +60,7 @@ def test_the_gate_answers_damaged_bytes_with_a_model_error(seeds, tmp_path, numb
     is_accepted(content, tmp_path / "model.pt")
 
 
+@pytest.mark.slow
 @given(number=NUMBERS)
 @settings(MANY, max_examples=250)
 def test_the_gate_answers_damage_behind_right_checksums_with_a_model_error(seeds, tmp_path, number):

@@ -151,6 +151,7 @@ def test_unusual_syntax_survives_printing(tmp_path):
     assert (text, table) == (text0, table0)
 
 
+@pytest.mark.slow
 def test_repacking_a_large_tensor_takes_little_memory(tmp_path):
     torch.jit.script(nn.Linear(5_000, 4_000, bias=False)).save(tmp_path / "large.pt")
     program = (

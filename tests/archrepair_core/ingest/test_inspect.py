@@ -344,6 +344,7 @@ def test_damaged_archives_are_refused_or_still_valid(small_archive, tmp_path, da
         assert inspect_archive(path).num_parameters > 0
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_records_behind_right_checksums_are_refused_or_valid(changed, record, data):

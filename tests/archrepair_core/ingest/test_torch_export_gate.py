@@ -210,6 +210,7 @@ def test_a_large_program_is_refused_before_it_is_parsed(path):
     assert caught.value.code == "model.archive_too_large"
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_of_the_program_is_refused_or_harmless(data, path, tmp_path):
