@@ -16,7 +16,7 @@ from archrepair_core.repairers.block_search import block_genotypes
 from archrepair_core.repairers.bn import re_estimate_batch_norm
 from archrepair_core.scope import NETWORK, Scope
 from archrepair_core.search.genotype import Genotype, Start
-from archrepair_core.search.search import race, run_in_turn
+from archrepair_core.search.search import race
 from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import ValidationScore
 
@@ -45,23 +45,11 @@ def climb_ladder(
         return sorted(cheap, key=lambda trial: -trial.score.utility)
     liked = [trial for trial in cheap if trial.score.helps]
     arena = replace(arena, starts=_starts(arena, liked))
-    trials = _with_labels(arena, suspects, level=level, deadline=deadline, epochs=epochs)
+    trials = race(arena, candidates(arena, suspects, level=level), deadline=deadline, epochs=epochs)
     best = max(liked, key=lambda trial: trial.score.utility, default=None)
     if best is not None and (not trials or best.score.clearly_beats(trials[0].score) or not trials[0].score.helps):
         return [best, *trials, *(trial for trial in cheap if trial is not best)]
     return [*trials, *cheap]
-
-
-def _with_labels(
-    arena: Arena, suspects: Sequence[str], *, level: str, deadline: float, epochs: int | None
-) -> list[Trial]:
-    genotypes = candidates(arena, suspects, level=level)
-    if level == "auto" and arena.bold and not arena.restoration and genotypes[0].scope == NETWORK:
-        # Of a large shift without a name the block learns most of what there is to learn in a third of the network's
-        # seconds a step; where known images are replayed through a named one it was worse (docs/results.md).
-        block = Genotype((suspects[0],), start=genotypes[0].start)
-        return run_in_turn(arena, block, genotypes[0], deadline=deadline, epochs=epochs)
-    return race(arena, genotypes, deadline=deadline, epochs=epochs)
 
 
 def candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Genotype]:

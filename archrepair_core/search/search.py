@@ -38,8 +38,6 @@ RUNG_INPUTS = 2048
 RACING_SHARE = 0.1
 # With this share of the time left when the winner has ended, the runner-up is trained as well.
 SECOND_SHARE = 0.3
-# What is trained to be gone on from has this share of the time.
-PART_SHARE = 0.5
 # The winner's training leaves this share of the time for walking it back, or what the walk takes where that is more: up
 # to the larger share, beyond which the walk is a coarser one.
 WALK_SHARE, MAX_WALK_SHARE = 0.06, 0.15
@@ -87,22 +85,6 @@ def run_alone(arena: Arena, genotype: Genotype, lesson: Lesson, *, deadline: flo
         return []
     until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs)
     return [run_trial(arena, genotype, epochs=epochs, deadline=until, alphas=alphas, lesson=lesson)]
-
-
-def run_in_turn(arena: Arena, part: Genotype, whole: Genotype, *, deadline: float, epochs: int | None) -> list[Trial]:
-    """`part`, then `whole` from the weights that `part` ended with; the better trial first.
-
-    Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022, train
-    the last layer first; here it is a block, whose steps are cheap on cached features.
-    """
-    started = time.monotonic()
-    until, alphas = leave_time_to_walk(arena, deadline, epochs=epochs, since=started)
-    half_way = started + PART_SHARE * (until - started)
-    first = run_trial(arena, part, epochs=epochs, deadline=half_way, alphas=alphas)
-    if arena.is_stopped:
-        return [first]
-    weights = scoped_state(first.model, trained(part.scope, arena.blocks))
-    return _in_order([run_trial(arena, whole, epochs=epochs, deadline=until, alphas=alphas, weights=weights), first])
 
 
 def leave_time_to_walk(

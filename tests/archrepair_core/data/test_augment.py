@@ -64,3 +64,9 @@ def test_a_view_that_hurts_the_original_is_not_used(right_flipped, right_shifted
         return (torch.arange(200) >= right).long()
 
     assert harmless_augmentation(answers_of, labels) == expected
+
+
+@pytest.mark.parametrize(("right", "expected"), [(100, "flip_crop"), (99, "none"), (0, "none")])
+def test_a_model_that_is_hardly_ever_right_says_nothing_about_views(right, expected):
+    labels = torch.zeros(200, dtype=torch.long)
+    assert harmless_augmentation(lambda _view: (torch.arange(200) >= right).long(), labels) == expected

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from archrepair_core.blocks import Block
-from archrepair_core.repairers import auto
 from archrepair_core.repairers.auto import ALIGN_WEIGHT, MANY_FAILURES, SCOPES_BY_FAULT, _starts, candidates
 from archrepair_core.scope import NETWORK
 from archrepair_core.search.genotype import Genotype
@@ -77,32 +76,6 @@ def test_of_many_failures_and_nothing_else_one_block_has_all_the_time_to_learn()
 def test_where_little_works_the_network_has_all_the_time():
     bold = arena("unknown", ("original", "re-estimated"), bold=True)
     assert candidates(bold, ["layer2.1", "layer1.0"], level="auto") == [Genotype(NETWORK)]
-
-
-@pytest.mark.parametrize(
-    ("level", "bold", "restoration", "num_failures", "in_turn"),
-    [
-        ("auto", True, None, 0, True),
-        ("network", True, None, 0, False),
-        ("auto", False, None, 0, False),
-        ("auto", True, "what it was", 0, False),
-        ("auto", True, None, MANY_FAILURES, False),
-    ],
-)
-def test_of_a_large_shift_without_a_name_the_block_learns_before_the_network(
-    monkeypatch, level, bold, restoration, num_failures, in_turn
-):
-    def turns(_arena, part, whole, **_limits):
-        assert (part, whole) == (Genotype(("layer2.1",), start="re-estimated"), Genotype(NETWORK, start="re-estimated"))
-        return "in turn"
-
-    monkeypatch.setattr(auto, "run_in_turn", turns)
-    monkeypatch.setattr(auto, "race", lambda *_asked, **_limits: "raced")
-    found = arena(
-        "unknown", ("re-estimated", "original"), bold=bold, restoration=restoration, num_failures=num_failures
-    )
-    trials = auto._with_labels(found, ["layer2.1", "layer1.0"], level=level, deadline=60.0, epochs=None)
-    assert trials == ("in turn" if in_turn else "raced")
 
 
 def test_new_branches_come_after_every_scope_as_it_is():

@@ -1,7 +1,6 @@
 """One trial: where it starts, and what it is walked back to."""
 
 import copy
-import dataclasses
 import math
 import time
 from types import SimpleNamespace
@@ -18,19 +17,11 @@ from archrepair_core.prefix_cache import PrefixCache
 from archrepair_core.scope import NETWORK
 from archrepair_core.search import search
 from archrepair_core.search.genotype import Genotype
-from archrepair_core.search.search import (
-    COARSE_ALPHAS,
-    PROBE_ALPHAS,
-    leave_time_to_walk,
-    race,
-    run_in_turn,
-    run_trial,
-)
+from archrepair_core.search.search import COARSE_ALPHAS, PROBE_ALPHAS, leave_time_to_walk, race, run_trial
 from archrepair_core.search.trials import Arena, Trial
 from archrepair_core.selection import ALPHAS, ValidationScore
 from archrepair_core.spec import Preprocessing, Repair
 from archrepair_core.training import TrainingRun
-from tests.archrepair_core.repairers.arenas import arena_of, damaged_net
 
 
 def images_of(role: str, count: int) -> LabelledImages:
@@ -86,34 +77,6 @@ def test_a_long_training_that_clearly_unlearned_gives_way_to_the_winners_own_pro
     trials = race(arena, [Genotype(("a",)), Genotype(("b",))], deadline=time.monotonic() + 60, epochs=1)
     assert (trials[0].genotype.scope, trials[0].run.steps) == (("a",), won)
     assert sorted(trial.run.steps for trial in trials) == [34, 34, 400]
-
-
-def test_the_network_goes_on_where_its_block_ended_in_the_first_half_of_the_time(monkeypatch, tmp_path):
-    calls = []
-
-    def run(arena, genotype, **settings):
-        trial = run_trial(arena, genotype, **settings)
-        calls.append((genotype, settings, {name: value.clone() for name, value in trial.model.state_dict().items()}))
-        return trial
-
-    monkeypatch.setattr(search, "run_trial", run)
-    arena, before = arena_of(damaged_net(), tmp_path), time.monotonic()
-    block, network = Genotype(("3",)), Genotype(NETWORK)
-    trials = run_in_turn(arena, block, network, deadline=before + 60, epochs=2)
-    assert [genotype for genotype, _, _ in calls] == [block, network]
-    assert {trial.genotype for trial in trials} == {block, network}
-    (_, first, ended), (_, second, _) = calls
-    assert first["deadline"] - before == pytest.approx((second["deadline"] - before) / 2, rel=0.01)
-    assert not torch.equal(ended["3.weight"], arena.original.state_dict()["3.weight"])
-    assert {name: value.tolist() for name, value in second["weights"].items()} == {
-        name: ended[name].tolist() for name in ("3.weight", "3.bias")
-    }
-
-
-def test_a_block_is_what_there_is_when_it_is_stopped_before_the_network(tmp_path):
-    arena = dataclasses.replace(arena_of(damaged_net(), tmp_path), stopped=lambda: True)
-    trials = run_in_turn(arena, Genotype(("3",)), Genotype(NETWORK), deadline=time.monotonic() + 60, epochs=2)
-    assert [trial.genotype.scope for trial in trials] == [("3",)]
 
 
 @pytest.mark.parametrize(
