@@ -23,7 +23,7 @@ test: $(INSTALLED)  ## every fast test, on real servers
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-embedded: $(INSTALLED)  ## what of them depends on servers, on SQLite and local files
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m "embedded and not slow and not contract and not faults"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m "embedded and not (slow or models or contract or faults or browser)"
 
 test-slow: $(INSTALLED)  ## the tests that take longer
 	$(BIN)/pytest -m slow
