@@ -101,6 +101,8 @@ def normalize_together(norm: _BatchNorm, inputs_NC: Tensor) -> Tensor:
     """What `norm` in train mode makes of N inputs of C channels (and any number of positions), if those of all
     processes were one batch; for its running statistics too. `nn.SyncBatchNorm` does so on GPUs only.
     """
+    if not norm.training:  # validation looks at the model between two steps
+        return type(norm).forward(norm, inputs_NC)
     others = [axis for axis in range(inputs_NC.dim()) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(inputs_NC.dim())]
     values_NC = inputs_NC.to(torch.promote_types(inputs_NC.dtype, torch.float32))

@@ -158,7 +158,7 @@ def test_repacking_a_large_tensor_takes_little_memory(tmp_path):
         "from pathlib import Path; from archrepair_core.ingest.archive import repack_archive;"
         "from tests.resident_memory import resident_bytes; before = resident_bytes('VmHWM');"
         f"repack_archive(Path({str(tmp_path / 'large.pt')!r}), Path({str(tmp_path / 'copy.pt')!r}));"
-        "grown = resident_bytes('VmHWM') - before; assert grown < 30 * 2**20, grown"
+        "grown = resident_bytes('VmHWM') - before; assert grown < 30_000 * 1024, grown"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
