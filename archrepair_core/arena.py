@@ -108,7 +108,7 @@ def endangered_classes(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     """How much a repair should keep the right answers of each class [K]; 1 for most.
 
     A class that the fault has named too often is named less once it is repaired, and loses right answers by that, which
-    cost a repair its verdict (docs/results.md). The weight is the square of how much too often.
+    cost a repair its verdict (docs/choices.md). The weight is the square of how much too often.
     """
     num_classes = logits_NK.shape[1]
     named_K, true_K = (torch.bincount(each, minlength=num_classes).float() for each in (logits_NK.argmax(1), labels_N))

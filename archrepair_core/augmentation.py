@@ -21,7 +21,7 @@ TRAINED_ROLES = ("repair", "replay")
 # Of replay, where validation has to come from there.
 VALIDATION_SHARE = 0.15
 # Of the labelled field, where replayed images are what is learned from. With a fifth the share that a repair broke was
-# estimated so badly that it stood between 0.8 and 2.2 % where 1.2 % was meant (docs/results.md).
+# estimated so badly that it stood between 0.8 and 2.2 % where 1.2 % was meant (docs/choices.md).
 FIELD_VALIDATION_SHARE = 0.5
 # Failures that teach beside replayed images, where nothing else of the field is known.
 MAX_FAILURES = 200
@@ -116,7 +116,7 @@ def _with_more_validation(splits: Splits, *, seed: int) -> Splits:
 
 def _few_failures(splits: Splits, *, seed: int) -> Splits:
     """What replayed images teach of the field is all of it, what failures teach is failures: beside more than a few of
-    these, what works today is lost sooner than anything is gained (docs/results.md)."""
+    these, what works today is lost sooner than anything is gained (docs/choices.md)."""
     repair = splits.repair
     if len(repair) <= MAX_FAILURES:
         return splits

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from archrepair_core.augmentation import Augmentation, choose_augmentation, with_matched_validation
 from archrepair_core.blocks import Block
-from archrepair_core.data.augment import View, harmless_augmentation, move, natural_augmentation
+from archrepair_core.data.augment import LITTLE, View, harmless_augmentation, move, natural_augmentation
 from archrepair_core.data.formats import load_dataset
 from archrepair_core.data.images import LabelledImages
 from archrepair_core.data.preprocessing import resolve_preprocessing, to_tensor
@@ -40,10 +40,8 @@ BATCH_SIZE = 128
 # Enough images to tell whether mirroring hurts, few enough to cost nothing.
 AUGMENTATION_PROBE = 512
 VERIFY_BATCH = 8
-# Of an original that is right on a smaller share of the field little can be lost.
-LITTLE = 0.5
 # Where little works, so many times as often as through the recognised corruption known images are replayed as they are:
-# with three, walks of two draws in six ended early for what known images lost (docs/results.md).
+# with three, walks of two draws in six ended early for what known images lost (docs/choices.md).
 BOLD_PLAIN = 6
 # Where moves are tried, the first that has labels.
 PROBED_ROLES = ("repair", "replay", "guard", "validation")
@@ -117,7 +115,7 @@ class Case:
     @property
     def views(self) -> Mapping[str, tuple[View, ...]]:
         """Views by trained role. Where training is to go far, most known images are replayed as they are: what works
-        today is lost by half as much at the same gain (docs/results.md)."""
+        today is lost by half as much at the same gain (docs/choices.md)."""
         augmentation = self.baseline.augmentation
         if augmentation.recognition is None or not augmentation.recognition.fits or not self.little_works:
             return augmentation.views

@@ -23,6 +23,6 @@ def lead_of(logits_NK: Tensor) -> Tensor:
 def lost_margin(logits_NK: Tensor, original_NK: Tensor, labels_N: Tensor) -> Tensor:
     """What each input [N] has lost of the original's margin, where that was no more than `SAFE_MARGIN`.
 
-    Beside distillation it left a little more gain at the same broken share (docs/results.md).
+    Beside distillation it left a little more gain at the same broken share (docs/choices.md).
     """
     return F.relu(margins_of(original_NK, labels_N).clamp_max(SAFE_MARGIN) - margins_of(logits_NK, labels_N))

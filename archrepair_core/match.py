@@ -3,7 +3,7 @@
 Known images are passed through every candidate, and the candidate whose images look most like the field's is the
 answer. Looks are compared by the statistics of pixel_statistics.py, whitened by their spread within a candidate
 (Fisher's linear discriminant): where both were tried, they named the kind more often than the mean divergence of the
-network's own fingerprint did (docs/results.md). What the model makes of the answer is told by that fingerprint.
+network's own fingerprint did (docs/measurements.md). What the model makes of the answer is told by that fingerprint.
 
 Distances are in units of noise: 1 is how far two sets of known images of these sizes stand apart.
 
@@ -304,7 +304,7 @@ def explains_to_model(divergences: Mapping[str, float]) -> bool:
     apart, beyond what sets two halves of the field apart, at least half is gone.
 
     Pictures that hung askew looked more like an elastic transform than like anything else that is known. Replayed
-    through it, they taught a network less than half of what their own labels did (docs/results.md).
+    through it, they taught a network less than half of what their own labels did (docs/choices.md).
     """
     beyond_chance = divergences["identity"] - divergences["field_halves"]
     left = max(0.0, divergences["recognised"] - divergences["field_halves"])

@@ -80,7 +80,7 @@ def match_views(recognition: Recognition, moves: Sequence[View], *, plain: int =
     """Views for known images: through the recognised corruption, its parameter varied, and `plain` times as often as
     they are.
 
-    Half of them untouched kept what was known: it broke a third of what one in eight did (docs/results.md). `moves` are
+    Half of them untouched kept what was known: it broke a third of what one in eight did (docs/choices.md). `moves` are
     the harmless ones; each view takes the next of them. Empty when nothing fits.
     """
     if not recognition.fits:

@@ -2,7 +2,7 @@
 for the same images untouched.
 
 A label says one thing of an image, the original's features of its untouched view hundreds: learning towards them too
-gained more at the same broken share (docs/results.md). Relatives: stability training (Zheng et al., "Improving the
+gained more at the same broken share (docs/choices.md). Relatives: stability training (Zheng et al., "Improving the
 Robustness of Deep Neural Networks via Stability Training", CVPR 2016), here with the original in the place of the live
 network, and feature distillation (Romero et al., "FitNets", ICLR 2015).
 
@@ -26,7 +26,7 @@ from archrepair_core.modes import eval_mode
 from archrepair_core.prefix_cache import ROLES, PrefixCache
 from archrepair_core.spec import Repair
 
-# Its weight in the loss where the spec leaves it open, and where little of the field works (docs/results.md).
+# Its weight in the loss where the spec leaves it open, and where little of the field works (docs/choices.md).
 RESTORATION, BOLD_RESTORATION = 32.0, 4.0
 # The role whose images are replayed through the corruption.
 REPLAYED = "replay"

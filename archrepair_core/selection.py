@@ -178,7 +178,7 @@ def expected_broken(before_N: Tensor, after_N: Tensor, population_M: Tensor | No
     Every input is given the changes of margin that the W inputs nearest in margin went through, right or wrong alike:
     of a few hundred inputs two or three are broken, and their number says little. It is asked of a population, by the
     original's margins on it, where one is given, and else of these inputs. Over more inputs than were measured the
-    standard deviation is about a third of that of counting, around the same mean (docs/results.md).
+    standard deviation is about a third of that of counting, around the same mean (docs/choices.md).
     """
     order = before_N.argsort()
     margin_N, change_N = before_N[order], (after_N - before_N)[order]
@@ -195,7 +195,7 @@ def broken_slope(walk: Sequence[tuple[float, float]]) -> float:
     """Broken share per unit of α, from pairs of both: a line through the origin, fitted over the whole walk.
 
     A few hundred inputs cannot tell 1 % from 2 % at one α, but all of them together give the slope; the share grows
-    no slower than the line (docs/results.md), so small steps are not flattered.
+    no slower than the line (docs/choices.md), so small steps are not flattered.
     """
     return sum(alpha * broken for alpha, broken in walk) / sum(alpha**2 for alpha, _ in walk)
 
@@ -282,7 +282,7 @@ def _last_allowed(walk: Sequence[tuple[float, float]], limit: float) -> float:
 
     What works today breaks late and then fast: a line through the origin would stop long before. The share is told by
     margins, not counted: one answer of 512 that goes, and comes back further on, ended walks at a tenth of the way that
-    lost nothing at its end (docs/results.md).
+    lost nothing at its end (docs/choices.md).
     """
     for (alpha, share), (next_alpha, next_share) in pairwise(sorted(walk)):
         if share > limit:

@@ -3,7 +3,7 @@
 A *scope* is the names of the modules that train; `NETWORK` trains everything. Only modules inside the scope are in
 train mode: what lies below the cut was cached in eval mode, and what lies after it keeps its statistics. So do the
 batch-norms inside: repair sets are small, and the statistics of a small batch broke more answers than they fixed
-(docs/results.md). Only the batch-norms of a new branch, which have none yet, learn them: as the mean over the first
+(docs/choices.md). Only the batch-norms of a new branch, which have none yet, learn them: as the mean over the first
 batches, for those of torch begin at zero mean and unit variance, and a short training ended before they had left it.
 """
 
@@ -45,7 +45,7 @@ BOLD_STEP = 0.0125
 MAX_GRADIENT_NORM = 1.0
 # What no norm is taken to be smaller than.
 MIN_NORM = 1e-3
-# λ: against 1 and 0 it broke a quarter fewer answers at the same gain (docs/results.md).
+# λ: against 1 and 0 it broke a quarter fewer answers at the same gain (docs/choices.md).
 DISTILLATION, BOLD_DISTILLATION = 3.0, 1.0
 AVERAGE_FROM_SHARE, BOLD_AVERAGE_FROM_SHARE = 0.25, 0.5
 NUM_TRIED_STEPS = 4
@@ -69,7 +69,7 @@ class TrainingPlan:
     and its standard error: training stops when it gets worse. `stopped` says whether somebody wants what there is now.
     `carried` are tensors that change with the training besides what it trains, in place; a checkpoint holds them too.
     `bold` is for a network of which little works: AdamW instead of SGD, and an average of the second half alone. It
-    goes further in the same seconds, and breaks more of what there is to break (docs/results.md).
+    goes further in the same seconds, and breaks more of what there is to break (docs/choices.md).
     """
 
     epochs: float | None

@@ -1,4 +1,5 @@
-"""What the benchmark says in docs/results.md: `python -m benchmarks.document` writes it, from the Parquet alone."""
+"""What the benchmark says: `python -m benchmarks.document` writes it into docs/results.md, and docs/results-cases.md
+whole, from the Parquet alone."""
 
 import statistics
 import sys
@@ -28,7 +29,7 @@ from benchmarks.ranks import Comparison, compare, pareto_front, rank_methods
 from benchmarks.results import Row, key_of, read_published, right_after, right_before
 from benchmarks.suites import SUITES
 
-PAGE = Path("docs/results.md")
+PAGE, EVERY_ROW = Path("docs/results.md"), Path("docs/results-cases.md")
 BEGIN, END = "<!-- from here on written by `python -m benchmarks.document` -->", "<!-- to here -->"
 LEVELS = ("weights of some neurons", "weights of one layer", "weights of one block", "network fine-tune")
 # The pictures of plots.py.
@@ -188,7 +189,7 @@ def _named(cases: Iterable[str]) -> str:
 
 
 def section(rows: Sequence[Row]) -> list[str]:
-    """The whole of what is generated."""
+    """What is generated of the page of results."""
     grouped = headline_of(rows)
     shared = same_draws(grouped)
     left_out = ", ".join(case for case in grouped if case not in shared) or "none"
@@ -238,10 +239,20 @@ def section(rows: Sequence[Row]) -> list[str]:
         *_levels(rows),
         *_at_a_glance("### RQ4: what each part is worth", parts_of(rows), [OURS, *ABLATIONS], PARTS),
         *_at_a_glance("### The paper's protocol", same_draws(group(rows, METHODS, protocol="paper")), list(METHODS)),
-        "### Case by case",
+        *_unfinished(rows),
+    ]
+
+
+def every_row(rows: Sequence[Row]) -> list[str]:
+    """The page of all that ran: a table per case, with draws that not every method has."""
+    return [
+        "# Every row of every case",
+        "",
+        f"Written by `python -m benchmarks.document`; [how well it works]({PAGE.name}#the-benchmark) says how these",
+        "were measured, and what they come to. Means over draws, in brackets the lowest and the highest; of highest",
+        "accuracy in bold.",
         "",
         *(line for case, by_method in group(rows, METHODS).items() for line in case_table(case, by_method)),
-        *_unfinished(rows),
     ]
 
 
@@ -256,6 +267,7 @@ def _introduction(rows: Sequence[Row]) -> list[str]:
         "None sees the test set. *Broken* is the share of all inputs that were right and are wrong now. What the gates",
         "would refuse is compared all the same. A machine that has not trained the networks trains them anew, and they",
         "are others then: draws of a case may differ in their network, the rows of one draw do not.",
+        f"[Every row of every case]({EVERY_ROW.name}) is a page of its own.",
     ]
 
 
@@ -334,8 +346,10 @@ def put(page: str, generated: Sequence[str], *, begin: str = BEGIN, end: str = E
 
 
 def main() -> int:
-    """Write the section."""
-    PAGE.write_text(put(PAGE.read_text(), section(read_published())))
+    """Write both."""
+    rows = read_published()
+    PAGE.write_text(put(PAGE.read_text(), section(rows)))
+    EVERY_ROW.write_text("\n".join(every_row(rows)))
     return 0
 
 

@@ -15,9 +15,9 @@ from archrepair_core.statistics import paired_difference_interval
 
 # A few points are lost on any view the model was not trained on; a changed meaning costs tens.
 TOLERATED_LOSS = 0.02
-# A model that is right on less than this share says nothing about a move; training on mirrored views of turned
-# pictures, which nothing spoke against, cost 4 to 16 points (docs/results.md).
-TELLING_SHARE = 0.5
+# Of a model that is right on a smaller share little can be lost, and so it says nothing about a move: training on
+# mirrored views of turned pictures, which nothing spoke against, cost 4 to 16 points (docs/choices.md).
+LITTLE = 0.5
 # Mirrored photographs are at 0.02–0.13, from 30 to 512 of them; mirrored digits at 0.6–4.
 NATURAL_DISTANCE = 0.25
 
@@ -81,7 +81,7 @@ def harmless_augmentation(answers_of: Callable[[View], Tensor], labels: Tensor) 
     predicted labels [N]. A model that is hardly ever right cannot answer worse and tells nothing: then there is none.
     """
     right = answers_of(IDENTITY) == labels
-    if float(right.float().mean()) < TELLING_SHARE:
+    if float(right.float().mean()) < LITTLE:
         return "none"
 
     def hurts(view: View) -> bool:

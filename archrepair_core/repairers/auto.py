@@ -26,7 +26,7 @@ ALIGN_SHARE = 0.15
 ALIGN_WEIGHT = 0.1
 # So many failures, and nothing else of the field, are repaired by one block; of fewer the network learns as well.
 MANY_FAILURES = 250
-# By the kind of fault, the scopes in order of prior belief (docs/results.md says what that rests on).
+# By the kind of fault, the scopes in order of prior belief (docs/choices.md says what that rests on).
 SCOPES_BY_FAULT: dict[str, tuple[str, ...]] = {
     "damaged_weights": ("suspects", "network", "stages around"),
     "input_shift": ("network", "first stages", "stages around", "suspects"),
@@ -62,7 +62,7 @@ def candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Gen
         return _from_every_start(arena, [genotype.scope for genotype in kept]) + edited
     if arena.shows_only_failures and arena.num_repair >= MANY_FAILURES and not arena.restoration:
         # Probes like what learns fast, and what breaks in the field cannot be seen. Of many failures the network learns
-        # at the cost of what works today, which ends its walk early; one block does not (docs/results.md).
+        # at the cost of what works today, which ends its walk early; one block does not (docs/choices.md).
         return [Genotype((suspects[0],))]
     scopes = [scope for name in SCOPES_BY_FAULT[arena.fault] for scope in SCOPES[name](arena.blocks, suspects)]
     ordered = list(dict.fromkeys(scopes))
@@ -70,7 +70,7 @@ def candidates(arena: Arena, suspects: Sequence[str], *, level: str) -> list[Gen
     first, others = _from_every_start(arena, ordered[:1]), [Genotype(scope) for scope in ordered[1:]]
     if arena.restoration or arena.bold:
         # Probes like what learns fast: two stages won one race in two, and gained less than the network in the end
-        # (docs/results.md). The time is better spent on the first guess.
+        # (docs/choices.md). The time is better spent on the first guess.
         return first
     regularised = [replace(first[0], align=ALIGN_WEIGHT)] if arena.tells_healthy else []
     return first + others + regularised + edited
@@ -143,7 +143,7 @@ def _starts_of(arena: Arena, scope: Scope) -> list[Start]:
 
     The network is walked back to the original from wherever it began, so a start that helped clearly takes its place:
     it broke less at the same gain. One that helped by chance does not: an overfitted network gained less from it than
-    from the original (docs/results.md).
+    from the original (docs/measurements.md).
     """
     starts = list(arena.starts)
     return starts if scope != NETWORK else starts[: starts.index("original")] or ["original"]

@@ -34,7 +34,7 @@ KEEP_SHARE = 3  # one candidate in three goes on to the next rung
 # The first rung trains on so many inputs, each further one on three times as many.
 RUNG_INPUTS = 2048
 # The rungs together may use this share of the time, and only time that training the first guess can spare: a
-# well-trained first guess fixed more than a well-chosen candidate without time to train (docs/results.md).
+# well-trained first guess fixed more than a well-chosen candidate without time to train (docs/choices.md).
 RACING_SHARE = 0.1
 # With this share of the time left when the winner has ended, the runner-up is trained as well.
 SECOND_SHARE = 0.3
