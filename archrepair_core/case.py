@@ -108,9 +108,13 @@ class Case:
         for images in (self.data.splits.repair, self.data.splits.validation):
             if images is None or not images.labelled:
                 continue
-            if share := _right_share(self.baseline.logits[images.name], images):
+            if share := self.right_share(images):
                 return share < LITTLE
         return False
+
+    def right_share(self, images: LabelledImages) -> float:
+        """Of a labelled split, what the original is right on."""
+        return _right_share(self.baseline.logits[images.name], images)
 
     @property
     def views(self) -> Mapping[str, tuple[View, ...]]:

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from archrepair_core.arena import (
+    KNOWN_BREAK_LESS,
+    LIMIT_SHARE,
     MAX_RATIO,
     SMALLEST_SHARE,
     TYPICAL_COUNT,
     UNPROVABLE_SHARE,
+    allowed_to_break,
     endangered_classes,
     provable_share,
 )
@@ -63,6 +66,27 @@ def test_little_works_where_less_than_half_does_but_something(repair, validation
     splits = {role: None if right is None else ten_of_class_0(role, right) for role, right in rights.items()}
     case = Case(None, None, SimpleNamespace(splits=SimpleNamespace(**splits)), Baseline(logits, 1.0, None))
     assert case.little_works is little
+
+
+@pytest.mark.parametrize(
+    ("repair", "validation", "given", "known_alone"),
+    [
+        (0, 3, False, True), (0, 3, True, False), (0, 0, False, False), (0, None, False, False),
+        (1, 3, False, False), ("unlabelled", 3, False, False),
+    ],
+)  # fmt: skip
+def test_where_known_images_alone_tell_what_breaks_less_of_them_may(repair, validation, given, known_alone):
+    """Beside failures, of which none can break; a validation set that was given is the field."""
+    rights = {"repair": repair, "validation": validation}
+    logits = {role: answers(right) for role, right in rights.items() if isinstance(right, int)}
+    splits = {role: None if right is None else ten_of_class_0(role, right) for role, right in rights.items()}
+    data = SimpleNamespace(splits=SimpleNamespace(**splits, present=lambda: {"test": range(3000)}))
+    spec = SimpleNamespace(
+        gates=["test.broken_rate <= 0.02"], datasets=SimpleNamespace(validation="upload:validation" if given else None)
+    )
+    allowed = LIMIT_SHARE * provable_share(0.02, 3000)
+    found = allowed_to_break(Case(spec, None, data, Baseline(logits, 1.0, None)))
+    assert found == pytest.approx(allowed / KNOWN_BREAK_LESS if known_alone else allowed)
 
 
 @pytest.mark.parametrize(("num_right", "fits", "plain"), [(3, True, 24), (8, True, 4), (3, False, 0)])
