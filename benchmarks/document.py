@@ -4,6 +4,7 @@ whole, from the Parquet alone."""
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,14 +85,30 @@ def gain_and_seconds(rows: Sequence[Row]) -> str:
     return f"{100 * mean_of(rows, 'change'):+.2f}, {mean_of(rows, 'repair_seconds'):.0f} s"
 
 
-def overview(grouped: Grouped, methods: Sequence[str], cell: Cell) -> list[str]:
-    """Methods and cases, more lines than columns; the largest change of accuracy of each case in bold."""
+def passed(rows: Sequence[Row]) -> str:
+    """On how many draws, and what that is worth in points."""
+    return f"{sum(row['verdict'] == 'pass' for row in rows)} of {len(rows)}, {100 * gain_that_passed(rows):+.2f}"
+
+
+def gain_that_passed(rows: Sequence[Row]) -> float:
+    """The mean change of accuracy, where it counts for nothing on draws whose verdict is no pass."""
+    return statistics.mean(row["change"] if row["verdict"] == "pass" else 0.0 for row in rows)
+
+
+def overview(
+    grouped: Grouped,
+    methods: Sequence[str],
+    cell: Cell,
+    *,
+    worth: Callable[[Sequence[Row]], float] = partial(mean_of, name="change"),
+) -> list[str]:
+    """Methods and cases, more lines than columns; what is worth most of each case in bold, the change of accuracy."""
     ran = [method for method in methods if any(method in by_method for by_method in grouped.values())]
     shown: dict[tuple[str, str], str] = {}
     for case, by_method in grouped.items():
-        best = max(mean_of(rows, "change") for rows in by_method.values())
+        best = max(worth(rows) for rows in by_method.values())
         for method, rows in by_method.items():
-            shown[case, method] = f"**{cell(rows)}**" if mean_of(rows, "change") == best else cell(rows)
+            shown[case, method] = f"**{cell(rows)}**" if worth(rows) == best else cell(rows)
     if len(grouped) > len(ran):
         return _table("case", ran, {case: [shown.get((case, method), "not run") for method in ran] for case in grouped})
     cells = {method: [shown.get((case, method), "not run") for case in grouped] for method in ran}
@@ -225,6 +242,7 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         "![Mean ranks with Nemenyi's critical difference](pictures/benchmark-ranks.png)",
         "",
+        *_of_what_passes(shared),
         *_literature(rows),
         *_corruptions(rows),
         *_case_by_case(
@@ -268,6 +286,28 @@ def _introduction(rows: Sequence[Row]) -> list[str]:
         "would refuse is compared all the same. A machine that has not trained the networks trains them anew, and they",
         "are others then: draws of a case may differ in their network, the rows of one draw do not.",
         f"[Every row of every case]({EVERY_ROW.name}) is a page of its own.",
+    ]
+
+
+def _of_what_passes(grouped: Grouped) -> list[str]:
+    methods, everywhere = to_rank(grouped)
+    counted = [
+        f"{method} {sum(row['verdict'] == 'pass' for by in everywhere.values() for row in by[method])} "
+        f"({100 * statistics.mean(gain_that_passed(by[method]) for by in everywhere.values()):+.1f} points)"
+        for method in methods
+        if everywhere
+    ]
+    draws = sum(len(by[methods[0]]) for by in everywhere.values())
+    return [
+        "### What passes the gates",
+        "",
+        "The tables above compare what the gates would refuse, too. Here a repair counts where its verdict is a pass: "
+        "on how many of the draws it is, and the change of accuracy, which is none on the others:",
+        "",
+        *overview(grouped, list(COMPARED), passed, worth=gain_that_passed),
+        f"Passes of {draws} draws of the {len(everywhere)} cases that all of them have run on, and the mean over these "
+        f"cases: {', '.join(counted) or 'none'}.",
+        "",
     ]
 
 

@@ -100,6 +100,18 @@ def test_methods_are_compared_on_the_draws_they_share():
     assert "| auto | 2 |" in "\n".join(every_row(rows))
 
 
+def test_what_the_gates_refuse_is_worth_nothing_to_whoever_asked():
+    """The best of two draws was refused, and the other method passed with less."""
+    refused = row("auto", 9) | {"verdict": "fail"}
+    rows = [refused, row("auto", 5, seed=24), *(row("archrepair", 6, seed=seed) for seed in (23, 24))]
+    page = "\n".join(section(rows))
+    _, _, below = page.partition("### What passes the gates")
+    assert "| auto | 1 of 2, +10.00 |" in below
+    assert "| archrepair | **2 of 2, +30.00** |" in below
+    assert "Passes of 2 draws of the 1 cases that all of them have run on" in below
+    assert "auto 1 (+10.0 points), archrepair 2 (+30.0 points)." in below
+
+
 def test_the_literature_stands_in_a_section_of_its_own():
     """Where its methods have run on fewer draws, what is compared everywhere keeps all of its own."""
     both = [row(method, 9, seed=seed) for seed in (23, 24) for method in ("auto", "network fine-tune")]
