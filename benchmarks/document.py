@@ -102,13 +102,13 @@ def overview(
     *,
     worth: Callable[[Sequence[Row]], float] = partial(mean_of, name="change"),
 ) -> list[str]:
-    """Methods and cases, more lines than columns; what is worth most of each case in bold, the change of accuracy."""
+    """Methods and cases, more lines than columns; what is worth most of each case in bold, where it is worth something."""
     ran = [method for method in methods if any(method in by_method for by_method in grouped.values())]
     shown: dict[tuple[str, str], str] = {}
     for case, by_method in grouped.items():
         best = max(worth(rows) for rows in by_method.values())
         for method, rows in by_method.items():
-            shown[case, method] = f"**{cell(rows)}**" if worth(rows) == best else cell(rows)
+            shown[case, method] = f"**{cell(rows)}**" if worth(rows) == best > 0 else cell(rows)
     if len(grouped) > len(ran):
         return _table("case", ran, {case: [shown.get((case, method), "not run") for method in ran] for case in grouped})
     cells = {method: [shown.get((case, method), "not run") for case in grouped] for method in ran}
