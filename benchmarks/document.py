@@ -102,7 +102,7 @@ def overview(
     *,
     worth: Callable[[Sequence[Row]], float] = partial(mean_of, name="change"),
 ) -> list[str]:
-    """Methods and cases, more lines than columns; what is worth most of each case in bold, where it is worth something."""
+    """Methods and cases, more lines than columns; what is worth most of each case in bold, if it is worth something."""
     ran = [method for method in methods if any(method in by_method for by_method in grouped.values())]
     shown: dict[tuple[str, str], str] = {}
     for case, by_method in grouped.items():
@@ -267,8 +267,8 @@ def every_row(rows: Sequence[Row]) -> list[str]:
         "# Every row of every case",
         "",
         f"Written by `python -m benchmarks.document`; [how well it works]({PAGE.name}#the-benchmark) says how these",
-        "were measured, and what they come to. Means over draws, in brackets the lowest and the highest; of highest",
-        "accuracy in bold.",
+        "were measured, and what they come to. Means over draws, in brackets the lowest and the highest; the method",
+        "of highest accuracy in bold.",
         "",
         *(line for case, by_method in group(rows, METHODS).items() for line in case_table(case, by_method)),
     ]
@@ -290,14 +290,6 @@ def _introduction(rows: Sequence[Row]) -> list[str]:
 
 
 def _of_what_passes(grouped: Grouped) -> list[str]:
-    methods, everywhere = to_rank(grouped)
-    counted = [
-        f"{method} {sum(row['verdict'] == 'pass' for by in everywhere.values() for row in by[method])} "
-        f"({100 * statistics.mean(gain_that_passed(by[method]) for by in everywhere.values()):+.1f} points)"
-        for method in methods
-        if everywhere
-    ]
-    draws = sum(len(by[methods[0]]) for by in everywhere.values())
     return [
         "### What passes the gates",
         "",
@@ -305,8 +297,23 @@ def _of_what_passes(grouped: Grouped) -> list[str]:
         "on how many of the draws it is, and the change of accuracy, which is none on the others:",
         "",
         *overview(grouped, list(COMPARED), passed, worth=gain_that_passed),
-        f"Passes of {draws} draws of the {len(everywhere)} cases that all of them have run on, and the mean over these "
-        f"cases: {', '.join(counted) or 'none'}.",
+        *_passes_of_all(*to_rank(grouped)),
+    ]
+
+
+def _passes_of_all(methods: Sequence[str], grouped: Grouped) -> list[str]:
+    """In one sentence; nothing where no case has run with every method."""
+    if not grouped:
+        return []
+    draws = sum(len(by[methods[0]]) for by in grouped.values())
+    counted = [
+        f"{method} {sum(row['verdict'] == 'pass' for by in grouped.values() for row in by[method])} "
+        f"({100 * statistics.mean(gain_that_passed(by[method]) for by in grouped.values()):+.1f} points)"
+        for method in methods
+    ]
+    return [
+        f"Passes of {draws} draws of the {len(grouped)} cases that all of them have run on, and the mean over these "
+        f"cases: {', '.join(counted)}.",
         "",
     ]
 
