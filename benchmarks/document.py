@@ -87,12 +87,16 @@ def gain_and_seconds(rows: Sequence[Row]) -> str:
 
 def passed(rows: Sequence[Row]) -> str:
     """On how many draws, and what that is worth in points."""
-    return f"{sum(row['verdict'] == 'pass' for row in rows)} of {len(rows)}, {100 * gain_that_passed(rows):+.2f}"
+    return f"{len(_passing(rows))} of {len(rows)}, {100 * gain_that_passed(rows):+.2f}"
 
 
 def gain_that_passed(rows: Sequence[Row]) -> float:
     """The mean change of accuracy, where it counts for nothing on draws whose verdict is no pass."""
-    return statistics.mean(row["change"] if row["verdict"] == "pass" else 0.0 for row in rows)
+    return sum(row["change"] for row in _passing(rows)) / len(rows)
+
+
+def _passing(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row["verdict"] == "pass"]
 
 
 def overview(
@@ -307,7 +311,7 @@ def _passes_of_all(methods: Sequence[str], grouped: Grouped) -> list[str]:
         return []
     draws = sum(len(by[methods[0]]) for by in grouped.values())
     counted = [
-        f"{method} {sum(row['verdict'] == 'pass' for by in grouped.values() for row in by[method])} "
+        f"{method} {sum(len(_passing(by[method])) for by in grouped.values())} "
         f"({100 * statistics.mean(gain_that_passed(by[method]) for by in grouped.values()):+.1f} points)"
         for method in methods
     ]
